@@ -1,0 +1,63 @@
+"""`split_digits`: scikit-learn's handwritten digits, 1797 real images of 8 x 8 that come with the package.
+
+Source: the test set of "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, as
+`sklearn.datasets.load_digits` ships it. Pixels are integers 0 to 16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from streams.errors import StreamDataError
+from streams.options import SplitOptions
+
+if TYPE_CHECKING:
+    from streams.split import LabelledImages
+    from streams.stream import Stream
+
+# sha256 of the arrays as uint8, in C order.
+ARRAYS = {
+    "images": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3",
+    "targets": "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
+}
+
+
+def build_split_digits(options: SplitOptions, *, seed: int) -> Stream:
+    """Builds the stream.
+
+    There is no official test set: 20 % of each class, the same samples in every run, are the test stream.
+
+    Raises:
+        StreamDataError: an option does not fit the data, or scikit-learn's copy of it is not the known one.
+    """
+    from streams.split import build_split_stream  # imports torch, which listing the streams does without
+
+    return build_split_stream("split_digits", read_digits(), options, seed=seed)
+
+
+def read_digits() -> LabelledImages:
+    """Reads and verifies the data set: images `[1797, 1, 8, 8]`.
+
+    Raises:
+        StreamDataError: the arrays are not the known ones.
+    """
+    from sklearn.datasets import load_digits  # a second or two
+
+    from streams.split import LabelledImages
+
+    digits = load_digits()
+    arrays = {"images": digits.images[:, None].astype("uint8"), "targets": digits.target.astype("uint8")}
+    for name, expected in ARRAYS.items():
+        found = hashlib.sha256(arrays[name].tobytes()).hexdigest()
+        if found != expected:
+            raise StreamDataError(f"scikit-learn's digits: {name} should have sha256 {expected}, found {found}")
+    return LabelledImages(
+        dataset="digits",
+        source="scikit-learn",
+        files={name: {"sha256": sha256} for name, sha256 in ARRAYS.items()},
+        images=arrays["images"],
+        targets=arrays["targets"],
+        divisor=16.0,
+        class_names=tuple(map(str, digits.target_names)),
+    )

@@ -1,0 +1,93 @@
+"""The options of a stream: plain dataclasses whose fields carry their own help, choices and range.
+
+The metadata keys are `help`, `choices`, `minimum`, `exclusive_minimum` and `maximum`. Whoever reads a configuration can
+validate and print it from them; `checked_options` does so for callers from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from streams.errors import StreamDataError
+
+SCENARIOS = ("class_incremental", "domain_incremental", "task_incremental")
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass
+class SplitOptions:
+    """A labelled data set cut into experiences by class."""
+
+    scenario: str = field(
+        default="class_incremental",
+        metadata={
+            "help": "class_incremental: original labels, no task label; domain_incremental: labels restart from zero "
+            "in each experience, no task label; task_incremental: original labels, the task label is the experience",
+            "choices": SCENARIOS,
+        },
+    )
+    experiences: int = field(
+        default=5,
+        metadata={
+            "help": "number of experiences, at most the number of classes; classes left over go to the first ones",
+            "minimum": 1,
+        },
+    )
+    shuffle_classes: bool = field(
+        default=True,
+        metadata={"help": "draw the order of the classes from the run's seed; false: natural order"},
+    )
+    class_order: list[int] | None = field(
+        default=None,
+        metadata={"help": "the order of the classes, each exactly once; overrides shuffle_classes"},
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
+            "minimum": 0.0,
+            "maximum": 0.9,
+        },
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder with the data set's files, looked into first; not used by data that comes installed"},
+    )
+
+
+def checked_options(options_type: type[OptionsT], options: Any) -> OptionsT:
+    """Copies options into their plain dataclass and validates them from the fields' metadata.
+
+    Args:
+        options_type: the stream's options dataclass.
+        options: an instance of it, anything with the same attributes (such as an OmegaConf node), or None for defaults.
+
+    Raises:
+        StreamDataError: a value is outside its field's choices or range.
+    """
+    if options is None:
+        return options_type()
+    values: dict[str, Any] = {}
+    for entry in fields(options_type):  # type: ignore[arg-type]
+        value = getattr(options, entry.name)
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            value = list(value)
+        _check_value(entry, value)
+        values[entry.name] = value
+    return options_type(**values)
+
+
+def _check_value(entry: Field[Any], value: Any) -> None:
+    limits = entry.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        raise StreamDataError(f"{entry.name}={value!r}: choose one of {', '.join(map(str, limits['choices']))}")
+    # Written so that a NaN fails too.
+    if "minimum" in limits and not value >= limits["minimum"]:
+        raise StreamDataError(f"{entry.name}={value!r}: must be at least {limits['minimum']}")
+    if "exclusive_minimum" in limits and not value > limits["exclusive_minimum"]:
+        raise StreamDataError(f"{entry.name}={value!r}: must be greater than {limits['exclusive_minimum']}")
+    if "maximum" in limits and not value <= limits["maximum"]:
+        raise StreamDataError(f"{entry.name}={value!r}: must be at most {limits['maximum']}")

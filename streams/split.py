@@ -1,0 +1,207 @@
+"""Cuts a labelled data set into experiences by class, and into train, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from streams.errors import StreamDataError
+from streams.options import SplitOptions
+from streams.samples import TensorSamples
+from streams.stream import Stream
+
+if TYPE_CHECKING:
+    from avalanche.benchmarks import CLScenario
+
+# Which samples are held out is part of the data, not of a run: the same test and validation samples for every seed,
+# scenario and number of experiences, so that runs are compared on the same data.
+HOLD_OUT_SEED = 2602
+
+# Share of each class held out as the test set of a data set that has no official one.
+TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """A whole data set, as its reader hands it over.
+
+    Attributes:
+        dataset: the data set's name.
+        source: where it was found.
+        files: checksums of what was read, by file.
+        images: `[n, C, H, W]` uint8.
+        targets: `[n]`, classes numbered from zero.
+        divisor: the largest value that an image may hold.
+        class_names: one per class.
+        n_test: size of the official test set, which is the last `n_test` samples; 0 where there is none.
+    """
+
+    dataset: str
+    source: str
+    files: dict[str, dict[str, str]]
+    images: np.ndarray
+    targets: np.ndarray
+    divisor: float
+    class_names: tuple[str, ...]
+    n_test: int = 0
+
+
+def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *, seed: int) -> Stream:
+    """Builds the stream of a data set split by class.
+
+    Args:
+        name: the stream's name.
+        data: the data set.
+        options: validated options.
+        seed: decides the order of the classes, and nothing else.
+
+    Raises:
+        StreamDataError: more experiences than classes, or a class order that is not a permutation.
+    """
+    n_original = len(data.class_names)
+    original_classes = split_classes(order_classes(n_original, options, seed=seed), options.experiences)
+    restart = options.scenario == "domain_incremental"
+    labels = tuple(tuple(range(len(c))) if restart else c for c in original_classes)
+
+    # Everything about a sample follows from its class: by class, the label and the experience.
+    label_of, experience_of = torch.zeros(2, n_original, dtype=torch.int64)
+    for experience, (classes, class_labels) in enumerate(zip(original_classes, labels, strict=True)):
+        label_of[list(classes)] = torch.tensor(class_labels)
+        experience_of[list(classes)] = experience
+
+    original_targets = torch.from_numpy(data.targets.astype(np.int64))
+    experiences = experience_of[original_targets]
+    samples = TensorSamples(torch.from_numpy(data.images), label_of[original_targets], divisor=data.divisor)
+    split = split_rows(original_targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    return Stream(
+        name=name,
+        scenario=options.scenario,
+        benchmark=_benchmark(
+            samples, split, experiences, task_labels=experiences if options.scenario == "task_incremental" else None
+        ),
+        samples=samples,
+        n_classes=max(map(len, labels)) if restart else n_original,
+        classes_per_experience=labels,
+        original_classes=original_classes,
+        class_names=data.class_names,
+        provenance=_provenance(data, split),
+    )
+
+
+def order_classes(n_classes: int, options: SplitOptions, *, seed: int) -> tuple[int, ...]:
+    """Returns the order in which classes appear: as given, drawn from `seed` alone, or natural.
+
+    Raises:
+        StreamDataError: `options.class_order` is not a permutation of the classes.
+    """
+    if options.class_order is not None:
+        if sorted(options.class_order) != list(range(n_classes)):
+            raise StreamDataError(
+                f"class_order={list(options.class_order)}: must name each class from 0 to {n_classes - 1} once"
+            )
+        return tuple(options.class_order)
+    if not options.shuffle_classes:
+        return tuple(range(n_classes))
+    # Its own generator: Avalanche's generators reseed the global one, and with it the training.
+    return tuple(torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def split_classes(order: Sequence[int], experiences: int) -> tuple[tuple[int, ...], ...]:
+    """Cuts a class order into experiences as equal as can be, the larger ones first.
+
+    Raises:
+        StreamDataError: fewer classes than experiences.
+    """
+    if not 1 <= experiences <= len(order):
+        raise StreamDataError(
+            f"experiences={experiences}: must be from 1 to {len(order)}, since each experience needs a class of its own"
+        )
+    return tuple(tuple(int(c) for c in part) for part in np.array_split(np.asarray(order), experiences))
+
+
+def split_rows(targets: torch.Tensor, *, n_test: int, validation_fraction: float) -> dict[str, torch.Tensor]:
+    """Splits the rows of a data set into train, validation (where its fraction is not 0) and test, stratified by class.
+
+    Args:
+        targets: `[n]`, original classes.
+        n_test: size of the official test set at the end of the data; 0 to hold out `TEST_FRACTION` of each class.
+        validation_fraction: share of each class's remaining samples to hold out.
+
+    Returns:
+        Rows `[n_split]` by split, ascending. Always the same rows for the same arguments; a smaller validation set is
+        part of a larger one.
+    """
+    rows = torch.arange(len(targets))
+    if n_test:
+        train, test = rows[:-n_test], rows[-n_test:]
+    else:
+        train, test = _hold_out(rows, targets, TEST_FRACTION)
+    if validation_fraction == 0:
+        return {"train": train, "test": test}
+    train, validation = _hold_out(train, targets, validation_fraction)
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _hold_out(rows: torch.Tensor, targets: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits `rows` into those kept and those held out: `fraction` of each class, at least one sample of each."""
+    generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
+    held_out = torch.zeros(len(targets), dtype=torch.bool)
+    for label in targets[rows].unique():
+        of_class = rows[targets[rows] == label]
+        shuffled = of_class[torch.randperm(len(of_class), generator=generator)]
+        held_out[shuffled[: max(1, round(fraction * len(of_class)))]] = True
+    return rows[~held_out[rows]], rows[held_out[rows]]
+
+
+def _benchmark(
+    samples: TensorSamples,
+    split: dict[str, torch.Tensor],
+    experiences: torch.Tensor,
+    *,
+    task_labels: torch.Tensor | None,
+) -> CLScenario:
+    """Returns Avalanche's view of the samples; `experiences` and `task_labels` are `[n]`, one per sample."""
+    # Imported here since it takes 7 to 11 s.
+    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+    from avalanche.benchmarks.utils import (
+        ConstantSequence,
+        DataAttribute,
+        TaskAwareSupervisedClassificationDataset,
+        TaskLabels,
+    )
+
+    # One dataset, of which every experience is a subset: they then share its attributes' storage, so that Avalanche
+    # merges indices when a replay buffer concatenates them, instead of growing a tree.
+    everything = TaskAwareSupervisedClassificationDataset(
+        [samples],
+        data_attributes=[
+            DataAttribute(samples.targets.tolist(), "targets"),
+            TaskLabels(ConstantSequence(0, len(samples)) if task_labels is None else task_labels.tolist()),
+            DataAttribute(range(len(samples)), "rows"),
+        ],
+    )
+    n_experiences = int(experiences.max()) + 1
+    datasets = {
+        stream: [everything.subset(rows[experiences[rows] == e].tolist()) for e in range(n_experiences)]
+        for stream, rows in split.items()
+    }
+    return with_task_labels(with_classes_timeline(benchmark_from_datasets(**datasets)))
+
+
+def _provenance(data: LabelledImages, split: dict[str, torch.Tensor]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for stream, rows in split.items():
+        digest.update(stream.encode() + rows.numpy().tobytes())
+    return {
+        "dataset": data.dataset,
+        "source": data.source,
+        "files": data.files,
+        "sizes": {stream: len(split.get(stream, ())) for stream in ("train", "validation", "test")},
+        "image_shape": list(data.images.shape[1:]),
+        "split_sha256": digest.hexdigest(),
+    }

@@ -1,0 +1,42 @@
+"""What a stream is to those who train on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # At run time avalanche takes 7 to 11 s to import and torch 2 s, and listing the streams needs neither.
+    from avalanche.benchmarks import CLScenario
+
+    from streams.samples import TensorSamples
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A sequence of experiences, with all their samples.
+
+    Attributes:
+        name: the stream's name in the registry.
+        scenario: `class_incremental`, `domain_incremental` or `task_incremental`.
+        benchmark: Avalanche's view, with streams `train`, `validation` (absent without a validation fraction) and
+            `test`. Each experience's dataset carries `targets`, `targets_task_labels` and `rows`, its samples' rows in
+            `samples`, which `subset` and `concat` keep.
+        samples: all samples of all three streams.
+        n_classes: size of the model's output.
+        classes_per_experience: labels of each experience, as the model sees them.
+        original_classes: classes of each experience as the data set numbers them, in the same order; differs from
+            `classes_per_experience` where labels restart in each experience (`domain_incremental`).
+        class_names: name of each class, by the data set's numbers.
+        provenance: what a result must say of its data; plain values that JSON can hold.
+    """
+
+    name: str
+    scenario: str
+    benchmark: CLScenario
+    samples: TensorSamples
+    n_classes: int
+    classes_per_experience: tuple[tuple[int, ...], ...]
+    original_classes: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    provenance: dict[str, Any]
