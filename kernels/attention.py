@@ -1,0 +1,84 @@
+"""The one function, and the choice of its implementation."""
+
+import torch
+from torch import Tensor
+
+from kernels import chunked, reference
+from kernels.options import DictionaryOptions, check_name
+from kernels.state import DictionaryState, statistics_dtype
+from kernels.writing import check_fits
+
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+_RUN = {"reference": reference.attention, "chunked": chunked.attention}
+
+
+def ovq_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    options: DictionaryOptions,
+    *,
+    mask: Tensor | None = None,
+    initial_state: DictionaryState | None = None,
+    output_final_state: bool = False,
+    implementation: str = "auto",
+) -> tuple[Tensor, DictionaryState | None]:
+    """Online vector-quantized attention (arXiv 2602.03922): softmax over a learned dictionary and the token's own chunk.
+
+    A query at position s sees the slots as they stood when its chunk began, with logit `beta q.mu_i + log c_i`, and the tokens of
+    its chunk up to and including s, with logit `beta q.k_j`. When a chunk is full its tokens update the dictionary.
+
+    Args:
+        q: `[B, T, H, Dk]`, normalised here.
+        k: `[B, T, H, Dk]`, normalised here.
+        v: `[B, T, H, Dv]`.
+        beta: `[H]` inverse temperature, positive.
+        options: of the dictionary.
+        mask: `[B, T]` bool, True for valid tokens. A masked token is neither read nor written, and its output is zero.
+        initial_state: where to go on from; of B rows, or of one row that all rows start from.
+        output_final_state: whether to return the state after the last token.
+        implementation: a name in `IMPLEMENTATIONS`; `auto` chooses by device.
+
+    Returns:
+        Output `[B, T, H, Dv]` in the dtype of v, and the final state (None unless asked for). Neither is modified later.
+
+    Raises:
+        ValueError: where names, shapes or dtypes do not fit together.
+    """
+    check_name("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "triton":
+        raise ValueError("implementation 'triton' is not available yet; available: auto, reference, chunked")
+    if implementation == "auto":
+        implementation = "chunked"
+    b, t, h, dk, dv = _check(q, k, v, beta, mask)
+    dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
+    if mask is None:
+        mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
+    if initial_state is None:
+        initial_state = DictionaryState.empty(b, h, options.capacity, dk, dv, dtype, q.device)
+    check_fits(initial_state, options, h, dk, dv)
+    if initial_state.keys.dtype != dtype:
+        raise ValueError(f"the state's means are {initial_state.keys.dtype}, these inputs need {dtype}")
+    if initial_state.pending >= options.chunk_size:
+        raise ValueError(f"the state has {initial_state.pending} pending tokens, a chunk only {options.chunk_size}")
+    state = initial_state.expand(b)
+    with torch.autocast(q.device.type, enabled=False):  # statistics stay fp32 whatever surrounds the call
+        o, final = _RUN[implementation](q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), options, mask, state)
+    return o.to(v.dtype), final if output_final_state else None
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, mask: Tensor | None) -> tuple[int, int, int, int, int]:
+    """B, T, H, Dk, Dv, or a ValueError that says which shape does not fit."""
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"expected q and k [B, T, H, Dk] and v [B, T, H, Dv], got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+        )
+    b, t, h, dk = q.shape
+    if beta.shape != (h,):
+        raise ValueError(f"beta must have shape [{h}], one inverse temperature per head, got {list(beta.shape)}")
+    if mask is not None and (mask.shape != (b, t) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool [{b}, {t}], got {mask.dtype} {list(mask.shape)}")
+    if not all(x.is_floating_point() for x in (q, k, v, beta)):
+        raise ValueError(f"q, k, v and beta must be floating, got {q.dtype}, {k.dtype}, {v.dtype}, {beta.dtype}")
+    return b, t, h, dk, v.shape[-1]

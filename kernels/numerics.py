@@ -1,0 +1,39 @@
+"""Numerics that every implementation shares: normalisation, and random numbers that depend on nothing but their counter."""
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER = 0x45D9F3B  # below 2^27, so that a product with 32 bits stays inside int64
+_BITS = 0xFFFFFFFF
+
+
+def normalise(x: Tensor) -> Tensor:
+    """`x / |x|` over the last dimension; a zero vector stays zero and gets a zero gradient.
+
+    A vector whose squared norm underflows or overflows counts as zero: no input makes a NaN, forward or backward.
+    """
+    squared = x.square().sum(-1, keepdim=True)
+    usable = (squared > 0) & squared.isfinite()
+    inverse = torch.where(usable, torch.where(usable, squared, 1.0).rsqrt(), 0.0)
+    return x * inverse
+
+
+def counter_hash(*words: int | Tensor) -> Tensor:
+    """A 32-bit hash of integers, elementwise over broadcast tensors, in int64.
+
+    A generator would give other numbers on another device and under another split of the sequence; a hash of (seed, position,
+    row, head) cannot. Only the low 32 bits of each word count.
+    """
+    state: int | Tensor = 0x9E3779B9
+    for word in words:
+        state = (state ^ word) & _BITS
+        for _ in range(2):
+            state = (((state >> 16) ^ state) * _MULTIPLIER) & _BITS
+        state = (state >> 16) ^ state
+    return torch.as_tensor(state)
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """A standard Gumbel variate in fp64 from 32 random bits."""
+    uniform = (bits.double() + 0.5) / 2**32
+    return -torch.log(-torch.log(uniform))

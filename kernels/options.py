@@ -1,0 +1,86 @@
+"""The options of an OVQ dictionary, and the names that each of them may take."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kernels.growth import GROWTH
+
+SEEDS = ("spread", "random", "farthest", "kmeans++")
+ASSIGNMENT = ("old", "all")
+LEARNING_RATES = ("adaptive", "constant", "floored")
+READ_OUTS = ("raw", "unit", "gmr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryOptions:
+    """Everything about a dictionary that is not learned.
+
+    Args:
+        capacity: N, the largest number of slots per head.
+        chunk_size: L, tokens between two updates; a query sees the tokens of its own chunk exactly.
+        growth: schedule of the number of slots in use, a name in `GROWTH`.
+        growth_rate: slots per token of `linear` growth.
+        concentration: alpha of `dirichlet` growth.
+        novelty_threshold: with `novelty` growth a token seeds a slot only if its similarity to every old slot is below this.
+        seeds: which tokens of a chunk become new slots: the least similar to the dictionary (`spread`), any (`random`), the
+            farthest from dictionary and seeds one after the other (`farthest`), or drawn with probability proportional to the
+            squared distance from them (`kmeans++`).
+        assignment: slots among which the other tokens look for the most similar: those there before the chunk (`old`) or the
+            chunk's own seeds too (`all`).
+        learning_rate: `adaptive` (1/c, the exact running mean), `constant` (`rate`), or `floored` (the larger of the two).
+        rate: rho, the learning rate per token of `constant` and `floored`.
+        read_out: logit of a slot: `raw` (`beta q.mu + log c`), `unit` (mu scaled to length one), `gmr`
+            (`beta (q.mu - |mu|^2 / 2) + log c`).
+        seed: seed of the random choices of `random` and `kmeans++`.
+
+    Raises:
+        ValueError: naming the field, its value, and what is allowed.
+    """
+
+    capacity: int
+    chunk_size: int = 256
+    growth: str = "plateau"
+    growth_rate: float = 0.125
+    concentration: float = 128.0
+    novelty_threshold: float = 0.7
+    seeds: str = "spread"
+    assignment: str = "old"
+    learning_rate: str = "adaptive"
+    rate: float = 0.05
+    read_out: str = "raw"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("capacity", "chunk_size"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
+        for field, known in (
+            ("growth", GROWTH),
+            ("seeds", SEEDS),
+            ("assignment", ASSIGNMENT),
+            ("learning_rate", LEARNING_RATES),
+            ("read_out", READ_OUTS),
+        ):
+            check_name(field, getattr(self, field), known)
+        if not self.growth_rate > 0:
+            raise ValueError(f"growth_rate must be positive (slots per token), got {self.growth_rate!r}")
+        if not self.concentration > 0:
+            raise ValueError(f"concentration must be positive, got {self.concentration!r}")
+        if not -1 <= self.novelty_threshold <= 1:
+            raise ValueError(f"novelty_threshold is a cosine and must lie in [-1, 1], got {self.novelty_threshold!r}")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], got {self.rate!r}")
+
+
+def check_name(field: str, name: str, known: Iterable[str]) -> None:
+    """Raise a ValueError that names the field, the value, the nearest name and all known ones, unless `name` is known."""
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else ";"
+    raise ValueError(f"unknown {field} {name!r}{hint} known: {', '.join(names)}")

@@ -1,0 +1,277 @@
+"""OVQ attention as plain loops: the specification that every other implementation is tested against.
+
+Online Vector Quantized Attention, Alonso, Figliolia, Millidge 2026, arXiv 2602.03922. One batch row, one head, one token at a
+time; every tensor here is a vector or a list of them. A query is computed from the same numbers in the same order whatever
+pieces the sequence comes in, so results do not change by a bit with the split.
+
+Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `n` slots in use, `m` valid
+tokens of a chunk.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.growth import target_size
+from kernels.numerics import counter_hash, gumbel, normalise
+from kernels.options import DictionaryOptions
+from kernels.state import DictionaryState
+
+
+class Slots:
+    """One head's dictionary: for slot i the count `c_i`, the key mean `mu_i [Dk]` and the value mean `nu_i [Dv]`."""
+
+    def __init__(self, state: DictionaryState, row: int, head: int):
+        n = int(state.size[row, head])
+        self.c = [int(c) for c in state.counts[row, head, :n]]
+        self.mu = list(state.keys[row, head, :n])
+        self.nu = list(state.values[row, head, :n])
+        self.t = int(state.tokens[row])
+        self.row, self.head = row, head
+
+
+def read(
+    q: Tensor, slots: Slots, keys: list[Tensor], values: list[Tensor], beta: Tensor, options: DictionaryOptions
+) -> Tensor:
+    """One query's output: one softmax over the slots and the chunk's tokens so far.
+
+    Args:
+        q: `[Dk]` normalised.
+        slots: as they stood when the chunk began.
+        keys: normalised keys `[Dk]` of the valid tokens of the chunk up to and including the query's own.
+        values: their values `[Dv]`.
+        beta: inverse temperature, a scalar.
+        options: read-out.
+    """
+    logits, seen = [], []
+    for c, mu, nu in zip(slots.c, slots.mu, slots.nu, strict=True):
+        if options.read_out == "raw":
+            similarity = q @ mu
+        elif options.read_out == "unit":
+            similarity = q @ normalise(mu)
+        else:  # gmr: log of a Gaussian at distance |q - mu|, without what all components share
+            similarity = q @ mu - mu @ mu / 2
+        logits.append(beta * similarity + math.log(c))
+        seen.append(nu)
+    for k, v in zip(keys, values, strict=True):
+        # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.
+        similarity = q @ k - k @ k / 2 if options.read_out == "gmr" else q @ k
+        logits.append(beta * similarity)
+        seen.append(v)
+    weights = torch.softmax(torch.stack(logits), 0)
+    return weights @ torch.stack(seen)
+
+
+def similarity_to(k: Tensor, means: list[Tensor]) -> tuple[float, int]:
+    """Largest dot product of `k [Dk]` with a mean, and the lowest index that has it."""
+    best, index = -math.inf, 0
+    for i, mu in enumerate(means):
+        s = float(k.detach() @ mu.detach())
+        if s > best:
+            best, index = s, i
+    return best, index
+
+
+def choose_seeds(
+    keys: list[Tensor],
+    candidates: list[int],
+    wanted: int,
+    slots: Slots,
+    old: list[Tensor],
+    positions: list[int],
+    options: DictionaryOptions,
+) -> list[int]:
+    """At most `wanted` of the tokens `candidates`, which become new slots, in order of position.
+
+    Args:
+        keys: the chunk's normalised keys.
+        candidates: indices into `keys`.
+        wanted: slots to fill.
+        slots: says row and head.
+        old: means of the slots that count as old.
+        positions: of each key in the stream of valid tokens.
+        options: seeds and their random seed.
+    """
+
+    def bits(j: int, *draw: int) -> Tensor:
+        return counter_hash(options.seed, positions[j], positions[j] >> 32, slots.row, slots.head, *draw)
+
+    if options.seeds == "spread":
+        ranked = sorted(candidates, key=lambda j: (similarity_to(keys[j], old)[0], j))
+        return sorted(ranked[:wanted])
+    if options.seeds == "random":
+        ranked = sorted(candidates, key=lambda j: (int(bits(j)), j))
+        return sorted(ranked[:wanted])
+    chosen: list[int] = []
+    means = list(old)
+    for draw in range(min(wanted, len(candidates))):
+
+        def rank(j: int, draw: int = draw, means: list[Tensor] = means) -> tuple[float, int]:
+            similarity = similarity_to(keys[j], means)[0]
+            if options.seeds == "farthest":
+                return similarity, j
+            # k-means++ draws in proportion to the squared distance; Gumbel noise on its logarithm does that.
+            weight = max(1 - similarity, torch.finfo(torch.float64).tiny)
+            return -(math.log(weight) + float(gumbel(bits(j, draw)))), j
+
+        pick = min((j for j in candidates if j not in chosen), key=rank)
+        chosen.append(pick)
+        means.append(keys[pick])
+    return sorted(chosen)
+
+
+def close_chunk(slots: Slots, keys: list[Tensor], values: list[Tensor], options: DictionaryOptions) -> list[int]:
+    """The update with the m valid tokens of a chunk; changes `slots`, returns the slot of each token.
+
+    Args:
+        slots: one head's dictionary.
+        keys: m normalised keys `[Dk]`.
+        values: m values `[Dv]`.
+        options: of the dictionary.
+    """
+    m, n = len(keys), len(slots.c)
+    if m == 0:
+        return []
+
+    # 1. Growth: slots that are new.
+    target = int(target_size(torch.tensor(slots.t + m), options))
+    new = min(max(target - n, 0), m)
+
+    # 2. Seeds. In an empty dictionary the first token becomes slot 0 and counts as old.
+    old = list(slots.mu)
+    seeds: list[int] = []
+    if n == 0:
+        seeds, old, new = [0], [keys[0]], new - 1
+    candidates = [j for j in range(m) if j not in seeds]
+    if options.growth == "novelty":
+        candidates = [j for j in candidates if similarity_to(keys[j], old)[0] < options.novelty_threshold]
+    positions = [slots.t + j for j in range(m)]
+    seeds = seeds + choose_seeds(keys, candidates, new, slots, old, positions, options)
+    for j in seeds:
+        slots.c.append(1)
+        slots.mu.append(keys[j])
+        slots.nu.append(values[j])
+
+    # 3. Every other token goes to its most similar slot.
+    competing = old if options.assignment == "old" else list(slots.mu)
+    slot_of = {j: n + i for i, j in enumerate(seeds)}
+    members: dict[int, list[int]] = {}
+    for j in range(m):
+        if j not in seeds:
+            slot_of[j] = similarity_to(keys[j], competing)[1]
+            members.setdefault(slot_of[j], []).append(j)
+
+    # 4. Counts and means.
+    for i, tokens in members.items():
+        a = len(tokens)
+        slots.c[i] += a
+        w = learning_rate(a, slots.c[i], options)
+        key = sum((keys[j] for j in tokens), torch.zeros_like(keys[0])) / a
+        value = sum((values[j] for j in tokens), torch.zeros_like(values[0])) / a
+        slots.mu[i] = slots.mu[i] + w * (key - slots.mu[i])
+        slots.nu[i] = slots.nu[i] + w * (value - slots.nu[i])
+    slots.t += m
+    return [slot_of[j] for j in range(m)]
+
+
+def learning_rate(a: int, c: int, options: DictionaryOptions) -> float:
+    """Step towards the mean of `a` tokens for a slot that counts `c` with them."""
+    adaptive = a / c
+    constant = 1 - (1 - options.rate) ** a
+    return {"adaptive": adaptive, "constant": constant, "floored": max(adaptive, constant)}[options.learning_rate]
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, options: DictionaryOptions, mask: Tensor, state: DictionaryState
+) -> tuple[Tensor, DictionaryState]:
+    """OVQ attention of a whole sequence; plain autograd differentiates it.
+
+    Args:
+        q: `[B, T, H, Dk]` in the state's dtype, like k, v and beta.
+        k: `[B, T, H, Dk]`.
+        v: `[B, T, H, Dv]`.
+        beta: `[H]`.
+        options: of the dictionary.
+        mask: `[B, T]` bool, True for valid tokens.
+        state: of B rows.
+
+    Returns:
+        Output `[B, T, H, Dv]`, and the state after the T tokens.
+    """
+    q, k = normalise(q), normalise(k)
+    b, t, h, _ = q.shape
+    p, length = state.pending, options.chunk_size
+    all_keys = torch.cat([state.pending_keys, k], 1)  # [B, p + T, H, Dk]
+    all_values = torch.cat([state.pending_values, v], 1)
+    all_valid = torch.cat([state.pending_mask, mask], 1)
+
+    rows, dictionaries = [], []
+    for row in range(b):
+        heads = []
+        for head in range(h):
+            slots = Slots(state, row, head)
+            outputs = []
+            keys: list[Tensor] = []  # valid tokens of the open chunk
+            values: list[Tensor] = []
+            for s in range(p + t):
+                valid = bool(all_valid[row, s])
+                if valid:
+                    keys.append(all_keys[row, s, head])
+                    values.append(all_values[row, s, head])
+                if s >= p:
+                    query = q[row, s - p, head]
+                    o = read(query, slots, keys, values, beta[head], options) if valid else torch.zeros_like(v[0, 0, 0])
+                    outputs.append(o)
+                if (s + 1) % length == 0:
+                    close_chunk(slots, keys, values, options)
+                    keys, values = [], []
+            heads.append(torch.stack(outputs, 0) if outputs else v[row, :, head])
+            dictionaries.append(slots)
+        rows.append(torch.stack(heads, 1))
+
+    kept = (p + t) % length
+    start = p + t - kept
+    final = _collect(dictionaries, state).replace(
+        pending_keys=all_keys[:, start:].masked_fill(~all_valid[:, start:, None, None], 0.0),
+        pending_values=all_values[:, start:].masked_fill(~all_valid[:, start:, None, None], 0.0),
+        pending_mask=all_valid[:, start:],
+    )
+    return torch.stack(rows, 0), final
+
+
+def update(
+    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor
+) -> tuple[DictionaryState, Tensor]:
+    """The specification of `kernels.update`: same arguments (`mask` given, dtypes those of the state), same results."""
+    b, t, h, _ = k.shape
+    k = normalise(k)
+    slots_of = torch.full((b, t, h), -1)
+    dictionaries = []
+    for row in range(state.batch):
+        source = range(b) if state.batch == 1 else (row,)
+        where = [(r, s) for r in source for s in range(t) if mask[r, s]]
+        for head in range(h):
+            slots = Slots(state, row, head)
+            chosen = close_chunk(slots, [k[r, s, head] for r, s in where], [v[r, s, head] for r, s in where], options)
+            for (r, s), slot in zip(where, chosen, strict=True):
+                slots_of[r, s, head] = slot
+            dictionaries.append(slots)
+    return _collect(dictionaries, state), slots_of
+
+
+def _collect(dictionaries: list[Slots], state: DictionaryState) -> DictionaryState:
+    """The state that the heads' dictionaries, row after row, make; pending tokens are left as they are in `state`."""
+    b, h, n = state.counts.shape
+
+    def stacked(vectors: list[list[Tensor]], like: Tensor) -> Tensor:
+        zero = torch.zeros_like(like[0, 0, 0])
+        return torch.stack([torch.stack(x + [zero] * (n - len(x))) for x in vectors]).view(like.shape)
+
+    return state.replace(
+        counts=torch.tensor([d.c + [0] * (n - len(d.c)) for d in dictionaries]).view(b, h, n),
+        keys=stacked([d.mu for d in dictionaries], state.keys),
+        values=stacked([d.nu for d in dictionaries], state.values),
+        size=torch.tensor([len(d.c) for d in dictionaries]).view(b, h),
+        tokens=torch.tensor([d.t for d in dictionaries[::h]]),
+    )

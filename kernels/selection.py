@@ -1,0 +1,152 @@
+"""Which tokens of a chunk become slots, and which slot every other token goes to: the discrete half of an update.
+
+Nothing here carries a gradient. Letters: `B` rows, `H` heads, `m` tokens of the chunk, `n` slots looked at, `D` key size.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.growth import target_size
+from kernels.numerics import counter_hash, gumbel
+from kernels.options import DictionaryOptions
+
+_TILE = 1 << 22  # similarities held at once: a large batch write must not need m x n of them
+
+
+class Choice(NamedTuple):
+    """What an update does with each token.
+
+    Args:
+        slots: `[B, H, m]` int64, slot that the token seeds or is assigned to; -1 for a masked token.
+        seeds: `[B, H, m]` bool, True where the token seeds its slot.
+        size: `[B, H]` int64, slots in use afterwards.
+    """
+
+    slots: Tensor
+    seeds: Tensor
+    size: Tensor
+
+
+def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest dot product of each key with a slot's mean, and the lowest slot that has it.
+
+    Args:
+        keys: `[B, H, m, D]`.
+        means: `[B, H, n, D]`, n > 0.
+        size: `[B, H]`, slots of `means` that count.
+
+    Returns:
+        similarity `[B, H, m]`, minus infinity where no slot counts; slot `[B, H, m]` int64.
+    """
+    hidden = torch.arange(means.shape[2], device=means.device) >= size[..., None]  # [B, H, n]
+    rows = max(1, _TILE // max(1, hidden.numel()))
+    found = []
+    for part in keys.split(rows, dim=2):
+        scores = (part @ means.mT).masked_fill_(hidden[:, :, None], -torch.inf)
+        found.append(scores.max(-1))
+    return torch.cat([f.values for f in found], -1), torch.cat([f.indices for f in found], -1)
+
+
+@torch.no_grad()
+def choose_slots(
+    keys: Tensor, valid: Tensor, means: Tensor, size: Tensor, tokens: Tensor, options: DictionaryOptions
+) -> Choice:
+    """Steps 1 to 3 of the update: new slots, their seeds, and the assignment of all other tokens.
+
+    Args:
+        keys: `[B, H, m, D]` normalised.
+        valid: `[B, m]` bool.
+        means: `[B, H, n, D]` key means of at least all slots in use.
+        size: `[B, H]` slots in use.
+        tokens: `[B]` valid tokens absorbed before.
+        options: growth, seeds, assignment.
+    """
+    b, h, m, _ = keys.shape
+    valid = valid[:, None].expand(b, h, m)
+    new = (target_size(tokens + valid[:, 0].sum(-1), options)[:, None] - size).clamp(min=0)  # [B, H]
+    new = torch.minimum(new, valid.sum(-1))
+
+    similarity, nearest = best_match(keys, means, size) if means.shape[2] else _nothing(keys)
+    # In an empty dictionary the chunk's first valid token becomes slot 0 and counts as old.
+    first = valid & (valid.cumsum(-1) == 1) & (size == 0)[..., None]  # [B, H, m], at most one per row and head
+    if bool((size == 0).any()):
+        first_key = (keys * first[..., None]).sum(2, keepdim=True)  # [B, H, 1, D]
+        to_first = (keys @ first_key.mT).squeeze(-1)
+        similarity = torch.where((size == 0)[..., None], to_first, similarity)
+        nearest = torch.where((size == 0)[..., None], 0, nearest)
+
+    candidates = valid & ~first
+    if options.growth == "novelty":
+        candidates = candidates & (similarity < options.novelty_threshold)
+    spread = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options)
+    seeds = spread | first
+    number = size[..., None] + seeds.cumsum(-1) - 1  # slots in order of position
+    if options.assignment == "all" and bool(spread.any()):
+        nearest = _match_seeds(keys, spread, size + first.sum(-1), similarity, nearest)
+    slots = torch.where(seeds, number, nearest)
+    return Choice(slots.masked_fill(~valid, -1), seeds, size + seeds.sum(-1))
+
+
+def _nothing(keys: Tensor) -> tuple[Tensor, Tensor]:
+    similarity = keys.new_full(keys.shape[:3], -torch.inf)
+    return similarity, torch.zeros_like(similarity, dtype=torch.int64)
+
+
+def _match_seeds(keys: Tensor, seeds: Tensor, first_new: Tensor, similarity: Tensor, nearest: Tensor) -> Tensor:
+    """Slots `[B, H, m]` when the chunk's seeds, numbered from `first_new [B, H]` by position, compete with the old slots."""
+    count = seeds.sum(-1)
+    order = torch.argsort(seeds.logical_not().byte(), dim=-1, stable=True)[..., : int(count.max())]
+    seed_keys = keys.gather(2, order[..., None].expand(*order.shape, keys.shape[-1]))
+    seed_similarity, which = best_match(keys, seed_keys, count)
+    # On a tie the old slot wins: its number is lower.
+    return torch.where(seed_similarity > similarity, first_new[..., None] + which, nearest)
+
+
+def _choose_seeds(
+    keys: Tensor,
+    similarity: Tensor,
+    candidates: Tensor,
+    wanted: Tensor,
+    valid: Tensor,
+    tokens: Tensor,
+    options: DictionaryOptions,
+) -> Tensor:
+    """At most `wanted [B, H]` of the `candidates [B, H, m]` as a bool tensor `[B, H, m]`, by the rule `options.seeds`."""
+    wanted = torch.minimum(wanted, candidates.sum(-1))
+    if not bool((wanted > 0).any()):
+        return torch.zeros_like(candidates)
+    if options.seeds == "spread":
+        return _lowest(similarity, candidates, wanted)
+    b, h, _ = candidates.shape
+    row = torch.arange(b, device=keys.device)[:, None, None]
+    head = torch.arange(h, device=keys.device)[:, None]
+    position = tokens[:, None, None] + valid.cumsum(-1) - 1  # counted in valid tokens, so that no split changes it
+    if options.seeds == "random":
+        bits = counter_hash(options.seed, position, position >> 32, row, head)
+        return _lowest(bits.double(), candidates, wanted)
+
+    chosen = torch.zeros_like(candidates)
+    for draw in range(int(wanted.max())):
+        left = candidates & ~chosen & (wanted > draw)[..., None]
+        if options.seeds == "farthest":
+            rank = similarity
+        else:
+            # For unit vectors 1 - similarity is half the squared distance; adding Gumbel noise to its logarithm and taking the
+            # largest draws in proportion to it.
+            noise = gumbel(counter_hash(options.seed, position, position >> 32, row, head, draw))
+            rank = -((1 - similarity.double()).clamp(min=torch.finfo(torch.float64).tiny).log() + noise)
+        pick = _lowest(rank, left, (wanted > draw).long())
+        chosen = chosen | pick
+        key = (keys * pick[..., None]).sum(2, keepdim=True)
+        to_pick = (keys @ key.mT).squeeze(-1).masked_fill(~pick.any(-1, keepdim=True), -torch.inf)
+        similarity = torch.maximum(similarity, to_pick)
+    return chosen
+
+
+def _lowest(rank: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """The `count [B, H]` candidates `[B, H, m]` of lowest rank, the earlier position first on ties."""
+    order = rank.masked_fill(~candidates, torch.inf).argsort(dim=-1, stable=True)
+    taken = torch.arange(rank.shape[-1], device=rank.device) < count[..., None]
+    return torch.zeros_like(candidates).scatter(-1, order, taken) & candidates

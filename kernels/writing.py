@@ -1,0 +1,153 @@
+"""The statistics half of an update: once every token has its slot, the means move linearly in the tokens.
+
+Letters: `B` rows, `H` heads, `N` slots, `m` tokens of the chunk, `D` key and value size together.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.numerics import normalise
+from kernels.options import DictionaryOptions
+from kernels.selection import Choice, choose_slots
+from kernels.state import DictionaryState
+
+
+class Weights(NamedTuple):
+    """How an update mixes old means and tokens: `mean = kept * mean + sum over the slot's tokens of share * token`.
+
+    Args:
+        counts: `[B, H, N]` int64 after the update.
+        kept: `[B, H, N]` what is left of the mean before; a slot that is seeded keeps nothing.
+        share: `[B, H, m]` weight of each token in its slot's mean; zero for a masked token.
+    """
+
+    counts: Tensor
+    kept: Tensor
+    share: Tensor
+
+
+def learning_rate(assigned: Tensor, counts: Tensor, options: DictionaryOptions, dtype: torch.dtype) -> Tensor:
+    """Step w of `mean += w (mean of the assigned tokens - mean)` for a tokens that arrive together.
+
+    One token at a time, `constant` leaves (1 - rho)^a of the mean, so a tokens together take w = 1 - (1 - rho)^a: stable for
+    every a, where rho times a would not be. `adaptive` takes a / c, the exact running mean.
+
+    Args:
+        assigned: a, int64 of any shape.
+        counts: c with the assigned tokens in it, same shape.
+        options: learning rate and rho.
+        dtype: of the result.
+    """
+    adaptive = assigned.to(dtype) / counts.clamp(min=1).to(dtype)
+    if options.learning_rate == "adaptive":
+        return adaptive
+    constant = 1 - (1 - options.rate) ** assigned.to(dtype)
+    return constant if options.learning_rate == "constant" else torch.maximum(adaptive, constant)
+
+
+def update_weights(choice: Choice, counts: Tensor, options: DictionaryOptions, dtype: torch.dtype) -> Weights:
+    """The weights of an update, and the counts after it.
+
+    Args:
+        choice: slots and seeds of the m tokens.
+        counts: `[B, H, N]` before.
+        options: learning rate.
+        dtype: of the weights.
+    """
+    slots = choice.slots.clamp(min=0)
+    is_member = (choice.slots >= 0) & ~choice.seeds
+    assigned = torch.zeros_like(counts).scatter_add_(-1, slots, is_member.long())
+    seeded = torch.zeros_like(counts).scatter_add_(-1, slots, choice.seeds.long())
+    counts = counts + seeded + assigned
+    rate = learning_rate(assigned, counts, options, dtype)
+    per_member = (rate / assigned.clamp(min=1)).gather(-1, slots)
+    share = torch.where(choice.seeds, 1 - rate.gather(-1, slots), torch.where(is_member, per_member, 0.0))
+    return Weights(counts, (1 - rate) * (1 - seeded).to(dtype), share)
+
+
+def write(means: Tensor, tokens: Tensor, choice: Choice, weights: Weights) -> Tensor:
+    """Means `[B, H, N, D]` after the chunk's `tokens [B, H, m, D]`; differentiable in both.
+
+    The change of each slot is summed, not its new value, so that a slot without tokens keeps its bits and the mean of a slot
+    with many is not rounded anew.
+    """
+    b, h, n, d = means.shape
+    flat = means.reshape(b * h * n, d)
+    offset = torch.arange(b * h, device=means.device).view(b, h, 1) * n
+    index = (choice.slots.clamp(min=0) + offset).reshape(-1)
+    rows = tokens.reshape(-1, d)
+    is_seed = choice.seeds.reshape(-1)
+    flat = flat.index_put((index[is_seed],), rows[is_seed])
+    member = weights.share.masked_fill(choice.seeds, 0.0).reshape(-1, 1)
+    return flat.index_add(0, index, member * (rows - flat[index])).view(b, h, n, d)
+
+
+def update(
+    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor | None = None
+) -> tuple[DictionaryState, Tensor]:
+    """One update of a dictionary with all valid tokens given, whatever their number.
+
+    A state of one row takes the tokens of every batch row, in row order, as one chunk: the write of a dictionary that a whole
+    batch shares.
+
+    Args:
+        state: dictionaries without pending tokens; not modified.
+        k: `[B, T, H, Dk]` keys, normalised here.
+        v: `[B, T, H, Dv]` values.
+        options: of the dictionary.
+        mask: `[B, T]` bool, True for tokens to write; None writes all.
+
+    Returns:
+        The new state, and `slots [B, T, H]` int64: the slot each token seeded or was assigned to, -1 for a masked token.
+
+    Raises:
+        ValueError: where shapes, options and state do not fit, or the state has an open chunk.
+    """
+    b, t, h, dk = k.shape
+    dv = v.shape[-1]
+    if mask is None:
+        mask = torch.ones(b, t, dtype=torch.bool, device=k.device)
+    check_fits(state, options, h, dk, dv)
+    if v.shape[:3] != k.shape[:3] or mask.shape != (b, t) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"k {list(k.shape)}, v {list(v.shape)} and mask {list(mask.shape)} ({mask.dtype}) must be "
+            "[B, T, H, Dk], [B, T, H, Dv] and bool [B, T]"
+        )
+    if state.pending:
+        raise ValueError(f"the state has {state.pending} pending tokens of an open chunk: update needs a closed one")
+    if state.batch == 1:
+        k, v, mask = k.reshape(1, b * t, h, dk), v.reshape(1, b * t, h, dv), mask.reshape(1, b * t)
+    elif state.batch != b:
+        raise ValueError(f"the state has {state.batch} rows, the tokens {b}: they must be equal, or the state's 1")
+
+    dtype = state.keys.dtype
+    # What a masked position holds must not matter, not even if it is NaN.
+    k, v = (x.to(dtype).masked_fill(~mask[..., None, None], 0.0).transpose(1, 2) for x in (k, v))
+    k = normalise(k)
+    used = int(state.size.max()) if state.size.numel() else 0
+    choice = choose_slots(k, mask, state.keys[:, :, :used], state.size, state.tokens, options)
+    weights = update_weights(choice, state.counts, options, dtype)
+    new = state.replace(
+        counts=weights.counts,
+        keys=write(state.keys, k, choice, weights),
+        values=write(state.values, v, choice, weights),
+        size=choice.size,
+        tokens=state.tokens + mask.sum(-1),
+    )
+    return new, choice.slots.transpose(1, 2).reshape(b, t, h)
+
+
+def check_fits(state: DictionaryState, options: DictionaryOptions, heads: int, key_dim: int, value_dim: int) -> None:
+    """Raise a ValueError unless the state is one of these options and sizes."""
+    state.check()
+    if state.capacity != options.capacity:
+        raise ValueError(
+            f"the state has capacity {state.capacity}, the options {options.capacity}: resize the state or change the options"
+        )
+    found = (state.heads, state.keys.shape[-1], state.values.shape[-1])
+    if found != (heads, key_dim, value_dim):
+        raise ValueError(
+            f"the state has (heads, key size, value size) {found}, the tokens {(heads, key_dim, value_dim)}"
+        )
