@@ -127,7 +127,7 @@ def _files_in(folder: Path) -> dict[str, Path] | None:
     """Returns the path of each file, packed or not, in `folder` or torchvision's subfolder of it; None if one lacks."""
     for place in (folder, folder / TORCHVISION_SUBFOLDER):
         candidates = {name: (place / name, place / f"{name}.gz") for name in FILES}
-        found = {name: next(filter(Path.is_file, both), None) for name, both in candidates.items()}
+        found = {name: next(filter(os.path.isfile, both), None) for name, both in candidates.items()}
         complete = {name: path for name, path in found.items() if path is not None}
         if len(complete) == len(FILES):
             return complete
@@ -183,14 +183,15 @@ def _download(root: Path) -> None:
     """
     from torchvision.datasets import FashionMNIST  # several seconds
 
-    target = root / TORCHVISION_SUBFOLDER
-    target.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     # Into a folder of its own first: a broken download leaves nothing behind, and processes that download at the same
     # time do not disturb each other.
     with tempfile.TemporaryDirectory(dir=root) as temporary, _patience(DOWNLOAD_TIMEOUT_S):
         # Some versions of torchvision report on standard output, which belongs to the caller's results.
         with contextlib.redirect_stdout(sys.stderr):
             FashionMNIST(temporary, download=True)
+        target = root / TORCHVISION_SUBFOLDER
+        target.mkdir(parents=True, exist_ok=True)
         for path in (Path(temporary) / TORCHVISION_SUBFOLDER).iterdir():
             path.replace(target / path.name)
 

@@ -67,6 +67,7 @@ def test_options_come_from_omegaconf():
         OmegaConf.structured(streams.SplitOptions),
         OmegaConf.create("{experiences: 4, class_order: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0], scenario: task_incremental}"),
     )
+    assert type(checked_options(streams.SplitOptions, node).class_order) is list
     stream = streams.build_stream("split_digits", node, seed=0)
     assert stream.scenario == "task_incremental"
     assert stream.original_classes == ((9, 8, 7), (6, 5, 4), (3, 2), (1, 0))
