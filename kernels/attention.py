@@ -9,7 +9,6 @@ from kernels.state import DictionaryState, statistics_dtype
 from kernels.writing import check_fits
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
-_RUN = {"reference": reference.attention, "chunked": chunked.attention}
 
 
 def ovq_attention(
@@ -62,10 +61,16 @@ def ovq_attention(
         raise ValueError(f"the state's means are {initial_state.keys.dtype}, these inputs need {dtype}")
     if initial_state.pending >= options.chunk_size:
         raise ValueError(f"the state has {initial_state.pending} pending tokens, a chunk only {options.chunk_size}")
-    state = initial_state.expand(b)
-    with torch.autocast(q.device.type, enabled=False):  # statistics stay fp32 whatever surrounds the call
-        o, final = _RUN[implementation](q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), options, mask, state)
-    return o.to(v.dtype), final if output_final_state else None
+    if initial_state.batch not in (1, b):
+        raise ValueError(
+            f"the state has {initial_state.batch} rows, the tokens {b}: they must be equal, or the state's 1"
+        )
+    if implementation == "reference":
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, beta = q.to(dtype), k.to(dtype), beta.to(dtype)
+            o, final = reference.attention(q, k, v.to(dtype), beta, options, mask, initial_state.expand(b))
+        return o.to(v.dtype), final if output_final_state else None
+    return chunked.attention(q, k, v, beta, options, mask, initial_state, output_final_state)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, mask: Tensor | None) -> tuple[int, int, int, int, int]:

@@ -1,79 +1,349 @@
-"""OVQ attention chunk by chunk in matrix products.
+"""OVQ attention chunk by chunk in matrix products, registered as a PyTorch operator with its own gradient.
 
-Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `n` slots in use.
+`torch.compile`, `torch.export` and autograd see one operator, `ovq::attention`, and its gradient, `ovq::attention_backward`.
+What both do is in `scan`; here is what makes them operators: tensors in, tensors out, shapes without data, and the state put
+together around them.
+
+Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `p` pending positions,
+`B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
 """
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import scan
+from kernels.lines import Grid, Tokens, blocks, run
 from kernels.numerics import normalise
-from kernels.options import DictionaryOptions
-from kernels.selection import choose_slots
+from kernels.options import DictionaryOptions, options_of
+from kernels.scan import Call, Dictionary, Gradients, Walk
 from kernels.state import DictionaryState
-from kernels.writing import update_weights, write
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, options: DictionaryOptions, mask: Tensor, state: DictionaryState
-) -> tuple[Tensor, DictionaryState]:
-    """See `reference.attention`: same arguments, same results."""
-    b, t, h, _ = q.shape
-    p, length = state.pending, options.chunk_size
-    q, k = normalise(q).transpose(1, 2), normalise(k).transpose(1, 2)
-    keys = torch.cat([state.pending_keys.transpose(1, 2), k], 2)  # [B, H, p + T, Dk]
-    values = torch.cat([state.pending_values.transpose(1, 2), v.transpose(1, 2)], 2)
-    valid = torch.cat([state.pending_mask, mask], 1)  # [B, p + T]
-    keys, values = (x.masked_fill(~valid[:, None, :, None], 0.0) for x in (keys, values))
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    options: DictionaryOptions,
+    mask: Tensor,
+    state: DictionaryState,
+    output_final_state: bool,
+) -> tuple[Tensor, DictionaryState | None]:
+    """See `kernels.ovq_attention`; arguments are checked, `state` may have one row for all.
 
-    outputs = []
-    for start in range(0, p + t, length):
-        stop = min(start + length, p + t)
-        chunk = slice(start, stop)
-        k_c, v_c, valid_c = keys[:, :, chunk], values[:, :, chunk], valid[:, chunk]
-        q_c = q[:, :, max(start - p, 0) : stop - p]
-        if q_c.shape[2]:
-            outputs.append(read(q_c, k_c, v_c, valid_c, beta, options, state))
-        if stop - start == length:
-            used = int(state.size.max()) if state.size.numel() else 0
-            choice = choose_slots(k_c, valid_c, state.keys[:, :, :used], state.size, state.tokens, options)
-            weights = update_weights(choice, state.counts, options, keys.dtype)
-            state = state.replace(
-                counts=weights.counts,
-                keys=write(state.keys, k_c, choice, weights),
-                values=write(state.values, v_c, choice, weights),
-                size=choice.size,
-                tokens=state.tokens + valid_c.sum(-1),
-            )
-    kept = (p + t) % length
-    start = p + t - kept
-    final = state.replace(
-        pending_keys=keys[:, :, start:].transpose(1, 2),
-        pending_values=values[:, :, start:].transpose(1, 2),
-        pending_mask=valid[:, start:],
+    Where no chunk closes the final state shares the dictionary of the initial one: decoding token by token copies it once a
+    chunk.
+    """
+    b, t = mask.shape
+    p, length = state.pending, options.chunk_size
+    # The last chunk's update serves the final state alone.
+    closes = (p + t) // length if output_final_state else max(p + t - 1, 0) // length
+    inputs = (q, k, v, beta, state.keys, state.values, state.pending_keys, state.pending_values)
+    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    o, means, counts, size, _, _ = torch.ops.ovq.attention(
+        q,
+        k,
+        v,
+        beta,
+        mask,
+        state.counts,
+        state.keys,
+        state.values,
+        state.size,
+        state.tokens,
+        state.pending_keys,
+        state.pending_values,
+        state.pending_mask,
+        options.text,
+        closes,
+        differentiate,
     )
-    o = torch.cat(outputs, 2).transpose(1, 2) if outputs else torch.zeros_like(v)
+    if not output_final_state:
+        return o, None
+
+    kept = (p + t) - closes * length
+    old, new = max(kept - t, 0), min(kept, t)  # pending tokens that stay, new ones that join them
+    dtype = state.keys.dtype
+    new_mask = mask[:, t - new :]
+    hidden = ~new_mask[..., None, None]
+    new_k = normalise(k[:, t - new :].to(dtype).masked_fill(hidden, 0.0))
+    new_v = v[:, t - new :].to(dtype).masked_fill(hidden, 0.0)
+    rows = state.expand(b)
+    final = rows.replace(
+        pending_keys=torch.cat([rows.pending_keys[:, p - old :], new_k], 1),
+        pending_values=torch.cat([rows.pending_values[:, p - old :], new_v], 1),
+        pending_mask=torch.cat([rows.pending_mask[:, p - old :], new_mask], 1),
+    )
+    if closes:
+        dk = k.shape[-1]
+        absorbed = closes * length - p  # of the new tokens
+        final = final.replace(
+            counts=counts,
+            keys=means[..., :dk],
+            values=means[..., dk:],
+            size=size,
+            tokens=rows.tokens + rows.pending_mask.sum(-1) + mask[:, :absorbed].sum(-1),
+        )
     return o, final
 
 
-def read(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, beta: Tensor, options: DictionaryOptions, state: DictionaryState
-) -> Tensor:
-    """Outputs `[B, H, s, Dv]` of the chunk's last s positions, `q [B, H, s, Dk]`; k, v hold the chunk so far, `[B, H, m, .]`."""
-    used = int(state.size.max()) if state.size.numel() else 0
-    mu, nu, c = state.keys[:, :, :used], state.values[:, :, :used], state.counts[:, :, :used]
-    if options.read_out == "unit":
-        mu = normalise(mu)
-    scale = beta[:, None, None]
-    q = q * scale
-    slot_logits = q @ mu.mT + c.to(q.dtype).log()[:, :, None]
-    token_logits = q @ k.mT
-    if options.read_out == "gmr":
-        slot_logits = slot_logits - scale * mu.square().sum(-1)[:, :, None] / 2
-        token_logits = token_logits - scale * k.square().sum(-1)[:, :, None] / 2
-    s, m = q.shape[2], k.shape[2]
-    seen = torch.ones(s, m, dtype=torch.bool, device=q.device).tril(m - s) & valid[:, None, None]
-    token_logits = token_logits.masked_fill(~seen, -torch.inf)
-    logits = torch.cat([slot_logits, token_logits], -1)
-    mine = valid[:, None, -s:, None]  # a masked query reads nothing; its row must not be all minus infinity
-    weights = torch.softmax(logits.masked_fill(~mine, 0.0), -1).masked_fill(~mine, 0.0)
-    return weights[..., :used] @ nu.expand(*weights.shape[:2], *nu.shape[2:]) + weights[..., used:] @ v
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    mask: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    pending_k: Tensor,
+    pending_v: Tensor,
+    pending_mask: Tensor,
+    options: str,
+    closes: int,
+) -> tuple[Call, list[scan.Block], int]:
+    """The call that these arguments of the operator make, its blocks, and its scores.
+
+    Autograd is told about none of it, so tensors are detached: threads of a block's own would record otherwise.
+    """
+    b, t, h, dk = q.shape
+    parsed = options_of(options)
+    grid = Grid(pending_mask.shape[1], t, parsed.chunk_size)
+    shared = closes == 0 and keys.shape[0] == 1 and b > 1
+    if not shared:
+        counts, keys, values, size, tokens = (x.expand(b, *x.shape[1:]) for x in (counts, keys, values, size, tokens))
+    call = Call(
+        q.detach(),
+        Tokens(
+            k.detach(),
+            v.detach(),
+            mask,
+            *(x.detach().expand(b, *x.shape[1:]) for x in (pending_k, pending_v, pending_mask)),
+        ),
+        beta.detach().to(keys.dtype),
+        Dictionary(counts, keys.detach(), values.detach(), size, tokens),
+        parsed,
+        grid,
+        closes,
+    )
+    chunk = min(parsed.chunk_size, grid.pending + t)
+    most = min(parsed.capacity, int(size.max()) + closes * parsed.chunk_size) if size.numel() else 0
+    scores = chunk * (most + chunk)
+    of_all = b * h * t * (most + chunk)
+    return call, blocks(b, h, scores, torch.get_num_threads(), shared, q.device.type == "cpu"), of_all
+
+
+@torch.library.custom_op("ovq::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    mask: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    pending_k: Tensor,
+    pending_v: Tensor,
+    pending_mask: Tensor,
+    options: str,
+    closes: int,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs `[B, T, H, Dv]` and, where chunks close, what `scan.Walk` holds; the last two only to `differentiate`."""
+    arguments = (q, k, v, beta, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
+    outputs = _outputs(*arguments, options, closes, differentiate)
+    if not q.numel() and not v.numel():
+        return outputs
+    with (
+        torch.autocast(q.device.type, enabled=False),
+        torch.no_grad(),
+    ):  # statistics stay fp32 whatever surrounds the call
+        call, parts, scores = _call(*arguments, options, closes)
+        o, *walk = outputs
+        if closes:
+            run([partial(scan.forward, call, block, Walk(*walk), o) for block in parts], scores)
+        else:
+            run([partial(scan.read_only, call, block, o) for block in parts], scores)
+    return outputs
+
+
+@_attention.register_fake
+def _outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    mask: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    pending_k: Tensor,
+    pending_v: Tensor,
+    pending_mask: Tensor,
+    options: str,
+    closes: int,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs of the right shapes, to be filled."""
+    b, t, h, dk = k.shape
+    dv = v.shape[-1]
+    parsed = options_of(options)
+    n, length = parsed.capacity, parsed.chunk_size
+    rows = b if closes else 0
+    chunks = (pending_mask.shape[1] + t + length - 1) // length
+    snapshots = (chunks - 1) // scan.segment_length(parsed) if closes and differentiate else 0
+    return (
+        v.new_empty(b, t, h, dv),
+        keys.new_zeros(rows, h, n, dk + dv),
+        counts.new_zeros(rows, h, n),
+        size.new_zeros(rows, h),
+        counts.new_zeros(rows, h, closes * length if differentiate else 0, dtype=torch.int32),
+        # Zeros that nobody touches take no memory, and most of a snapshot of a dictionary that still grows is such.
+        keys.new_zeros(snapshots, rows, h, n, dk + dv),
+    )
+
+
+@torch.library.custom_op("ovq::attention_backward", mutates_args=())
+def _attention_backward(
+    d_o: Tensor,
+    d_means: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    mask: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    pending_k: Tensor,
+    pending_v: Tensor,
+    pending_mask: Tensor,
+    slots: Tensor,
+    snapshots: Tensor,
+    options: str,
+    closes: int,
+    wants_means: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, beta `[B, H]`, pending keys and values `[B, p, H, .]`, and means `[B or B', H, N, D]`."""
+    arguments = (q, k, v, beta, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
+    outputs = _gradients(d_o, d_means, *arguments, slots, snapshots, options, closes, wants_means)
+    if not q.numel() and not v.numel():
+        return outputs
+    with torch.autocast(q.device.type, enabled=False), torch.no_grad():
+        call, parts, scores = _call(*arguments, options, closes)
+        grads = Gradients(*outputs)
+        if closes:
+            walk = Walk(snapshots, counts, size, slots, snapshots)
+            jobs = [partial(scan.backward, call, block, walk, d_o, d_means, grads) for block in parts]
+        else:
+            if wants_means and parts[0].shared:
+                # Rows that share a dictionary add to one gradient: one block must have them all.
+                parts = list({block.heads.start: block._replace(rows=slice(0, q.shape[0])) for block in parts}.values())
+            jobs = [partial(scan.read_only_backward, call, block, d_o, grads) for block in parts]
+        run(jobs, scores)
+    return outputs
+
+
+@_attention_backward.register_fake
+def _gradients(
+    d_o: Tensor,
+    d_means: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    mask: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    pending_k: Tensor,
+    pending_v: Tensor,
+    pending_mask: Tensor,
+    slots: Tensor,
+    snapshots: Tensor,
+    options: str,
+    closes: int,
+    wants_means: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the right shapes, to be filled."""
+    b, _, h, dk = q.shape
+    p = pending_mask.shape[1]
+    rows = (b if closes else keys.shape[0]) if wants_means else 0
+    return (
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        torch.empty_like(k, memory_format=torch.contiguous_format),
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        keys.new_zeros(b, h),
+        keys.new_zeros(b, p, h, dk),
+        keys.new_zeros(b, p, h, v.shape[-1]),
+        keys.new_zeros(rows, h, keys.shape[2], dk + v.shape[-1]),
+    )
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep what the gradient needs: the inputs, the slots and the snapshots."""
+    ctx.set_materialize_grads(False)
+    *tensors, ctx.options, ctx.closes, _ = inputs
+    ctx.save_for_backward(*tensors, output[4], output[5])
+
+
+def _differentiate(
+    ctx: Any, d_o: Tensor | None, d_means: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the operator's sixteen arguments."""
+    *arguments, slots, snapshots = ctx.saved_tensors
+    q, _, v, beta = arguments[:4]
+    keys, pending_k = arguments[6], arguments[10]
+    wanted = ctx.needs_input_grad
+    if d_o is None:
+        d_o = torch.zeros_like(v)
+    dk = q.shape[-1]
+    d_q, d_k, d_v, d_beta, d_pending_k, d_pending_v, d_initial = torch.ops.ovq.attention_backward(
+        d_o,
+        d_means if ctx.closes else None,
+        *arguments,
+        slots,
+        snapshots,
+        ctx.options,
+        ctx.closes,
+        wanted[6] or wanted[7],
+    )
+    d_initial = _to_rows(d_initial, keys.shape[0]) if wanted[6] or wanted[7] else None
+    d_pending_k, d_pending_v = (_to_rows(x, pending_k.shape[0]) for x in (d_pending_k, d_pending_v))
+    none = (None,) * 2
+    return (
+        d_q,
+        d_k,
+        d_v,
+        d_beta.sum(0).to(beta.dtype),
+        *none,  # mask, counts
+        None if d_initial is None else d_initial[..., :dk],
+        None if d_initial is None else d_initial[..., dk:],
+        *none,  # size, tokens
+        d_pending_k,
+        d_pending_v,
+        *none,  # pending mask, options
+        *none,  # closes, differentiate
+    )
+
+
+def _to_rows(gradient: Tensor, rows: int) -> Tensor:
+    """Sum over rows if the input had one that all shared."""
+    return gradient if gradient.shape[0] == rows else gradient.sum(0, keepdim=True)
+
+
+_attention.register_autograd(_differentiate, setup_context=_remember)

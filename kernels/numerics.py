@@ -7,15 +7,24 @@ _MULTIPLIER = 0x45D9F3B  # below 2^27, so that a product with 32 bits stays insi
 _BITS = 0xFFFFFFFF
 
 
+def inverse_norm(x: Tensor) -> Tensor:
+    """`1 / |x|` over the last dimension, kept as size one; zero where the squared norm underflows or overflows."""
+    squared = x.square().sum(-1, keepdim=True)
+    usable = (squared > 0) & squared.isfinite()
+    return torch.where(usable, torch.where(usable, squared, 1.0).rsqrt(), 0.0)
+
+
 def normalise(x: Tensor) -> Tensor:
     """`x / |x|` over the last dimension; a zero vector stays zero and gets a zero gradient.
 
-    A vector whose squared norm underflows or overflows counts as zero: no input makes a NaN, forward or backward.
+    A vector whose squared norm underflows or overflows counts as zero: no finite input makes a NaN, forward or backward.
     """
-    squared = x.square().sum(-1, keepdim=True)
-    usable = (squared > 0) & squared.isfinite()
-    inverse = torch.where(usable, torch.where(usable, squared, 1.0).rsqrt(), 0.0)
-    return x * inverse
+    return x * inverse_norm(x)
+
+
+def normalise_backward(unit: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of x given that of `unit = x * inverse`, with `inverse = inverse_norm(x)`."""
+    return inverse * (gradient - unit * (unit * gradient).sum(-1, keepdim=True))
 
 
 def counter_hash(*words: int | Tensor) -> Tensor:

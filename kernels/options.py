@@ -1,8 +1,10 @@
 """The options of an OVQ dictionary, and the names that each of them may take."""
 
 import difflib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from kernels.growth import GROWTH
 
@@ -74,6 +76,19 @@ class DictionaryOptions:
             raise ValueError(f"novelty_threshold is a cosine and must lie in [-1, 1], got {self.novelty_threshold!r}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], got {self.rate!r}")
+        # Made once and here, so that a compiled graph, which cannot call json, only looks it up.
+        object.__setattr__(self, "_text", json.dumps(asdict(self)))
+
+    @property
+    def text(self) -> str:
+        """All options in one string: what a registered operator, which takes numbers and strings only, is given."""
+        return self._text  # type: ignore[attr-defined, no-any-return]
+
+
+@lru_cache(maxsize=256)
+def options_of(text: str) -> DictionaryOptions:
+    """The options that `DictionaryOptions.text` came from."""
+    return DictionaryOptions(**json.loads(text))
 
 
 def check_name(field: str, name: str, known: Iterable[str]) -> None:

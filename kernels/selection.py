@@ -15,18 +15,16 @@ from kernels.options import DictionaryOptions
 _TILE = 1 << 22  # similarities held at once: a large batch write must not need m x n of them
 
 
-class Choice(NamedTuple):
+class Assignment(NamedTuple):
     """What an update does with each token.
 
     Args:
         slots: `[B, H, m]` int64, slot that the token seeds or is assigned to; -1 for a masked token.
         seeds: `[B, H, m]` bool, True where the token seeds its slot.
-        size: `[B, H]` int64, slots in use afterwards.
     """
 
     slots: Tensor
     seeds: Tensor
-    size: Tensor
 
 
 def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +49,14 @@ def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def choose_slots(
-    keys: Tensor, valid: Tensor, means: Tensor, size: Tensor, tokens: Tensor, options: DictionaryOptions
-) -> Choice:
+    keys: Tensor,
+    valid: Tensor,
+    means: Tensor,
+    size: Tensor,
+    tokens: Tensor,
+    options: DictionaryOptions,
+    origin: tuple[int, int] = (0, 0),
+) -> tuple[Assignment, Tensor]:
     """Steps 1 to 3 of the update: new slots, their seeds, and the assignment of all other tokens.
 
     Args:
@@ -62,6 +66,10 @@ def choose_slots(
         size: `[B, H]` slots in use.
         tokens: `[B]` valid tokens absorbed before.
         options: growth, seeds, assignment.
+        origin: row and head, of all that a call has, that come first here: random choices depend on them.
+
+    Returns:
+        The assignment, and `[B, H]` int64 slots in use afterwards.
     """
     b, h, m, _ = keys.shape
     valid = valid[:, None].expand(b, h, m)
@@ -80,13 +88,13 @@ def choose_slots(
     candidates = valid & ~first
     if options.growth == "novelty":
         candidates = candidates & (similarity < options.novelty_threshold)
-    spread = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options)
+    spread = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options, origin)
     seeds = spread | first
     number = size[..., None] + seeds.cumsum(-1) - 1  # slots in order of position
     if options.assignment == "all" and bool(spread.any()):
         nearest = _match_seeds(keys, spread, size + first.sum(-1), similarity, nearest)
     slots = torch.where(seeds, number, nearest)
-    return Choice(slots.masked_fill(~valid, -1), seeds, size + seeds.sum(-1))
+    return Assignment(slots.masked_fill(~valid, -1), seeds), size + seeds.sum(-1)
 
 
 def _nothing(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +120,7 @@ def _choose_seeds(
     valid: Tensor,
     tokens: Tensor,
     options: DictionaryOptions,
+    origin: tuple[int, int],
 ) -> Tensor:
     """At most `wanted [B, H]` of the `candidates [B, H, m]` as a bool tensor `[B, H, m]`, by the rule `options.seeds`."""
     wanted = torch.minimum(wanted, candidates.sum(-1))
@@ -120,8 +129,8 @@ def _choose_seeds(
     if options.seeds == "spread":
         return _lowest(similarity, candidates, wanted)
     b, h, _ = candidates.shape
-    row = torch.arange(b, device=keys.device)[:, None, None]
-    head = torch.arange(h, device=keys.device)[:, None]
+    row = torch.arange(origin[0], origin[0] + b, device=keys.device)[:, None, None]
+    head = torch.arange(origin[1], origin[1] + h, device=keys.device)[:, None]
     position = tokens[:, None, None] + valid.cumsum(-1) - 1  # counted in valid tokens, so that no split changes it
     if options.seeds == "random":
         bits = counter_hash(options.seed, position, position >> 32, row, head)

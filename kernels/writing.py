@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions
-from kernels.selection import Choice, choose_slots
+from kernels.selection import Assignment, choose_slots
 from kernels.state import DictionaryState
 
 
@@ -47,7 +47,7 @@ def learning_rate(assigned: Tensor, counts: Tensor, options: DictionaryOptions, 
     return constant if options.learning_rate == "constant" else torch.maximum(adaptive, constant)
 
 
-def update_weights(choice: Choice, counts: Tensor, options: DictionaryOptions, dtype: torch.dtype) -> Weights:
+def update_weights(choice: Assignment, counts: Tensor, options: DictionaryOptions, dtype: torch.dtype) -> Weights:
     """The weights of an update, and the counts after it.
 
     Args:
@@ -67,21 +67,23 @@ def update_weights(choice: Choice, counts: Tensor, options: DictionaryOptions, d
     return Weights(counts, (1 - rate) * (1 - seeded).to(dtype), share)
 
 
-def write(means: Tensor, tokens: Tensor, choice: Choice, weights: Weights) -> Tensor:
-    """Means `[B, H, N, D]` after the chunk's `tokens [B, H, m, D]`; differentiable in both.
+def write_(means: Tensor, tokens: Tensor, choice: Assignment, weights: Weights) -> Tensor:
+    """Bring contiguous means `[B, H, N, D]` in place to what they are after the chunk's `tokens [B, H, m, D]`.
 
     The change of each slot is summed, not its new value, so that a slot without tokens keeps its bits and the mean of a slot
     with many is not rounded anew.
     """
     b, h, n, d = means.shape
-    flat = means.reshape(b * h * n, d)
+    flat = means.view(b * h * n, d)
     offset = torch.arange(b * h, device=means.device).view(b, h, 1) * n
-    index = (choice.slots.clamp(min=0) + offset).reshape(-1)
+    index = (choice.slots.clamp(min=0) + offset).view(-1)
     rows = tokens.reshape(-1, d)
-    is_seed = choice.seeds.reshape(-1)
-    flat = flat.index_put((index[is_seed],), rows[is_seed])
-    member = weights.share.masked_fill(choice.seeds, 0.0).reshape(-1, 1)
-    return flat.index_add(0, index, member * (rows - flat[index])).view(b, h, n, d)
+    is_seed = choice.seeds.view(-1)
+    if bool(is_seed.any()):
+        flat.index_put_((index[is_seed],), rows[is_seed])
+    member = weights.share.masked_fill(choice.seeds, 0.0).view(-1, 1)
+    flat.index_add_(0, index, member * (rows - flat[index]))
+    return means
 
 
 def update(
@@ -127,13 +129,13 @@ def update(
     k, v = (x.to(dtype).masked_fill(~mask[..., None, None], 0.0).transpose(1, 2) for x in (k, v))
     k = normalise(k)
     used = int(state.size.max()) if state.size.numel() else 0
-    choice = choose_slots(k, mask, state.keys[:, :, :used], state.size, state.tokens, options)
+    choice, size = choose_slots(k, mask, state.keys[:, :, :used], state.size, state.tokens, options)
     weights = update_weights(choice, state.counts, options, dtype)
     new = state.replace(
         counts=weights.counts,
-        keys=write(state.keys, k, choice, weights),
-        values=write(state.values, v, choice, weights),
-        size=choice.size,
+        keys=write_(state.keys.clone(memory_format=torch.contiguous_format), k, choice, weights),
+        values=write_(state.values.clone(memory_format=torch.contiguous_format), v, choice, weights),
+        size=size,
         tokens=state.tokens + mask.sum(-1),
     )
     return new, choice.slots.transpose(1, 2).reshape(b, t, h)

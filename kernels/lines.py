@@ -1,0 +1,190 @@
+"""How a call is cut into pieces of work: lines (one row and head each) across, chunks along.
+
+Lines do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its own work, which on
+a CPU is much faster than many threads inside each small matrix product.
+
+Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block (rows and heads,
+in either order), `m` tokens of a chunk.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.numerics import inverse_norm
+from kernels.reading import Scratch
+
+_SCORES = 1 << 20  # scores a block should hold at once on a CPU: 4 MiB in fp32
+_WORTH_THREADS = 1 << 22  # scores of a call for which starting threads pays
+
+
+class Grid(NamedTuple):
+    """Where chunks begin and end, in positions that count the pending tokens first."""
+
+    pending: int
+    new: int
+    length: int
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First and one past the last position of chunk `index`."""
+        start = index * self.length
+        return start, min(start + self.length, self.pending + self.new)
+
+    def queries(self, index: int) -> slice:
+        """The new tokens of chunk `index`, counted from the first new one."""
+        start, stop = self.bounds(index)
+        return slice(max(start - self.pending, 0), max(stop - self.pending, 0))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that are begun."""
+        return -(-(self.pending + self.new) // self.length)
+
+
+class Tokens(NamedTuple):
+    """Keys, values and mask, pending ones apart because their keys are normalised already.
+
+    Args:
+        k: `[B, T, H, Dk]`.
+        v: `[B, T, H, Dv]`.
+        mask: `[B, T]`.
+        pending_k: `[B, p, H, Dk]`.
+        pending_v: `[B, p, H, Dv]`.
+        pending_mask: `[B, p]`.
+    """
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor
+    pending_k: Tensor
+    pending_v: Tensor
+    pending_mask: Tensor
+
+
+class Block(NamedTuple):
+    """Some rows and heads. `shared` puts heads first: all rows of a head then read one dictionary."""
+
+    rows: slice
+    heads: slice
+    shared: bool
+
+    def view(self, x: Tensor) -> Tensor:
+        """`[B, T, H, D]` as `[X, Y, T, D]` of this block."""
+        x = x[self.rows, :, self.heads]
+        return x.permute(2, 0, 1, 3) if self.shared else x.permute(0, 2, 1, 3)
+
+    def row_view(self, x: Tensor) -> Tensor:
+        """`[B, T]` so that it broadcasts against `[X, Y, T]`."""
+        return x[self.rows][None] if self.shared else x[self.rows][:, None]
+
+    def head_view(self, x: Tensor) -> Tensor:
+        """`[H]` so that it broadcasts against `[X, Y, 1, 1]`."""
+        return x[self.heads].view(-1, 1, 1, 1) if self.shared else x[self.heads].view(1, -1, 1, 1)
+
+    def view_lines(self, x: Tensor) -> Tensor:
+        """`[B, H, ...]` as `[X, Y, ...]`."""
+        x = x[self.rows, self.heads]
+        return x.transpose(0, 1) if self.shared else x
+
+
+def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool, on_cpu: bool) -> list[Block]:
+    """All lines of a call in blocks.
+
+    Args:
+        batch: B.
+        heads: H.
+        scores: logits per line and chunk.
+        threads: that may work at a time.
+        shared: whether all rows read one dictionary.
+        on_cpu: elsewhere one block keeps the device busy.
+    """
+    most = batch * heads
+    if on_cpu:
+        most = max(1, min(-(-batch * heads // threads), _SCORES // max(1, scores)))
+    if shared:  # rows of one head in one block
+        many_rows, many_heads = min(batch, most), max(1, most // batch)
+    else:
+        many_rows, many_heads = max(1, most // heads), min(heads, most)
+    return [
+        Block(slice(b, min(b + many_rows, batch)), slice(h, min(h + many_heads, heads)), shared)
+        for b in range(0, batch, many_rows)
+        for h in range(0, heads, many_heads)
+    ]
+
+
+def run(jobs: list[Callable[[], None]], scores: int) -> None:
+    """Run all jobs, on a CPU's threads if the call has enough `scores` for that to pay."""
+    threads = min(torch.get_num_threads(), len(jobs))
+    if threads < 2 or scores < _WORTH_THREADS:
+        for job in jobs:
+            job()
+        return
+
+    def work(job: Callable[[], None]) -> None:
+        with torch.no_grad():  # grad mode is a thread's own, and a new thread starts with it on
+            job()
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for _ in pool.map(work, jobs):
+                pass
+        finally:
+            torch.set_num_threads(before)  # torch gives threads yet to come what any thread set last
+
+
+def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> Tensor | None:
+    """Fill `out [X, Y, m, Dk + Dv]` with a chunk's normalised keys beside its values; masked tokens become zero.
+
+    Returns:
+        Which are valid, bool, broadcast against `[X, Y, m]`; None if all are.
+    """
+    start, stop = grid.bounds(index)
+    p, dk = grid.pending, tokens.k.shape[-1]
+    old = max(p - start, 0)
+    if old:
+        out[:, :, :old, :dk] = block.view(tokens.pending_k)[:, :, start:p]
+        out[:, :, :old, dk:] = block.view(tokens.pending_v)[:, :, start:p]
+    new = grid.queries(index)
+    k = block.view(tokens.k)[:, :, new].to(out.dtype)
+    torch.mul(k, inverse_norm(k), out=out[:, :, old:, :dk])
+    out[:, :, old:, dk:] = block.view(tokens.v)[:, :, new]
+    valid = chunk_mask(block, tokens, grid, index)
+    if valid is not None:
+        # What a masked position holds must not matter, not even if it is NaN.
+        out.masked_fill_(~valid[..., None], 0.0)
+    return valid
+
+
+def chunk_mask(block: Block, tokens: Tokens, grid: Grid, index: int) -> Tensor | None:
+    """Valid tokens of a chunk, bool, broadcast against `[X, Y, m]`; None if all are."""
+    start, _ = grid.bounds(index)
+    valid = block.row_view(tokens.mask)[..., grid.queries(index)]
+    if start < grid.pending:
+        valid = torch.cat([block.row_view(tokens.pending_mask)[..., start:], valid], -1)
+    return None if bool(valid.all()) else valid
+
+
+def load_queries(q: Tensor, scale: Tensor, valid: Tensor | None, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Normalised queries `q [X, Y, s, Dk]` times `scale`, contiguous, and their inverse norms; zero where not valid.
+
+    Args:
+        q: of any layout.
+        scale: broadcasts against `[X, Y, 1, 1]`.
+        valid: of the chunk, bool, broadcasts against `[X, Y, m]` with the queries last; None if all are.
+        scratch: buffers.
+    """
+    q = q.to(scale.dtype)
+    if valid is not None:
+        q = q.masked_fill(~valid[..., -q.shape[2] :, None], 0.0)
+    inverse = inverse_norm(q)
+    out = scratch.take("queries", q, *q.shape)
+    return torch.mul(q, inverse * scale, out=out), inverse
+
+
+def segments(count: int, length: int) -> Iterator[range]:
+    """`range(count)` in ranges of `length`."""
+    return (range(i, min(i + length, count)) for i in range(0, count, length))

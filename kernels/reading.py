@@ -1,0 +1,193 @@
+"""The read of one chunk: one softmax over slots and tokens, as matrix products, with its gradient.
+
+Dictionaries may be shared: `R` rows of queries and tokens read each of `G` dictionaries (R = 1 when every row has its own), so
+that the product with the slots is one for all of them.
+
+Letters: `G` dictionaries, `R` rows of each, `s` queries and `m` tokens of a row's chunk, `n` slots, `Dk`/`Dv` sizes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.numerics import inverse_norm, normalise, normalise_backward
+
+
+class Sources(NamedTuple):
+    """What the queries of a chunk see.
+
+    Args:
+        mu: `[G, n, Dk]` key means as the read-out uses them.
+        nu: `[G, n, Dv]` value means.
+        slot_bias: `[G, 1, n]` what is added to a slot's logit; minus infinity hides it.
+        k: `[G R, m, Dk]` normalised keys.
+        v: `[G R, m, Dv]`.
+        token_bias: `[G R or 1, s, m]`, minus infinity where a query does not see a token.
+    """
+
+    mu: Tensor
+    nu: Tensor
+    slot_bias: Tensor
+    k: Tensor
+    v: Tensor
+    token_bias: Tensor
+
+
+class Scratch:
+    """Buffers by name, kept from chunk to chunk: scores are larger than anything else and shrink or grow with the slots."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape, with dtype and device of `like`."""
+        size = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+def slot_sources(keys: Tensor, counts: Tensor, beta: Tensor, read_out: str) -> tuple[Tensor, Tensor]:
+    """Key means as the read-out uses them, and the bias of their logits.
+
+    Args:
+        keys: `[..., n, Dk]`.
+        counts: `[..., n]` int64.
+        beta: broadcasts against `[..., 1, 1]`.
+        read_out: a name in `READ_OUTS`.
+
+    Returns:
+        `[..., n, Dk]`, `[..., 1, n]`.
+    """
+    bias = counts.to(keys.dtype).log()[..., None, :]
+    if read_out == "unit":
+        return normalise(keys), bias
+    if read_out == "gmr":
+        bias = bias - beta * half_square(keys)
+    return keys, bias
+
+
+def half_square(x: Tensor) -> Tensor:
+    """`|x|^2 / 2` of vectors `[..., n, D]` as a row `[..., 1, n]`."""
+    return (x.square().sum(-1) / 2)[..., None, :]
+
+
+def visibility(queries: int, tokens: int, valid: Tensor | None, like: Tensor) -> Tensor:
+    """Bias of the chunk's own tokens for its last `queries` positions: 0 where seen, minus infinity where not.
+
+    Every query sees its own position even where that is masked, so that no softmax is empty; the output there is set to zero
+    later.
+
+    Args:
+        queries: s.
+        tokens: m.
+        valid: bool `[..., m]`, or None if all are.
+        like: gives dtype and device.
+
+    Returns:
+        `[..., s, m]`, with one leading dimension of size one if `valid` is None.
+    """
+    seen = torch.ones(1, queries, tokens, dtype=torch.bool, device=like.device).tril(tokens - queries)
+    if valid is not None:
+        own = torch.ones_like(seen).tril(tokens - queries) & torch.ones_like(seen).triu(tokens - queries)
+        seen = (seen & valid[..., None, :]) | own
+    return like.new_zeros(()).where(seen, -torch.inf)
+
+
+def attend(q: Tensor, x: Sources, scratch: Scratch) -> Tensor:
+    """Softmax weights `[G, R s, n + m]` of queries `q [G, R s, Dk]`, which beta has scaled."""
+    g, rs, _ = q.shape
+    n, (gr, m, _) = x.mu.shape[1], x.k.shape
+    weights = scratch.take("weights", q, g, rs, n + m)
+    own = weights.view(gr, -1, n + m)[..., n:]
+    if n:
+        torch.baddbmm(x.slot_bias, q, x.mu.mT, out=weights[..., :n])
+    torch.baddbmm(x.token_bias.expand_as(own), q.view(gr, -1, q.shape[-1]), x.k.mT, out=own)
+    return torch.softmax(weights, -1, out=weights)
+
+
+def combine(weights: Tensor, x: Sources) -> Tensor:
+    """Outputs `[G, R s, Dv]` under these weights."""
+    n = x.mu.shape[1]
+    gr = x.k.shape[0]
+    out = torch.bmm(weights[..., :n], x.nu)
+    out.view(gr, -1, out.shape[-1]).baddbmm_(weights.view(gr, -1, weights.shape[-1])[..., n:], x.v)
+    return out
+
+
+class ReadGradients(NamedTuple):
+    """Gradients of one read; those of slots are added to what is given.
+
+    Args:
+        q: `[G, R s, Dk]` of the scaled queries.
+        k: `[G R, m, Dk]`.
+        v: `[G R, m, Dv]`.
+        logits: `[G, R s, n + m]`; a buffer that the next read overwrites.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    logits: Tensor
+
+
+def attend_backward(
+    gradient: Tensor,
+    q: Tensor,
+    weights: Tensor,
+    x: Sources,
+    scratch: Scratch,
+    add_mu: Tensor | None,
+    add_nu: Tensor | None,
+) -> ReadGradients:
+    """Gradient of `combine(attend(q, x), x)`.
+
+    Args:
+        gradient: `[G, R s, Dv]` of the outputs.
+        q: `[G, R s, Dk]` scaled.
+        weights: what `attend` gave.
+        x: what it read.
+        scratch: buffers.
+        add_mu: `[G, n, Dk]`, to which the gradient of `x.mu` is added; None if nobody wants it.
+        add_nu: `[G, n, Dv]`, for `x.nu`.
+    """
+    n = x.mu.shape[1]
+    gr = x.k.shape[0]
+    d = scratch.take("gradients", q, *weights.shape)
+    d_own, own = (t.view(gr, -1, t.shape[-1])[..., n:] for t in (d, weights))
+    gradient_rows, q_rows = (t.view(gr, -1, t.shape[-1]) for t in (gradient, q))
+    torch.bmm(gradient, x.nu.mT, out=d[..., :n])
+    torch.bmm(gradient_rows, x.v.mT, out=d_own)
+    if add_nu is not None:
+        add_nu.baddbmm_(weights[..., :n].mT, gradient)
+    d_v = torch.bmm(own.mT, gradient_rows)
+    # Softmax: d = weights * (d - sum of weights * d)
+    d.mul_(weights)
+    d.addcmul_(weights, d.sum(-1, keepdim=True), value=-1)
+    d_q = torch.bmm(d[..., :n], x.mu)
+    d_q.view(gr, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
+    if add_mu is not None:
+        add_mu.baddbmm_(d[..., :n].mT, q)
+    return ReadGradients(d_q, torch.bmm(d_own.mT, q_rows), d_v, d)
+
+
+def slot_sources_backward(
+    keys: Tensor, beta: Tensor, read_out: str, d_mu: Tensor, d_bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of `slot_sources`: of keys `[..., n, Dk]`, and of beta through the bias, `[..., 1]` (None for no bias).
+
+    Args:
+        keys: `[..., n, Dk]`.
+        beta: broadcasts against `[..., 1, 1]`.
+        read_out: a name in `READ_OUTS`.
+        d_mu: `[..., n, Dk]`.
+        d_bias: `[..., 1, n]`, needed by `gmr` only.
+    """
+    if read_out == "unit":
+        inverse = inverse_norm(keys)
+        return normalise_backward(keys * inverse, inverse, d_mu), None
+    if read_out == "gmr" and d_bias is not None:
+        return d_mu - beta * d_bias.mT * keys, -(d_bias * half_square(keys)).sum(-1)
+    return d_mu, None

@@ -1,0 +1,378 @@
+"""The walk along the chunks of a block of lines, forward and backward: read, then update.
+
+Going back needs every dictionary of the way. The tokens' slots are kept (one integer each), so dictionaries can be made again
+without any similarity: from snapshots a fixed number of chunks apart, a segment at a time. Within the segment each update
+leaves the rows that it overwrote, and the walk back puts them back bit by bit. Nothing is divided out or subtracted, so this is
+exact for every learning rate and for any number of tokens. Snapshots take an eighth of the memory of keys and values at most,
+whatever N is.
+
+Letters: see `lines`; `N` capacity, `n` slots in use, `D = Dk + Dv`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import reading
+from kernels.lines import Block, Grid, Tokens, chunk_mask, load_queries, load_tokens, segments
+from kernels.numerics import inverse_norm, normalise_backward
+from kernels.options import DictionaryOptions
+from kernels.reading import Scratch, Sources
+from kernels.selection import Assignment, choose_slots
+from kernels.writing import update_weights, write_
+
+
+def segment_length(options: DictionaryOptions) -> int:
+    """Chunks between snapshots: their tokens are at least eight times the slots."""
+    return -(-8 * options.capacity // options.chunk_size)
+
+
+class Dictionary(NamedTuple):
+    """Dictionaries of all rows and heads, or of one row that all share.
+
+    Args:
+        counts: `[B, H, N]` int64.
+        keys: `[B, H, N, Dk]`.
+        values: `[B, H, N, Dv]`.
+        size: `[B, H]` int64.
+        tokens: `[B]` int64.
+    """
+
+    counts: Tensor
+    keys: Tensor
+    values: Tensor
+    size: Tensor
+    tokens: Tensor
+
+
+class Walk(NamedTuple):
+    """What a forward walk leaves behind, of all rows and heads; a block fills its part.
+
+    Args:
+        means: `[B, H, N, D]` keys beside values after the last update.
+        counts: `[B, H, N]` int64.
+        size: `[B, H]` int64.
+        slots: `[B, H, closes L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the slot.
+        snapshots: `[segments - 1, B, H, N, D]` means at the start of every segment but the first.
+    """
+
+    means: Tensor
+    counts: Tensor
+    size: Tensor
+    slots: Tensor
+    snapshots: Tensor
+
+
+class Call(NamedTuple):
+    """What every block of one call shares."""
+
+    q: Tensor
+    tokens: Tokens
+    beta: Tensor
+    dictionary: Dictionary
+    options: DictionaryOptions
+    grid: Grid
+    closes: int
+
+
+def encode(choice: Assignment) -> Tensor:
+    """Slots and seeds in one integer each."""
+    return torch.where(choice.seeds, -2 - choice.slots, choice.slots)
+
+
+def decode(code: Tensor) -> Assignment:
+    """What `encode` made."""
+    seeds = code < -1
+    return Assignment(torch.where(seeds, -2 - code, code).long(), seeds)
+
+
+def sources(
+    call: Call, block: Block, means: Tensor, counts: Tensor, kv: Tensor, valid: Tensor | None, queries: int
+) -> Sources:
+    """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, from `means [X, Y or 1, n, D]` and the chunk."""
+    dk = call.q.shape[-1]
+    read_out = call.options.read_out
+    beta = block.head_view(call.beta)
+    mu, slot_bias = reading.slot_sources(means[..., :dk], counts, beta, read_out)
+    token_bias = reading.visibility(queries, kv.shape[2], valid, kv)
+    if read_out == "gmr":
+        token_bias = token_bias - beta * reading.half_square(kv[..., :dk])
+    lines = kv.shape[0] * kv.shape[1]
+    if token_bias.dim() == 4:
+        token_bias = token_bias.expand(*kv.shape[:2], *token_bias.shape[2:]).reshape(lines, *token_bias.shape[2:])
+    tokens = kv.flatten(0, 1)
+    return Sources(
+        mu.flatten(0, 1),
+        means[..., dk:].flatten(0, 1),
+        slot_bias.flatten(0, 1),
+        tokens[..., :dk],
+        tokens[..., dk:],
+        token_bias,
+    )
+
+
+def read_chunk(
+    call: Call, block: Block, index: int, x: Sources, valid: Tensor | None, scratch: Scratch, o: Tensor
+) -> None:
+    """Write the outputs of chunk `index` into `o [B, T, H, Dv]`."""
+    positions = call.grid.queries(index)
+    q, _ = load_queries(block.view(call.q)[:, :, positions], block.head_view(call.beta), valid, scratch)
+    weights = reading.attend(q.view(x.mu.shape[0], -1, q.shape[-1]), x, scratch)
+    out = reading.combine(weights, x).view(*q.shape[:3], -1)
+    if valid is not None:
+        out.masked_fill_(~valid[..., -q.shape[2] :, None], 0.0)
+    block.view(o)[:, :, positions] = out
+
+
+def read_only(call: Call, block: Block, o: Tensor) -> None:
+    """Outputs of a call that closes no chunk: one read, of dictionaries that may be shared by all rows."""
+    scratch = Scratch()
+    kv, valid, means, counts = _open_chunk(call, block)
+    s = call.q.shape[1]
+    read_chunk(call, block, 0, sources(call, block, means, counts, kv, valid, s), valid, scratch, o)
+
+
+def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Tokens and mask of the only chunk, means `[X, Y or 1, n, D]` and counts of the slots in use."""
+    x, y = block.view(call.q).shape[:2]
+    _, m = call.grid.bounds(0)
+    d = call.dictionary.keys.shape[-1] + call.dictionary.values.shape[-1]
+    kv = call.dictionary.keys.new_empty(x, y, m, d)
+    valid = load_tokens(block, call.tokens, call.grid, 0, kv)
+    of_dictionary = block._replace(rows=slice(None)) if block.shared else block
+    counts, keys, values, size = (of_dictionary.view_lines(t) for t in call.dictionary[:4])
+    used = int(size.max()) if size.numel() else 0
+    means = torch.cat([keys[:, :, :used], values[:, :, :used]], -1)
+    return kv, valid, means, counts[:, :, :used]
+
+
+def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
+    """Walk a block's chunks; fill its part of the outputs `o [B, T, H, Dv]` and of `walk`."""
+    grid, options, closes = call.grid, call.options, call.closes
+    scratch = Scratch()
+    counts, keys, values, size = (block.view_lines(t) for t in call.dictionary[:4])
+    tokens = call.dictionary.tokens[block.rows].clone()
+    dk = keys.shape[-1]
+    x, y = size.shape
+    means = torch.cat([keys, values], -1)
+    slots, snapshots = block.view_lines(walk.slots), walk.snapshots[:, block.rows, block.heads]
+    every = segment_length(options)
+    buffer = means.new_empty(x, y, grid.length, means.shape[-1])
+    for index in range(grid.chunks):
+        start, stop = grid.bounds(index)
+        if index and index % every == 0 and len(snapshots):
+            snapshots[index // every - 1] = means
+        used = int(size.max())
+        kv = buffer[:, :, : stop - start]
+        valid = load_tokens(block, call.tokens, grid, index, kv)
+        queries = grid.queries(index)
+        if queries.stop > queries.start:
+            s = queries.stop - queries.start
+            seen = sources(call, block, means[:, :, :used], counts[:, :, :used], kv, valid, s)
+            read_chunk(call, block, index, seen, valid, scratch, o)
+        if index < closes:
+            mask = torch.ones(x, stop - start, dtype=torch.bool, device=kv.device) if valid is None else valid[:, 0]
+            origin = (block.rows.start, block.heads.start)
+            choice, size = choose_slots(kv[..., :dk], mask, means[:, :, :used, :dk], size, tokens, options, origin)
+            weights = update_weights(choice, counts, options, means.dtype)
+            write_(means, kv, choice, weights)
+            counts = weights.counts
+            tokens += mask.sum(-1)
+            if slots.shape[-1]:
+                slots[:, :, start:stop] = encode(choice)
+    block.view_lines(walk.means).copy_(means)
+    block.view_lines(walk.counts).copy_(counts)
+    block.view_lines(walk.size).copy_(size)
+
+
+class Gradients(NamedTuple):
+    """Gradients of a call, of all rows and heads; a block fills its part.
+
+    Args:
+        q: `[B, T, H, Dk]`.
+        k: `[B, T, H, Dk]`.
+        v: `[B, T, H, Dv]`.
+        beta: `[B, H]`, to be summed over rows.
+        pending_k: `[B, p, H, Dk]`.
+        pending_v: `[B, p, H, Dv]`.
+        means: `[B, H, N, D]` of the initial dictionary; of one row where that is shared, of no row if nobody wants it.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    pending_k: Tensor
+    pending_v: Tensor
+    means: Tensor
+
+
+def read_backward(
+    call: Call,
+    block: Block,
+    index: int,
+    means: Tensor,
+    counts: Tensor,
+    kv: Tensor,
+    valid: Tensor | None,
+    scratch: Scratch,
+    d_o: Tensor,
+    d_means: Tensor | None,
+    grads: Gradients,
+) -> Tensor:
+    """Back through the read of one chunk: adds to `d_means [X, Y or 1, n, D]`, fills gradients of queries, adds that of beta.
+
+    Returns:
+        Gradient `[X, Y, m, D]` of the chunk's normalised keys and values.
+    """
+    read_out, dk = call.options.read_out, call.q.shape[-1]
+    beta = block.head_view(call.beta)
+    positions = call.grid.queries(index)
+    q, inverse = load_queries(block.view(call.q)[:, :, positions], beta, valid, scratch)
+    x = sources(call, block, means, counts, kv, valid, q.shape[2])
+    lines = q.view(x.mu.shape[0], -1, dk)
+    weights = reading.attend(lines, x, scratch)
+    d_out = block.view(d_o)[:, :, positions].to(kv.dtype)
+    d_out = (
+        d_out.contiguous() if valid is None else d_out.masked_fill(~valid[..., -q.shape[2] :, None], 0.0).contiguous()
+    )
+    plain = read_out == "raw"
+    d_mu = d_nu = None
+    if d_means is not None:
+        flat = d_means.flatten(0, 1)
+        d_nu = flat[..., dk:]
+        d_mu = flat[..., :dk] if plain else torch.zeros_like(x.mu)
+    g = reading.attend_backward(d_out.view(*lines.shape[:2], -1), lines, weights, x, scratch, d_mu, d_nu)
+
+    d_q = g.q.view(q.shape)
+    unit = q / beta
+    d_beta = (d_q * unit).sum((-1, -2))
+    d_kv = torch.cat([g.k, g.v], -1).view(kv.shape)
+    if read_out == "gmr":
+        m, n = kv.shape[2], x.mu.shape[1]
+        logits = g.logits.view(*kv.shape[:2], -1, n + m)
+        d_tokens, half = logits[..., n:].sum(2, keepdim=True), reading.half_square(kv[..., :dk])
+        d_kv[..., :dk] -= beta * d_tokens.mT * kv[..., :dk]
+        d_beta = d_beta - (d_tokens * half).sum((-1, -2))
+        half_slots = reading.half_square(means[..., :dk])  # [X, Y or 1, 1, n]
+        d_beta = d_beta - (logits[..., :n].sum(2, keepdim=True) * half_slots).sum((-1, -2))
+    if d_means is not None and not plain:
+        assert d_mu is not None
+        d_bias = g.logits[..., : x.mu.shape[1]].sum(1, keepdim=True).view(*counts.shape[:2], 1, -1)
+        d_keys, _ = reading.slot_sources_backward(
+            means[..., :dk], beta, read_out, d_mu.view(*means.shape[:3], dk), d_bias
+        )
+        d_means[..., :dk] += d_keys
+    block.view_lines(grads.beta).add_(d_beta)
+    block.view(grads.q)[:, :, positions] = normalise_backward(unit, inverse, beta * d_q)
+    return d_kv
+
+
+def store_token_gradients(call: Call, block: Block, index: int, d_kv: Tensor, kv: Tensor, grads: Gradients) -> None:
+    """Put the gradient of a chunk's normalised keys and values where those of the inputs belong."""
+    start, _ = call.grid.bounds(index)
+    p, dk = call.grid.pending, call.q.shape[-1]
+    old = max(p - start, 0)
+    valid = chunk_mask(block, call.tokens, call.grid, index)
+    if valid is not None:
+        d_kv = d_kv.masked_fill(~valid[..., None], 0.0)
+    if old:
+        block.view(grads.pending_k)[:, :, start:p] = d_kv[:, :, :old, :dk]
+        block.view(grads.pending_v)[:, :, start:p] = d_kv[:, :, :old, dk:]
+    new = call.grid.queries(index)
+    inverse = inverse_norm(block.view(call.tokens.k)[:, :, new].to(kv.dtype))
+    d_k = normalise_backward(kv[:, :, old:, :dk], inverse, d_kv[:, :, old:, :dk])
+    if valid is not None:
+        d_k = d_k.masked_fill(~valid[..., old:, None], 0.0)
+    block.view(grads.k)[:, :, new] = d_k
+    block.view(grads.v)[:, :, new] = d_kv[:, :, old:, dk:]
+
+
+def read_only_backward(call: Call, block: Block, d_o: Tensor, grads: Gradients) -> None:
+    """Back through `read_only`."""
+    kv, valid, means, counts = _open_chunk(call, block)
+    d_means = None
+    if grads.means.shape[0]:
+        of_dictionary = block._replace(rows=slice(None)) if block.shared else block
+        d_means = torch.zeros_like(means)
+    d_kv = read_backward(call, block, 0, means, counts, kv, valid, Scratch(), d_o, d_means, grads)
+    if d_means is not None:
+        of_dictionary.view_lines(grads.means)[:, :, : means.shape[2]] = d_means
+    store_token_gradients(call, block, 0, d_kv, kv, grads)
+
+
+def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor | None, grads: Gradients) -> None:
+    """Walk a block's chunks back; `d_means [B, H, N, D]` is the gradient of the final dictionary, None if there is none."""
+    grid, options, closes = call.grid, call.options, call.closes
+    scratch = Scratch()
+    counts, keys, values = (block.view_lines(t) for t in call.dictionary[:3])
+    x, y, n_all, dk = keys.shape
+    d = dk + values.shape[-1]
+    codes = block.view_lines(walk.slots)
+    snapshots = walk.snapshots[:, block.rows, block.heads]
+    d_dictionary = keys.new_zeros(x, y, n_all, d)
+    if d_means is not None:
+        d_dictionary += block.view_lines(d_means)
+    every = segment_length(options)
+    parts = list(segments(grid.chunks, every))
+
+    starts = [counts]  # counts at the start of every segment
+    for part in parts[:-1]:
+        code = decode(codes[:, :, part.start * grid.length : part.stop * grid.length])
+        starts.append(update_weights(code, starts[-1], options, keys.dtype).counts)
+
+    buffer = keys.new_empty(x, y, grid.length, d)
+    for number, part in reversed(list(enumerate(parts))):
+        means = torch.cat([keys, values], -1) if number == 0 else snapshots[number - 1].clone()
+        counts = starts[number]
+        undo = []
+        for index in part:  # again, without any similarity
+            if index >= closes:
+                undo.append((counts, None, None, None))
+                break
+            start, stop = grid.bounds(index)
+            load_tokens(block, call.tokens, grid, index, buffer)
+            choice = decode(codes[:, :, start:stop])
+            weights = update_weights(choice, counts, options, means.dtype)
+            overwritten = means.gather(2, _rows(choice, d))
+            undo.append((counts, choice, weights, overwritten))
+            write_(means, buffer, choice, weights)
+            counts = weights.counts
+        for index in reversed(part):
+            start, stop = grid.bounds(index)
+            counts, choice, weights, overwritten = undo.pop()
+            kv = buffer[:, :, : stop - start]
+            valid = load_tokens(block, call.tokens, grid, index, kv)
+            d_kv = torch.zeros_like(kv)
+            if choice is not None:
+                at = _rows(choice, d)
+                torch.mul(d_dictionary.gather(2, at), weights.share[..., None], out=d_kv)
+                d_dictionary *= weights.kept[..., None]
+                means.scatter_(2, at, overwritten)
+            queries = grid.queries(index)
+            if queries.stop > queries.start:
+                used = int((counts > 0).sum(-1).max())
+                part_means, part_counts = means[:, :, :used], counts[:, :, :used]
+                d_kv += read_backward(
+                    call,
+                    block,
+                    index,
+                    part_means,
+                    part_counts,
+                    kv,
+                    valid,
+                    scratch,
+                    d_o,
+                    d_dictionary[:, :, :used],
+                    grads,
+                )
+            store_token_gradients(call, block, index, d_kv, kv, grads)
+    if grads.means.shape[0]:
+        block.view_lines(grads.means).copy_(d_dictionary)
+
+
+def _rows(choice: Assignment, size: int) -> Tensor:
+    """Index `[X, Y, m, D]` of the means' rows that a chunk's tokens write; masked tokens name slot 0 and write nothing."""
+    slots = choice.slots.clamp(min=0)[..., None]
+    return slots.expand(*slots.shape[:3], size)
