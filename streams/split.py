@@ -1,4 +1,7 @@
-"""Cuts a labelled data set into experiences by class, and into train, validation and test."""
+"""Cuts a labelled data set into experiences by class, and into train, validation and test.
+
+Index work is numpy's: the arrays are small, and torch's threads cost more than they save, above all on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -69,15 +72,16 @@ def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *
     labels = tuple(tuple(range(len(c))) if restart else c for c in original_classes)
 
     # Everything about a sample follows from its class: by class, the label and the experience.
-    label_of, experience_of = torch.zeros(2, n_original, dtype=torch.int64)
+    label_of, experience_of = np.zeros((2, n_original), dtype=np.int64)
     for experience, (classes, class_labels) in enumerate(zip(original_classes, labels, strict=True)):
-        label_of[list(classes)] = torch.tensor(class_labels)
+        label_of[list(classes)] = class_labels
         experience_of[list(classes)] = experience
 
-    original_targets = torch.from_numpy(data.targets.astype(np.int64))
-    experiences = experience_of[original_targets]
-    samples = TensorSamples(torch.from_numpy(data.images), label_of[original_targets], divisor=data.divisor)
-    split = split_rows(original_targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    experiences = experience_of[data.targets]
+    samples = TensorSamples(
+        torch.from_numpy(data.images), torch.from_numpy(label_of[data.targets]), divisor=data.divisor
+    )
+    split = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
     return Stream(
         name=name,
         scenario=options.scenario,
@@ -124,7 +128,7 @@ def split_classes(order: Sequence[int], experiences: int) -> tuple[tuple[int, ..
     return tuple(tuple(int(c) for c in part) for part in np.array_split(np.asarray(order), experiences))
 
 
-def split_rows(targets: torch.Tensor, *, n_test: int, validation_fraction: float) -> dict[str, torch.Tensor]:
+def split_rows(targets: np.ndarray, *, n_test: int, validation_fraction: float) -> dict[str, np.ndarray]:
     """Splits the rows of a data set into train, validation (where its fraction is not 0) and test, stratified by class.
 
     Args:
@@ -133,10 +137,10 @@ def split_rows(targets: torch.Tensor, *, n_test: int, validation_fraction: float
         validation_fraction: share of each class's remaining samples to hold out.
 
     Returns:
-        Rows `[n_split]` by split, ascending. Always the same rows for the same arguments; a smaller validation set is
-        part of a larger one.
+        Rows `[n_split]` int64 by split, ascending. Always the same rows for the same arguments; a smaller validation
+        set is part of a larger one.
     """
-    rows = torch.arange(len(targets))
+    rows = np.arange(len(targets), dtype=np.int64)
     if n_test:
         train, test = rows[:-n_test], rows[-n_test:]
     else:
@@ -147,23 +151,23 @@ def split_rows(targets: torch.Tensor, *, n_test: int, validation_fraction: float
     return {"train": train, "validation": validation, "test": test}
 
 
-def _hold_out(rows: torch.Tensor, targets: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _hold_out(rows: np.ndarray, targets: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Splits `rows` into those kept and those held out: `fraction` of each class, at least one sample of each."""
     generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
-    held_out = torch.zeros(len(targets), dtype=torch.bool)
-    for label in targets[rows].unique():
+    held_out = np.zeros(len(targets), dtype=bool)
+    for label in np.unique(targets[rows]):
         of_class = rows[targets[rows] == label]
-        shuffled = of_class[torch.randperm(len(of_class), generator=generator)]
+        shuffled = of_class[torch.randperm(len(of_class), generator=generator).numpy()]
         held_out[shuffled[: max(1, round(fraction * len(of_class)))]] = True
     return rows[~held_out[rows]], rows[held_out[rows]]
 
 
 def _benchmark(
     samples: TensorSamples,
-    split: dict[str, torch.Tensor],
-    experiences: torch.Tensor,
+    split: dict[str, np.ndarray],
+    experiences: np.ndarray,
     *,
-    task_labels: torch.Tensor | None,
+    task_labels: np.ndarray | None,
 ) -> CLScenario:
     """Returns Avalanche's view of the samples; `experiences` and `task_labels` are `[n]`, one per sample."""
     # Imported here since it takes 7 to 11 s.
@@ -193,10 +197,10 @@ def _benchmark(
     return with_task_labels(with_classes_timeline(benchmark_from_datasets(**datasets)))
 
 
-def _provenance(data: LabelledImages, split: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _provenance(data: LabelledImages, split: dict[str, np.ndarray]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for stream, rows in split.items():
-        digest.update(stream.encode() + rows.numpy().tobytes())
+        digest.update(stream.encode() + rows.tobytes())
     return {
         "dataset": data.dataset,
         "source": data.source,
