@@ -1,0 +1,129 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cl_ovq.errors import UserError, unknown
+
+app = typer.Typer(
+    name="cl-ovq",
+    help="Continual-learning experiments with OVQ models whose dictionaries persist across tasks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes, e.g. model.mixer=softmax output_dir=DIR.", show_default=False
+    ),
+]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
+) -> None:
+    """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
+    from cl_ovq.config import load_config
+    from cl_ovq.experiment import run_experiment
+    from cl_ovq.report import matrix_table, summary_table
+
+    result = run_experiment(load_config(config, overrides or ()), Console(stderr=True))
+    if json:
+        print(result.to_json())
+        return
+    console = Console()
+    console.print(matrix_table(result))
+    console.print(summary_table([result]))
+    console.print(f"results: {result.output_dir}", soft_wrap=True)
+
+
+@app.command()
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print the resolved configuration of an experiment."""
+    from omegaconf import OmegaConf
+
+    from cl_ovq.config import load_config, to_dict
+    from cl_ovq.experiment import check_config
+
+    loaded = load_config(config, overrides or ())
+    check_config(loaded)
+    print(OmegaConf.to_yaml(OmegaConf.create(to_dict(loaded))), end="")
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(help="streams, models, mixers, strategies, optimizers, experiments, ...")
+    ] = None,
+) -> None:
+    """List what a configuration can name."""
+    from rich.table import Table
+
+    from cl_ovq.catalogue import KINDS
+
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    console = Console()
+    for name in KINDS if kind is None else (kind,):
+        table = Table("name", "what it is", title=name, title_justify="left")
+        for part, summary in KINDS[name]().items():
+            table.add_row(part, summary)
+        console.print(table)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port; the next free one is taken if it is in use.")] = 5000,
+) -> None:
+    """Open MLflow's user interface on the runs under runs/ (on this machine only: 127.0.0.1)."""
+    from cl_ovq.interface import serve
+
+    serve(port)
+
+
+@app.command()
+def demo() -> None:
+    """Run the quickstart three times: a dictionary for all tasks, one per sequence, and softmax attention."""
+    from cl_ovq.config import load_config
+    from cl_ovq.experiment import run_experiment
+    from cl_ovq.report import matrix_table, summary_table
+
+    variants: tuple[tuple[str, ...], ...] = ((), ("dictionary.scope=sequence",), ("model.mixer=softmax",))
+    console = Console()
+    results = []
+    for overrides in variants:
+        result = run_experiment(load_config("quickstart", overrides), Console(stderr=True))
+        console.print(matrix_table(result))
+        results.append(result)
+    console.print(summary_table(results))
+    for result in results:
+        console.print(f"results: {result.output_dir}", soft_wrap=True)
+    console.print("\nCompare the runs in MLflow:  [bold]make ui[/]")
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"[red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+def _escape(text: str) -> Any:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,27 @@
+"""The typed configuration of an experiment, and how it is read."""
+
+from cl_ovq.config.load import find_experiment, load_config, to_dict
+from cl_ovq.config.schema import (
+    DictionaryConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StrategyConfig,
+    StreamConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "DictionaryConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "StrategyConfig",
+    "StreamConfig",
+    "TrackingConfig",
+    "find_experiment",
+    "load_config",
+    "to_dict",
+]

@@ -1,0 +1,194 @@
+"""From a YAML file and `key=value` overrides to a checked configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cl_ovq.config.check import check_keys, check_values, field_of
+from cl_ovq.config.schema import ExperimentConfig, StreamConfig
+from cl_ovq.errors import UserError, nearest, unknown
+from streams import STREAMS
+
+SECTIONS = {
+    field.name: field.default_factory
+    for field in dataclasses.fields(ExperimentConfig)
+    if dataclasses.is_dataclass(field.default_factory)
+}
+SCALARS = tuple(
+    field for field in dataclasses.fields(ExperimentConfig) if field.name not in SECTIONS and field.name != "stream"
+)
+
+
+def experiment_folders() -> list[Path]:
+    """Return the folders that hold experiments: the working directory's, this checkout's, the installed ones."""
+    folders = [
+        Path("experiments"),
+        Path(__file__).resolve().parents[2] / "experiments",
+        Path(sys.prefix) / "share" / "cl-ovq" / "experiments",
+    ]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def list_experiments() -> dict[str, Path]:
+    """Return the experiments that can be named without a path, by name."""
+    found: dict[str, Path] = {}
+    for folder in experiment_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+def find_experiment(name: str) -> Path:
+    """Return the file of an experiment given as a path, or by its name under `experiments/`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = list_experiments()
+    short = path.with_suffix("").as_posix().removeprefix("experiments/")
+    if short in known:
+        return known[short]
+    raise UserError(
+        f"no experiment '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
+        "(or give the path of a YAML file)"
+    )
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read an experiment, apply overrides, and check every key, type, name and range that can be checked from it alone.
+
+    Args:
+        name: path of a YAML file, or the name of one under `experiments/`.
+        overrides: `key=value` with dotted keys and YAML values, e.g. `model.mixer=softmax`.
+
+    Raises:
+        UserError: a file, key or value is wrong; one line says which, and what would be right.
+    """
+    tree = _read_tree(find_experiment(str(name)))
+    changes = _parse_overrides(overrides)
+    stream = _stream_schema(tree, changes)
+    schema: dict[str, Any] = {"stream": stream, **SECTIONS}
+    for source in (tree, changes):
+        check_keys(source, schema, SCALARS)
+    merged: dict[str, Any] = {section: _merge(section, cls, tree, changes) for section, cls in schema.items()}
+    scalars = dataclasses.make_dataclass("scalars", [(f.name, f.type, field_of(f)) for f in SCALARS])
+    top = _merge("", scalars, *({f.name: part[f.name] for f in SCALARS if f.name in part} for part in (tree, changes)))
+    return ExperimentConfig(
+        stream=StreamConfig(_stream_name(tree, changes), merged.pop("stream")),
+        **merged,
+        **{f.name: getattr(top, f.name) for f in SCALARS},
+    )
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain data, in the shape of the YAML files."""
+    tree = dataclasses.asdict(config)
+    tree["stream"] = {"name": config.stream.name, **dataclasses.asdict(config.stream.options)}
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
+    """Read a YAML file and lay it over the one that it includes (one level)."""
+    try:
+        tree = _as_tree(OmegaConf.load(path), path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
+    base = tree.pop("include", None)
+    if base is None:
+        return tree
+    if included:
+        raise UserError(f"{path} is included by another file, so it cannot include '{base}': one level is allowed")
+    base_path = path.parent / str(base)
+    if not base_path.is_file():
+        raise UserError(f"{path} includes '{base}', but there is no file {base_path}")
+    below = OmegaConf.create(_read_tree(base_path, included=True))
+    return _as_tree(OmegaConf.merge(below, OmegaConf.create(tree)), path)
+
+
+def _as_tree(loaded: Any, source: Path | str) -> dict[str, Any]:
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{source} holds no mapping of keys to values: it must have a section `stream` at least")
+    return {str(key): value for key, value in OmegaConf.to_container(loaded).items()}  # type: ignore[union-attr]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"override '{override}' is not of the form key=value, e.g. model.mixer=softmax")
+    try:
+        return _as_tree(OmegaConf.from_dotlist(list(overrides)), "the command line")
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
+        raise UserError(f"cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from error
+
+
+def _stream_name(*trees: Mapping[str, Any]) -> str:
+    for tree in reversed(trees):
+        section = tree.get("stream")
+        if section is not None and not isinstance(section, Mapping):
+            raise UserError(f"stream: '{section}' is not a section: write stream.name={section}")
+        if section and section.get("name") is not None:
+            return str(section["name"])
+    raise UserError(f"stream.name is missing: known: {', '.join(sorted(STREAMS))}")
+
+
+def _stream_schema(tree: dict[str, Any], changes: Mapping[str, Any]) -> type:
+    """Return the options of the named stream, and drop what an overridden name leaves without meaning.
+
+    An override of `stream.name` keeps those options of the file that the other stream has too.
+    """
+    name = _stream_name(tree, changes)
+    if name not in STREAMS:
+        raise UserError(f"stream.name: {unknown('stream', name, STREAMS)}")
+    options = STREAMS[name].Options
+    if tree.get("stream") and name != tree["stream"].get("name"):
+        known = {field.name for field in dataclasses.fields(options)}
+        tree["stream"] = {key: value for key, value in tree["stream"].items() if key in known}
+    return options
+
+
+def _merge(section: str, cls: Any, *trees: Mapping[str, Any]) -> Any:
+    """Merge the section of each tree into the structured config `cls`, and check types and ranges."""
+    merged = OmegaConf.structured(cls)
+    for tree in trees:
+        part = tree.get(section, {}) if section else tree
+        values = {key: value for key, value in (part or {}).items() if not (section == "stream" and key == "name")}
+        check_values(section, cls, values)
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        except OmegaConfBaseException as error:
+            key = ".".join(filter(None, (section, str(error.full_key or ""))))
+            raise UserError(f"{key}: {_first_line(error)}") from error
+    try:
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{section}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(lines)
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,166 @@
+"""The configuration tree: every field with its type, default, range and meaning.
+
+One tree describes one experiment. Its sections are OmegaConf structured configs; which options the section `stream` has
+depends on the stream that it names (`streams.STREAMS[name].Options`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
+
+SCOPES = ("sequence", "task", "stream")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare a field with its meaning and the values it may take.
+
+    Args:
+        default: the value when the configuration says nothing; a list or dict is copied for each use.
+        help: what the field means, with its unit.
+        choices: the names it may hold.
+        minimum: the smallest value.
+        exclusive_minimum: a value that it must exceed.
+        maximum: the largest value.
+    """
+    limits = {
+        "choices": choices,
+        "minimum": minimum,
+        "exclusive_minimum": exclusive_minimum,
+        "maximum": maximum,
+    }
+    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, list | dict):
+        kind = type(default)
+        return field(default_factory=lambda: kind(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class StreamConfig:
+    """The task stream: its name, and the options that belong to streams of that name."""
+
+    name: str
+    options: Any
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    name: str = option("patch_transformer", "model: a name from `cl-ovq list models`")
+    mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`")
+    width: int = option(64, "features per token", minimum=1)
+    depth: int = option(2, "number of blocks", minimum=1)
+    heads: int = option(4, "attention heads; divides width", minimum=1)
+    patch_size: int = option(2, "side of a square patch in pixels; divides the image's sides", minimum=1)
+    mlp_ratio: float = option(2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0)
+    dropout: float = option(0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99)
+    implementation: str = option("auto", "implementation of the OVQ operator", choices=("auto", "reference", "chunked"))
+
+
+@dataclass
+class DictionaryConfig:
+    """The key and value dictionaries of OVQ layers (ignored by other mixers)."""
+
+    scope: str = option(
+        "stream",
+        "how long a dictionary lives: a sequence, or, as one that all sequences share, an experience or all tasks",
+        choices=SCOPES,
+    )
+    capacity: int = option(512, "slots per layer and head (N)", minimum=1)
+    chunk_size: int = option(64, "tokens that are read exactly before they are written (L)", minimum=1)
+    growth: str = option("plateau", "schedule of slots over tokens", choices=tuple(GROWTH))
+    growth_rate: float = option(0.125, "slots per token of `linear` growth", exclusive_minimum=0)
+    concentration: float = option(128.0, "alpha of `dirichlet` growth", exclusive_minimum=0)
+    novelty_threshold: float = option(
+        0.7, "similarity to every slot below which a token may seed a slot (`novelty` growth)", minimum=-1, maximum=1
+    )
+    seeds: str = option("spread", "which tokens of a chunk seed the new slots", choices=tuple(SEEDS))
+    assignment: str = option(
+        "old",
+        "slots that the other tokens may join: those before the chunk, or its seeds too",
+        choices=tuple(ASSIGNMENT),
+    )
+    learning_rate: str = option("adaptive", "step of a slot's means", choices=tuple(LEARNING_RATES))
+    rate: float = option(0.05, "rho of the `constant` and `floored` learning rates", exclusive_minimum=0, maximum=1)
+    read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))
+
+
+@dataclass
+class StrategyConfig:
+    """How the model learns from the stream. Fields that a strategy does not use are ignored by it."""
+
+    name: str = option("naive", "strategy: a name from `cl-ovq list strategies`")
+    epochs: int = option(1, "passes over each experience", minimum=1)
+    batch_size: int = option(32, "new samples per training step", minimum=1)
+    memory_size: int = option(200, "samples in the replay buffer", minimum=1)
+    memory_batch_size: int | None = option(
+        None, "replayed samples per training step; as many as new ones if null", minimum=1
+    )
+    memory_policy: str = option(
+        "class_balanced",
+        "what the replay buffer keeps",
+        choices=("class_balanced", "experience_balanced", "reservoir"),
+    )
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer of the network's weights."""
+
+    name: str = option("adamw", "optimizer: a name from `cl-ovq list optimizers`")
+    learning_rate: float = option(1e-3, "step size", exclusive_minimum=0)
+    weight_decay: float = option(0.0, "weight decay", minimum=0)
+    momentum: float = option(0.0, "momentum (sgd)", minimum=0, maximum=1)
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on what the model is evaluated."""
+
+    stream: str = option(
+        "test",
+        "stream of the results matrix: `validation` to choose hyper-parameters, `test` for the final number",
+        choices=("test", "validation"),
+    )
+    batch_size: int = option(512, "samples per evaluation step", minimum=1)
+    dictionary_every: int = option(1, "training steps between two records of the dictionaries", minimum=1)
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow keeps the run."""
+
+    enabled: bool = option(True, "whether to log to MLflow")
+    uri: str | None = option(None, "MLflow tracking server or store; a SQLite file beside the runs if null")
+    experiment: str | None = option(None, "MLflow experiment; the stream's name and scenario if null")
+    run_name: str | None = option(None, "name of the run; model, strategy and seed if null")
+    tags: dict[str, str] = option({}, "further tags of the run")  # noqa: RUF009 - option makes a field
+
+
+@dataclass
+class ExperimentConfig:
+    """One experiment, from data to tracking."""
+
+    stream: StreamConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = option(0, "the number from which every source of randomness is derived", minimum=0)
+    device: str = option("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
+    threads: int | None = option(None, "CPU threads of PyTorch; its own choice if null", minimum=1)
+    output_dir: str | None = option(None, "directory of the run's results; a new one under `runs/` if null")

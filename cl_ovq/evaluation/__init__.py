@@ -1,0 +1,1 @@
+"""The results matrix, its metrics, dictionary metrics and figures."""

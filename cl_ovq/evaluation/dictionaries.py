@@ -1,0 +1,159 @@
+"""How the dictionaries of a model fill over training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from torch import Tensor, nn
+
+from cl_ovq.mixers import OVQAttention, dictionaries
+from kernels import DictionaryState
+
+
+@dataclass(frozen=True)
+class DictionaryRecord:
+    """The dictionaries of one layer, or of all layers on average, at one moment of training.
+
+    Attributes:
+        step: training steps done.
+        experience: experiences begun, from 1; 0 before training.
+        tokens: tokens written so far.
+        size: slots in use, mean over heads.
+        effective_size: perplexity of the assignment, `exp(-sum p log p)` with `p` a slot's share of all tokens: the
+            number of equally used slots that would carry as much information; mean over heads.
+    """
+
+    step: int
+    experience: int
+    tokens: float
+    size: float
+    effective_size: float
+
+
+def effective_size(counts: Tensor) -> Tensor:
+    """Return the perplexity of the assignment for counts `[..., N]`, over the last axis; 0 for an empty dictionary."""
+    counts = counts.double()
+    total = counts.sum(-1, keepdim=True)
+    shares = counts / total.clamp_min(1)
+    return torch.special.entr(shares).sum(-1).exp() * (total[..., 0] > 0)
+
+
+def measure(state: DictionaryState, step: int, experience: int) -> DictionaryRecord:
+    """Measure a dictionary, averaging over rows and heads."""
+    return DictionaryRecord(
+        step=step,
+        experience=experience,
+        tokens=float(state.tokens.double().mean()),
+        size=float(state.size.double().mean()),
+        effective_size=float(effective_size(state.counts).mean()),
+    )
+
+
+class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
+    """Records size and effective size of persistent dictionaries over training, averaged over layers.
+
+    Args:
+        every: training steps between two records.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        super().__init__()
+        self.every = every
+        self.records: list[DictionaryRecord] = []
+        self.experience = 0
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Count the experiences."""
+        self.experience += 1
+
+    def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
+        """Record, if it is time to."""
+        step = strategy.clock.train_iterations + 1  # Avalanche's clock ticks after the metrics
+        if step % self.every:
+            return []
+        layers = [measure(d.state, step, self.experience) for d in dictionaries(strategy.model).values()]
+        if not layers:
+            return []
+        record = average(layers)
+        self.records.append(record)
+        return [
+            MetricValue(self, "dictionary/size", record.size, step),
+            MetricValue(self, "dictionary/effective_size", record.effective_size, step),
+            MetricValue(self, "dictionary/tokens", record.tokens, step),
+        ]
+
+    def result(self) -> list[DictionaryRecord]:
+        """Return the records so far."""
+        return self.records
+
+    def reset(self) -> None:
+        """Forget the records."""
+        self.records = []
+
+
+def average(records: list[DictionaryRecord]) -> DictionaryRecord:
+    """Average the records of several layers at one moment."""
+    mean = {
+        name: sum(getattr(record, name) for record in records) / len(records)
+        for name in ("tokens", "size", "effective_size")
+    }
+    return DictionaryRecord(step=records[0].step, experience=records[0].experience, **mean)
+
+
+@torch.no_grad()
+def summarize(model: nn.Module, inputs: Tensor, step: int, experience: int) -> dict[str, Any]:
+    """Describe the dictionaries of a model at the end of a run.
+
+    Args:
+        model: the trained model, in evaluation mode.
+        inputs: a few samples; dictionaries that live for one sequence are measured on them.
+        step: training steps done.
+        experience: experiences learned.
+
+    Returns:
+        `scope` (`sequence`, `shared` or `none`), `size`, `effective_size`, `tokens` and `capacity_used` averaged over
+        layers, `bytes` of all layers (of one sequence where each has its own), and the same per layer under `layers`.
+    """
+    states = {name.removesuffix(".dictionary"): dictionary.state for name, dictionary in dictionaries(model).items()}
+    shared = bool(states)
+    if not shared:
+        states = _states_of_sequences(model, inputs)
+    if not states:
+        return {"scope": "none", "size": 0.0, "effective_size": 0.0, "tokens": 0.0, "bytes": 0, "layers": {}}
+    layers = {}
+    for name, state in states.items():
+        rows = len(state.tokens)
+        layers[name] = asdict(measure(state, step, experience)) | {
+            "capacity": state.counts.shape[-1],
+            "bytes": state.nbytes // rows,
+        }
+    overall = asdict(average([measure(state, step, experience) for state in states.values()]))
+    capacity = sum(layer["capacity"] for layer in layers.values()) / len(layers)
+    return overall | {
+        "scope": "shared" if shared else "sequence",
+        "capacity_used": overall["size"] / capacity,
+        "bytes": sum(layer["bytes"] for layer in layers.values()),
+        "layers": layers,
+    }
+
+
+def _states_of_sequences(model: nn.Module, inputs: Tensor) -> dict[str, DictionaryState]:
+    """Return the dictionary that each OVQ layer has learned by the end of each input's sequence."""
+    seen: dict[str, Tensor] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, OVQAttention)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        features = getattr(model, "model", model)  # a task-masked model wraps the one that needs no task label
+        features(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = {name: layer(seen[name], return_state=True)[1] for name, layer in layers.items()}
+    return {name: state for name, state in states.items() if state is not None}

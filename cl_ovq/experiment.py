@@ -1,0 +1,314 @@
+"""Runs one experiment: stream, model, strategy, results matrix, figures, tracking."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation.metrics import all_metrics, forward_transfer
+from cl_ovq.learning import OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
+from cl_ovq.models import build_model, check_model
+from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
+from cl_ovq.registry import Registry
+from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, write_atomically
+from cl_ovq.tracking import RUNS, Tracker
+from streams import StreamDataError, build_stream
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
+
+    from streams import Stream
+
+
+def check_config(config: ExperimentConfig) -> None:
+    """Check names and combinations that need more than the configuration's own schema.
+
+    Raises:
+        UserError: naming the key and what is valid.
+    """
+    check_model(config.model)
+    names: tuple[tuple[str, Registry[Any], str], ...] = (
+        ("strategy.name", STRATEGIES, config.strategy.name),
+        ("optimizer.name", OPTIMIZERS, config.optimizer.name),
+    )
+    for key, registry, name in names:
+        try:
+            registry[name]
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+    find_device(config.device)
+    if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
+        raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device: '{name}' is not there: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def describe(config: ExperimentConfig) -> str:
+    """Return the name of a run: model, strategy and seed."""
+    mixer = config.model.mixer
+    if mixer == "ovq":
+        mixer += f"-{config.dictionary.scope}"
+    return config.tracking.run_name or f"{mixer} {config.strategy.name} seed {config.seed}"
+
+
+def run_experiment(config: ExperimentConfig, console: Console) -> Result:
+    """Run an experiment from data to tracking.
+
+    Args:
+        config: a loaded configuration.
+        console: where progress is drawn; standard error, where standard output carries the result.
+
+    Raises:
+        UserError: the configuration is wrong, or data is missing. Nothing has been written then.
+    """
+    check_config(config)
+    _quiet()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    stream = load_stream(config)
+    seed_everything(config.seed, "model")
+    model = build_model(config.model, config.dictionary, stream)
+
+    name = describe(config)
+    directory = _make_directory(config, name)
+    tree = to_dict(config)
+    if not config.tracking.enabled:
+        return _run(config, stream, model, device, name, directory, None, console)
+    tracker = Tracker(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment or f"{stream.name} {stream.scenario}",
+        run_name=name,
+        tags=_tags(config, stream) | dict(config.tracking.tags),
+        parameters=tree,
+    )
+    with tracker:
+        return _run(config, stream, model, device, name, directory, tracker, console)
+
+
+def load_stream(config: ExperimentConfig) -> Stream:
+    """Build the configured stream.
+
+    Raises:
+        UserError: its data is missing or damaged, or its options do not fit it.
+    """
+    try:
+        stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
+    except StreamDataError as error:
+        raise UserError(f"stream: {error}") from error
+    if config.evaluation.stream not in stream.benchmark.streams:
+        raise UserError(
+            f"evaluation.stream: '{stream.name}' has no stream '{config.evaluation.stream}' with these options: "
+            f"known: {', '.join(stream.benchmark.streams)}"
+        )
+    return stream
+
+
+def _run(
+    config: ExperimentConfig,
+    stream: Stream,
+    model: torch.nn.Module,
+    device: torch.device,
+    name: str,
+    directory: Path,
+    tracker: Tracker | None,
+    console: Console,
+) -> Result:
+    """Train and evaluate over the stream, and write what was found."""
+    from cl_ovq.evaluation import figures
+    from cl_ovq.evaluation.dictionaries import DictionaryRecorder, summarize
+    from cl_ovq.evaluation.matrix import MatrixRecorder
+    from cl_ovq.learning.progress import ExperienceProgress
+
+    started = time.perf_counter()
+    reset_peak_memory(device)
+    seed_everything(config.seed, "training")
+    matrix = MatrixRecorder(stream.classes_per_experience)
+    growth = DictionaryRecorder(config.evaluation.dictionary_every)
+    train, test = list(stream.benchmark.streams["train"]), stream.benchmark.streams[config.evaluation.stream]
+    joint = config.strategy.name == "joint"
+    progress = ExperienceProgress(console, 1 if joint else len(train))
+    strategy = build_strategy(
+        config, stream, model, device, metrics=(matrix, growth), progress=progress, tracker=tracker
+    )
+
+    console.print(f"[bold]{name}[/] on {stream.name}, {stream.scenario.replace('_', '-')}, {len(train)} experiences")
+    strategy.eval(test)
+    train_seconds = 0.0
+    try:
+        for number, part in [(len(train), train)] if joint else list(enumerate(train, start=1)):
+            begun = time.perf_counter()
+            strategy.train(part, eval_streams=[])
+            train_seconds += time.perf_counter() - begun
+            matrix.row = number
+            strategy.eval(test)
+            if tracker is not None:
+                tracker.flush()
+    finally:
+        progress.close()
+
+    model.eval()
+    steps = strategy.clock.train_iterations
+    probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(device)
+    dictionary = summarize(model, probe, steps, len(train))
+    dictionary["history"] = [asdict(record) for record in growth.result()]
+    matrices = matrix.result()
+    metrics = all_metrics(matrices["accuracy"])
+    masked = all_metrics(matrices["task_masked_accuracy"])
+    metrics["forward_transfer_task_masked"] = masked[forward_transfer.__name__]
+    held = replay_samples(strategy)
+    result = Result(
+        run_id=tracker.run_id if tracker else None,
+        run_name=name,
+        matrix=to_lists(matrices["accuracy"]),
+        matrices={key: to_lists(value) for key, value in matrices.items() if key != "accuracy"},
+        metrics=metrics,
+        dictionary=dictionary,
+        config=to_dict(config),
+        provenance={
+            "seed": config.seed,
+            "code": code_revision(),
+            "packages": package_versions(),
+            "data": stream.provenance,
+            "device": device_name(device),
+            "wall_seconds": time.perf_counter() - started,
+            "train_seconds": train_seconds,
+            "train_steps": steps,
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "dictionary_bytes": dictionary["bytes"],
+            "replay_samples": held,
+            "replay_bytes": held * stream.samples.images[0].nbytes,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+        output_dir=str(directory),
+    )
+
+    drawn = {"matrix.png": figures.matrix_figure(matrices["accuracy"], name)}
+    if growth.records:
+        drawn["dictionary_growth.png"] = figures.growth_figure(growth.records, config.dictionary.capacity, name)
+    for file, figure in drawn.items():
+        figure.savefig(directory / file, dpi=120)
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(result.config)))
+    result.artifacts = {Path(file).stem: file for file in (FILE_NAME, "config.yaml", *drawn)}
+    result.write(directory)
+    if tracker is not None:
+        tracker.log(summary_metrics(result), step=len(train))
+        for file in result.artifacts.values():
+            tracker.log_file(directory / file)
+    return result
+
+
+def build_strategy(
+    config: ExperimentConfig,
+    stream: Stream,
+    model: torch.nn.Module,
+    device: torch.device,
+    *,
+    metrics: tuple[Any, ...] = (),
+    progress: Any = None,
+    tracker: Tracker | None = None,
+) -> SupervisedTemplate:
+    """Return the configured Avalanche strategy, with the plugins that this platform adds to it.
+
+    Args:
+        config: the configuration.
+        stream: its stream.
+        model: its model.
+        device: where to compute.
+        metrics: Avalanche metrics to compute.
+        progress: a plugin that shows progress.
+        tracker: where metrics are logged.
+    """
+    from avalanche.training.plugins import EvaluationPlugin
+
+    from cl_ovq.evaluation.logger import MetricLogger
+    from cl_ovq.evaluation.training import TrainingLoss
+    from cl_ovq.learning.batches import BatchedData
+    from cl_ovq.learning.dictionary import DictionaryScope
+
+    plugins = [BatchedData(stream.samples), DictionaryScope(config.dictionary.scope)]
+    if progress is not None:
+        plugins.append(progress)
+    if tracker is not None:
+        evaluator = EvaluationPlugin(*metrics, TrainingLoss(), loggers=[MetricLogger(tracker.log)], collect_all=False)
+    else:
+        evaluator = EvaluationPlugin(*metrics, collect_all=False)
+    common = {
+        "model": model,
+        "optimizer": OPTIMIZERS[config.optimizer.name](model.parameters(), config.optimizer),
+        "criterion": torch.nn.CrossEntropyLoss(),
+        "train_mb_size": config.strategy.batch_size,
+        "train_epochs": config.strategy.epochs,
+        "eval_mb_size": config.evaluation.batch_size,
+        "device": device,
+        "evaluator": evaluator,
+    }
+    return STRATEGIES[config.strategy.name](config.strategy, plugins, common)
+
+
+def _make_directory(config: ExperimentConfig, name: str) -> Path:
+    if config.output_dir is not None:
+        directory = Path(config.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    parent = RUNS / config.stream.name
+    for attempt in range(1000):
+        directory = parent / (f"{name.replace(' ', '-')}-{moment}" + (f"-{attempt}" if attempt else ""))
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return directory
+    raise UserError(f"output_dir: no free name for a run's directory under {parent}")
+
+
+def _tags(config: ExperimentConfig, stream: Stream) -> dict[str, Any]:
+    code = code_revision()
+    return {
+        "stream": stream.name,
+        "scenario": stream.scenario,
+        "model": config.model.name,
+        "mixer": config.model.mixer,
+        "scope": config.dictionary.scope if config.model.mixer == "ovq" else "none",
+        "strategy": config.strategy.name,
+        "seed": config.seed,
+        "revision": code["revision"] or code["version"],
+        "dirty": code["dirty"],
+    }
+
+
+def _quiet() -> None:
+    """Silence what the libraries say about themselves; none of it concerns the run."""
+    warnings.filterwarnings("ignore", message="No loggers specified")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -1,0 +1,7 @@
+"""Strategies, optimizers, and the plugins that tie them to dictionaries and data."""
+
+from cl_ovq.learning.optimizers import OPTIMIZERS
+from cl_ovq.learning.seeding import derive_seed, seed_everything
+from cl_ovq.learning.strategies import STRATEGIES, replay_samples
+
+__all__ = ["OPTIMIZERS", "STRATEGIES", "derive_seed", "replay_samples", "seed_everything"]

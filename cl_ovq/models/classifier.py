@@ -1,0 +1,85 @@
+"""A transformer that reads an image as a sequence of patches and names its class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import Mixer
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: mixer, then MLP."""
+
+    def __init__(self, *, width: int, mixer: Mixer, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = max(1, round(mlp_ratio * width))
+        self.mixer_norm = nn.LayerNorm(width)
+        self.mixer = mixer
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, T, C]` to `[B, T, C]`."""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x))[0])
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class PatchTransformer(nn.Module):
+    """Patches in raster order, learned positions, causal mixers, mean over tokens, linear head.
+
+    Args:
+        image_shape: channels, height and width of an image.
+        n_classes: outputs of the head.
+        patch_size: side of a square patch in pixels.
+        width: features per token (C).
+        mixers: the sequence mixer of each block.
+        mlp_ratio: hidden features of the MLP in multiples of `width`.
+        dropout: share of features dropped after mixer and MLP.
+
+    Raises:
+        UserError: `patch_size` does not divide the image's sides.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        n_classes: int,
+        patch_size: int,
+        width: int,
+        mixers: list[Mixer],
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = image_shape
+        if height % patch_size or breadth % patch_size:
+            sides = [size for size in range(1, min(height, breadth) + 1) if height % size == breadth % size == 0]
+            raise UserError(
+                f"model.patch_size: {patch_size} does not divide an image of {height} x {breadth} pixels: "
+                f"known: {', '.join(map(str, sides))}"
+            )
+        self.tokens = (height // patch_size) * (breadth // patch_size)
+        self.patches = nn.Unfold(patch_size, stride=patch_size)
+        self.embedding = nn.Linear(channels * patch_size**2, width)
+        # Large enough to count beside the patches from the first step: nothing else tells OVQ where a patch lies.
+        self.positions = nn.Parameter(0.5 * torch.randn(self.tokens, width))
+        self.blocks = nn.ModuleList(
+            Block(width=width, mixer=mixer, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images `[B, channels, height, width]` to features `[B, C]`."""
+        x = self.embedding(self.patches(x).transpose(1, 2)) + self.positions  # [B, T, C]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `[B, channels, height, width]` to logits `[B, n_classes]`."""
+        return self.head(self.features(x))

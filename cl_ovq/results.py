@@ -1,0 +1,85 @@
+"""The result of a run: one object, the same on standard output, in `results.json` and in MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_ovq.evaluation.metrics import Matrix
+
+FILE_NAME = "results.json"
+
+
+@dataclass
+class Result:
+    """Everything that a run found.
+
+    Attributes:
+        run_id: MLflow's id of the run; None where tracking is off.
+        run_name: model, strategy and seed in words.
+        matrix: accuracy `R`, `T + 1` rows of `T`; None where a row was not measured.
+        matrices: further matrices by name (`task_masked_accuracy`, `loss`).
+        metrics: metrics of `matrix` by name, and `forward_transfer_task_masked`; None where undefined.
+        dictionary: the dictionaries at the end, and their growth under `history`.
+        config: the resolved configuration.
+        provenance: seed, code, packages, data, device, time, memory.
+        artifacts: files by name, relative to `output_dir`.
+        output_dir: the run's directory.
+    """
+
+    run_id: str | None
+    run_name: str
+    matrix: list[list[float | None]]
+    matrices: dict[str, list[list[float | None]]]
+    metrics: dict[str, float | None]
+    dictionary: dict[str, Any]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    output_dir: str
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the result as JSON."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    def write(self, directory: Path) -> Path:
+        """Write `results.json`, whole or not at all."""
+        path = directory / FILE_NAME
+        write_atomically(path, self.to_json() + "\n")
+        return path
+
+
+def to_lists(matrix: Matrix) -> list[list[float | None]]:
+    """Return a matrix as nested lists, with None for NaN."""
+    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
+
+
+def to_matrix(rows: list[list[float | None]]) -> Matrix:
+    """Return nested lists as a matrix, with NaN for None."""
+    return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def summary_metrics(result: Result) -> Mapping[str, float]:
+    """Return the numbers that are compared across runs of any kind, by the names they have in MLflow."""
+    numbers: dict[str, float | None] = {
+        **result.metrics,
+        "dictionary/size": result.dictionary["size"],
+        "dictionary/effective_size": result.dictionary["effective_size"],
+        "dictionary/bytes": result.dictionary["bytes"],
+        "wall_seconds": result.provenance["wall_seconds"],
+        "peak_memory_bytes": result.provenance["peak_memory_bytes"],
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
