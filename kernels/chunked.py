@@ -111,20 +111,19 @@ def _call(
 
     Autograd is told about none of it, so tensors are detached: threads of a block's own would record otherwise.
     """
-    b, t, h, dk = q.shape
+    b, t, h, _ = q.shape
     parsed = options_of(options)
     grid = Grid(pending_mask.shape[1], t, parsed.chunk_size)
     shared = closes == 0 and keys.shape[0] == 1 and b > 1
     if not shared:
         counts, keys, values, size, tokens = (x.expand(b, *x.shape[1:]) for x in (counts, keys, values, size, tokens))
+    pending_k, pending_v, pending_mask = (
+        x.detach().expand(b, *x.shape[1:]) for x in (pending_k, pending_v, pending_mask)
+    )
+    all_valid = bool(mask.all()) and bool(pending_mask.all())
     call = Call(
         q.detach(),
-        Tokens(
-            k.detach(),
-            v.detach(),
-            mask,
-            *(x.detach().expand(b, *x.shape[1:]) for x in (pending_k, pending_v, pending_mask)),
-        ),
+        Tokens(k.detach(), v.detach(), mask, pending_k, pending_v, pending_mask, all_valid),
         beta.detach().to(keys.dtype),
         Dictionary(counts, keys.detach(), values.detach(), size, tokens),
         parsed,

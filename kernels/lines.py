@@ -7,7 +7,7 @@ Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` 
 in either order), `m` tokens of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ class Tokens(NamedTuple):
         pending_k: `[B, p, H, Dk]`.
         pending_v: `[B, p, H, Dv]`.
         pending_mask: `[B, p]`.
+        all_valid: whether no token is masked.
     """
 
     k: Tensor
@@ -62,6 +63,7 @@ class Tokens(NamedTuple):
     pending_k: Tensor
     pending_v: Tensor
     pending_mask: Tensor
+    all_valid: bool
 
 
 class Block(NamedTuple):
@@ -115,7 +117,7 @@ def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool, on_c
     ]
 
 
-def run(jobs: list[Callable[[], None]], scores: int) -> None:
+def run(jobs: Sequence[Callable[[], None]], scores: int) -> None:
     """Run all jobs, on a CPU's threads if the call has enough `scores` for that to pay."""
     threads = min(torch.get_num_threads(), len(jobs))
     if threads < 2 or scores < _WORTH_THREADS:
@@ -136,13 +138,13 @@ def run(jobs: list[Callable[[], None]], scores: int) -> None:
             torch.set_num_threads(before)  # torch gives threads yet to come what any thread set last
 
 
-def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> Tensor | None:
+def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:
     """Fill `out [X, Y, m, Dk + Dv]` with a chunk's normalised keys beside its values; masked tokens become zero.
 
     Returns:
-        Which are valid, bool, broadcast against `[X, Y, m]`; None if all are.
+        Which are valid, bool, broadcast against `[X, Y, m]`, None if all are; and `[X, Y, s, 1]` inverse norms of the s new keys.
     """
-    start, stop = grid.bounds(index)
+    start, _ = grid.bounds(index)
     p, dk = grid.pending, tokens.k.shape[-1]
     old = max(p - start, 0)
     if old:
@@ -150,22 +152,26 @@ def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tenso
         out[:, :, :old, dk:] = block.view(tokens.pending_v)[:, :, start:p]
     new = grid.queries(index)
     k = block.view(tokens.k)[:, :, new].to(out.dtype)
-    torch.mul(k, inverse_norm(k), out=out[:, :, old:, :dk])
+    inverse = inverse_norm(k)
+    torch.mul(k, inverse, out=out[:, :, old:, :dk])
     out[:, :, old:, dk:] = block.view(tokens.v)[:, :, new]
     valid = chunk_mask(block, tokens, grid, index)
     if valid is not None:
         # What a masked position holds must not matter, not even if it is NaN.
         out.masked_fill_(~valid[..., None], 0.0)
-    return valid
+        inverse = inverse.masked_fill(~valid[..., old:, None], 0.0)
+    return valid, inverse
 
 
 def chunk_mask(block: Block, tokens: Tokens, grid: Grid, index: int) -> Tensor | None:
-    """Valid tokens of a chunk, bool, broadcast against `[X, Y, m]`; None if all are."""
+    """Valid tokens of a chunk, bool, broadcast against `[X, Y, m]`; None if all of the call are."""
+    if tokens.all_valid:
+        return None
     start, _ = grid.bounds(index)
     valid = block.row_view(tokens.mask)[..., grid.queries(index)]
     if start < grid.pending:
         valid = torch.cat([block.row_view(tokens.pending_mask)[..., start:], valid], -1)
-    return None if bool(valid.all()) else valid
+    return valid
 
 
 def load_queries(q: Tensor, scale: Tensor, valid: Tensor | None, scratch: Scratch) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ _BITS = 0xFFFFFFFF
 def inverse_norm(x: Tensor) -> Tensor:
     """`1 / |x|` over the last dimension, kept as size one; zero where the squared norm underflows or overflows."""
     squared = x.square().sum(-1, keepdim=True)
-    usable = (squared > 0) & squared.isfinite()
-    return torch.where(usable, torch.where(usable, squared, 1.0).rsqrt(), 0.0)
+    # The inverse of infinity is zero and so is its derivative, which no multiple of the true one's infinity would be.
+    return squared.masked_fill(squared == 0, torch.inf).rsqrt()
 
 
 def normalise(x: Tensor) -> Tensor:

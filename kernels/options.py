@@ -82,7 +82,7 @@ class DictionaryOptions:
     @property
     def text(self) -> str:
         """All options in one string: what a registered operator, which takes numbers and strings only, is given."""
-        return self._text  # type: ignore[attr-defined, no-any-return]
+        return self._text  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)

@@ -6,12 +6,13 @@ that the product with the slots is one for all of them.
 Letters: `G` dictionaries, `R` rows of each, `s` queries and `m` tokens of a row's chunk, `n` slots, `Dk`/`Dv` sizes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.numerics import inverse_norm, normalise, normalise_backward
+from kernels.numerics import normalise
 
 
 class Sources(NamedTuple):
@@ -39,6 +40,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._made: dict[str, tuple[tuple[int, ...], Tensor]] = {}
 
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """An uninitialised tensor of this shape, with dtype and device of `like`."""
@@ -47,6 +49,12 @@ class Scratch:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = like.new_empty(size)
         return buffer[:size].view(shape)
+
+    def once(self, name: str, key: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gave the last time with this key, or gives now: for what rarely differs from chunk to chunk."""
+        if self._made.get(name, (None,))[0] != key:
+            self._made[name] = (key, make())
+        return self._made[name][1]
 
 
 def slot_sources(keys: Tensor, counts: Tensor, beta: Tensor, read_out: str) -> tuple[Tensor, Tensor]:
@@ -117,22 +125,6 @@ def combine(weights: Tensor, x: Sources) -> Tensor:
     return out
 
 
-class ReadGradients(NamedTuple):
-    """Gradients of one read; those of slots are added to what is given.
-
-    Args:
-        q: `[G, R s, Dk]` of the scaled queries.
-        k: `[G R, m, Dk]`.
-        v: `[G R, m, Dv]`.
-        logits: `[G, R s, n + m]`; a buffer that the next read overwrites.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    logits: Tensor
-
-
 def attend_backward(
     gradient: Tensor,
     q: Tensor,
@@ -141,8 +133,10 @@ def attend_backward(
     scratch: Scratch,
     add_mu: Tensor | None,
     add_nu: Tensor | None,
-) -> ReadGradients:
-    """Gradient of `combine(attend(q, x), x)`.
+    add_k: Tensor,
+    add_v: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of `combine(attend(q, x), x)`; those of the sources are added to what is given.
 
     Args:
         gradient: `[G, R s, Dv]` of the outputs.
@@ -150,8 +144,13 @@ def attend_backward(
         weights: what `attend` gave.
         x: what it read.
         scratch: buffers.
-        add_mu: `[G, n, Dk]`, to which the gradient of `x.mu` is added; None if nobody wants it.
-        add_nu: `[G, n, Dv]`, for `x.nu`.
+        add_mu: `[G, n, Dk]`; None if nobody wants it.
+        add_nu: `[G, n, Dv]`; None if nobody wants it.
+        add_k: `[G R, m, Dk]`.
+        add_v: `[G R, m, Dv]`.
+
+    Returns:
+        Gradient `[G, R s, Dk]` of q, and `[G, R s, n + m]` of the logits, a buffer that the next read overwrites.
     """
     n = x.mu.shape[1]
     gr = x.k.shape[0]
@@ -162,7 +161,7 @@ def attend_backward(
     torch.bmm(gradient_rows, x.v.mT, out=d_own)
     if add_nu is not None:
         add_nu.baddbmm_(weights[..., :n].mT, gradient)
-    d_v = torch.bmm(own.mT, gradient_rows)
+    add_v.baddbmm_(own.mT, gradient_rows)
     # Softmax: d = weights * (d - sum of weights * d)
     d.mul_(weights)
     d.addcmul_(weights, d.sum(-1, keepdim=True), value=-1)
@@ -170,24 +169,5 @@ def attend_backward(
     d_q.view(gr, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
     if add_mu is not None:
         add_mu.baddbmm_(d[..., :n].mT, q)
-    return ReadGradients(d_q, torch.bmm(d_own.mT, q_rows), d_v, d)
-
-
-def slot_sources_backward(
-    keys: Tensor, beta: Tensor, read_out: str, d_mu: Tensor, d_bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Gradient of `slot_sources`: of keys `[..., n, Dk]`, and of beta through the bias, `[..., 1]` (None for no bias).
-
-    Args:
-        keys: `[..., n, Dk]`.
-        beta: broadcasts against `[..., 1, 1]`.
-        read_out: a name in `READ_OUTS`.
-        d_mu: `[..., n, Dk]`.
-        d_bias: `[..., 1, n]`, needed by `gmr` only.
-    """
-    if read_out == "unit":
-        inverse = inverse_norm(keys)
-        return normalise_backward(keys * inverse, inverse, d_mu), None
-    if read_out == "gmr" and d_bias is not None:
-        return d_mu - beta * d_bias.mT * keys, -(d_bias * half_square(keys)).sum(-1)
-    return d_mu, None
+    add_k.baddbmm_(d_own.mT, q_rows)
+    return d_q, d

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from kernels import reading
-from kernels.lines import Block, Grid, Tokens, chunk_mask, load_queries, load_tokens, segments
+from kernels.lines import Block, Grid, Tokens, load_queries, load_tokens, segments
 from kernels.numerics import inverse_norm, normalise_backward
 from kernels.options import DictionaryOptions
 from kernels.reading import Scratch, Sources
 from kernels.selection import Assignment, choose_slots
-from kernels.writing import update_weights, write_
+from kernels.writing import Weights, line_index, update_weights, write_
 
 
 def segment_length(options: DictionaryOptions) -> int:
@@ -88,14 +88,25 @@ def decode(code: Tensor) -> Assignment:
 
 
 def sources(
-    call: Call, block: Block, means: Tensor, counts: Tensor, kv: Tensor, valid: Tensor | None, queries: int
+    call: Call,
+    block: Block,
+    means: Tensor,
+    counts: Tensor,
+    kv: Tensor,
+    valid: Tensor | None,
+    queries: int,
+    scratch: Scratch,
 ) -> Sources:
     """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, from `means [X, Y or 1, n, D]` and the chunk."""
     dk = call.q.shape[-1]
     read_out = call.options.read_out
     beta = block.head_view(call.beta)
     mu, slot_bias = reading.slot_sources(means[..., :dk], counts, beta, read_out)
-    token_bias = reading.visibility(queries, kv.shape[2], valid, kv)
+    m = kv.shape[2]
+    if valid is None:
+        token_bias = scratch.once("visibility", (queries, m), lambda: reading.visibility(queries, m, None, kv))
+    else:
+        token_bias = reading.visibility(queries, m, valid, kv)
     if read_out == "gmr":
         token_bias = token_bias - beta * reading.half_square(kv[..., :dk])
     lines = kv.shape[0] * kv.shape[1]
@@ -128,23 +139,23 @@ def read_chunk(
 def read_only(call: Call, block: Block, o: Tensor) -> None:
     """Outputs of a call that closes no chunk: one read, of dictionaries that may be shared by all rows."""
     scratch = Scratch()
-    kv, valid, means, counts = _open_chunk(call, block)
+    kv, valid, _, means, counts = _open_chunk(call, block)
     s = call.q.shape[1]
-    read_chunk(call, block, 0, sources(call, block, means, counts, kv, valid, s), valid, scratch, o)
+    read_chunk(call, block, 0, sources(call, block, means, counts, kv, valid, s, scratch), valid, scratch, o)
 
 
-def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Tokens and mask of the only chunk, means `[X, Y or 1, n, D]` and counts of the slots in use."""
+def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """Tokens, mask and inverse norms of the only chunk, means `[X, Y or 1, n, D]` and counts of the slots in use."""
     x, y = block.view(call.q).shape[:2]
     _, m = call.grid.bounds(0)
     d = call.dictionary.keys.shape[-1] + call.dictionary.values.shape[-1]
     kv = call.dictionary.keys.new_empty(x, y, m, d)
-    valid = load_tokens(block, call.tokens, call.grid, 0, kv)
+    valid, inverse = load_tokens(block, call.tokens, call.grid, 0, kv)
     of_dictionary = block._replace(rows=slice(None)) if block.shared else block
     counts, keys, values, size = (of_dictionary.view_lines(t) for t in call.dictionary[:4])
     used = int(size.max()) if size.numel() else 0
     means = torch.cat([keys[:, :, :used], values[:, :, :used]], -1)
-    return kv, valid, means, counts[:, :, :used]
+    return kv, valid, inverse, means, counts[:, :, :used]
 
 
 def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
@@ -165,20 +176,20 @@ def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
             snapshots[index // every - 1] = means
         used = int(size.max())
         kv = buffer[:, :, : stop - start]
-        valid = load_tokens(block, call.tokens, grid, index, kv)
+        valid, _ = load_tokens(block, call.tokens, grid, index, kv)
         queries = grid.queries(index)
         if queries.stop > queries.start:
             s = queries.stop - queries.start
-            seen = sources(call, block, means[:, :, :used], counts[:, :, :used], kv, valid, s)
+            seen = sources(call, block, means[:, :, :used], counts[:, :, :used], kv, valid, s, scratch)
             read_chunk(call, block, index, seen, valid, scratch, o)
         if index < closes:
-            mask = torch.ones(x, stop - start, dtype=torch.bool, device=kv.device) if valid is None else valid[:, 0]
+            mask = None if valid is None else valid[:, 0]
             origin = (block.rows.start, block.heads.start)
             choice, size = choose_slots(kv[..., :dk], mask, means[:, :, :used, :dk], size, tokens, options, origin)
             weights = update_weights(choice, counts, options, means.dtype)
-            write_(means, kv, choice, weights)
+            write_(means, kv, line_index(choice, means.shape[2]), weights.share)
             counts = weights.counts
-            tokens += mask.sum(-1)
+            tokens += stop - start if mask is None else mask.sum(-1)
             if slots.shape[-1]:
                 slots[:, :, start:stop] = encode(choice)
     block.view_lines(walk.means).copy_(means)
@@ -219,160 +230,186 @@ def read_backward(
     scratch: Scratch,
     d_o: Tensor,
     d_means: Tensor | None,
+    d_kv: Tensor,
     grads: Gradients,
-) -> Tensor:
-    """Back through the read of one chunk: adds to `d_means [X, Y or 1, n, D]`, fills gradients of queries, adds that of beta.
+) -> None:
+    """Back through the read of one chunk.
 
-    Returns:
-        Gradient `[X, Y, m, D]` of the chunk's normalised keys and values.
+    Adds to `d_means [X, Y or 1, n, D]` and to `d_kv [X, Y, m, D]`, the gradient of the chunk's normalised keys and values; fills
+    those of the queries and adds that of beta in `grads`.
     """
     read_out, dk = call.options.read_out, call.q.shape[-1]
     beta = block.head_view(call.beta)
     positions = call.grid.queries(index)
     q, inverse = load_queries(block.view(call.q)[:, :, positions], beta, valid, scratch)
-    x = sources(call, block, means, counts, kv, valid, q.shape[2])
+    x = sources(call, block, means, counts, kv, valid, q.shape[2], scratch)
+    n = x.mu.shape[1]
     lines = q.view(x.mu.shape[0], -1, dk)
     weights = reading.attend(lines, x, scratch)
-    d_out = block.view(d_o)[:, :, positions].to(kv.dtype)
-    d_out = (
-        d_out.contiguous() if valid is None else d_out.masked_fill(~valid[..., -q.shape[2] :, None], 0.0).contiguous()
-    )
-    plain = read_out == "raw"
+    d_out = scratch.take("d_out", kv, *q.shape[:3], d_o.shape[-1])
+    d_out.copy_(block.view(d_o)[:, :, positions])
+    if valid is not None:
+        d_out.masked_fill_(~valid[..., -q.shape[2] :, None], 0.0)
     d_mu = d_nu = None
     if d_means is not None:
-        flat = d_means.flatten(0, 1)
-        d_nu = flat[..., dk:]
-        d_mu = flat[..., :dk] if plain else torch.zeros_like(x.mu)
-    g = reading.attend_backward(d_out.view(*lines.shape[:2], -1), lines, weights, x, scratch, d_mu, d_nu)
-
-    d_q = g.q.view(q.shape)
+        d_nu = d_means.flatten(0, 1)[..., dk:]
+        d_mu = d_means.flatten(0, 1)[..., :dk] if read_out == "raw" else torch.zeros_like(x.mu)
+    d_tokens = d_kv.flatten(0, 1)
+    d_q, logits = reading.attend_backward(
+        d_out.view(*lines.shape[:2], -1), lines, weights, x, scratch, d_mu, d_nu, d_tokens[..., :dk], d_tokens[..., dk:]
+    )
+    d_q = d_q.view(q.shape)
     unit = q / beta
     d_beta = (d_q * unit).sum((-1, -2))
-    d_kv = torch.cat([g.k, g.v], -1).view(kv.shape)
     if read_out == "gmr":
-        m, n = kv.shape[2], x.mu.shape[1]
-        logits = g.logits.view(*kv.shape[:2], -1, n + m)
-        d_tokens, half = logits[..., n:].sum(2, keepdim=True), reading.half_square(kv[..., :dk])
-        d_kv[..., :dk] -= beta * d_tokens.mT * kv[..., :dk]
-        d_beta = d_beta - (d_tokens * half).sum((-1, -2))
-        half_slots = reading.half_square(means[..., :dk])  # [X, Y or 1, 1, n]
-        d_beta = d_beta - (logits[..., :n].sum(2, keepdim=True) * half_slots).sum((-1, -2))
-    if d_means is not None and not plain:
-        assert d_mu is not None
-        d_bias = g.logits[..., : x.mu.shape[1]].sum(1, keepdim=True).view(*counts.shape[:2], 1, -1)
-        d_keys, _ = reading.slot_sources_backward(
-            means[..., :dk], beta, read_out, d_mu.view(*means.shape[:3], dk), d_bias
-        )
-        d_means[..., :dk] += d_keys
+        d_slot_bias = logits[..., :n].sum(1, keepdim=True).view(*counts.shape[:2], 1, n)
+        of_rows = logits.view(*kv.shape[:2], -1, logits.shape[-1]).sum(2, keepdim=True)  # [X, Y, 1, n + m]
+        d_kv[..., :dk] -= beta * of_rows[..., n:].mT * kv[..., :dk]
+        d_beta -= (of_rows[..., n:] * reading.half_square(kv[..., :dk])).sum((-1, -2))
+        d_beta -= (of_rows[..., :n] * reading.half_square(means[..., :dk])).sum((-1, -2))
+        if d_mu is not None:
+            d_mu -= (beta * d_slot_bias.mT * means[..., :dk]).flatten(0, 1)
+    if d_means is not None and d_mu is not None and read_out != "raw":
+        if read_out == "unit":
+            inverse_mu = inverse_norm(means[..., :dk]).flatten(0, 1)
+            d_mu = normalise_backward(x.mu, inverse_mu, d_mu)
+        d_means[..., :dk] += d_mu.view(*means.shape[:3], dk)
     block.view_lines(grads.beta).add_(d_beta)
     block.view(grads.q)[:, :, positions] = normalise_backward(unit, inverse, beta * d_q)
-    return d_kv
 
 
-def store_token_gradients(call: Call, block: Block, index: int, d_kv: Tensor, kv: Tensor, grads: Gradients) -> None:
-    """Put the gradient of a chunk's normalised keys and values where those of the inputs belong."""
+def store_token_gradients(
+    call: Call,
+    block: Block,
+    index: int,
+    kv: Tensor,
+    valid: Tensor | None,
+    inverse: Tensor,
+    d_kv: Tensor,
+    grads: Gradients,
+) -> None:
+    """Put the gradient `d_kv [X, Y, m, D]` of a chunk's normalised keys and values where those of the inputs belong."""
     start, _ = call.grid.bounds(index)
     p, dk = call.grid.pending, call.q.shape[-1]
     old = max(p - start, 0)
-    valid = chunk_mask(block, call.tokens, call.grid, index)
     if valid is not None:
         d_kv = d_kv.masked_fill(~valid[..., None], 0.0)
     if old:
         block.view(grads.pending_k)[:, :, start:p] = d_kv[:, :, :old, :dk]
         block.view(grads.pending_v)[:, :, start:p] = d_kv[:, :, :old, dk:]
     new = call.grid.queries(index)
-    inverse = inverse_norm(block.view(call.tokens.k)[:, :, new].to(kv.dtype))
-    d_k = normalise_backward(kv[:, :, old:, :dk], inverse, d_kv[:, :, old:, :dk])
-    if valid is not None:
-        d_k = d_k.masked_fill(~valid[..., old:, None], 0.0)
-    block.view(grads.k)[:, :, new] = d_k
+    block.view(grads.k)[:, :, new] = normalise_backward(kv[:, :, old:, :dk], inverse, d_kv[:, :, old:, :dk])
     block.view(grads.v)[:, :, new] = d_kv[:, :, old:, dk:]
 
 
 def read_only_backward(call: Call, block: Block, d_o: Tensor, grads: Gradients) -> None:
     """Back through `read_only`."""
-    kv, valid, means, counts = _open_chunk(call, block)
-    d_means = None
-    if grads.means.shape[0]:
-        of_dictionary = block._replace(rows=slice(None)) if block.shared else block
-        d_means = torch.zeros_like(means)
-    d_kv = read_backward(call, block, 0, means, counts, kv, valid, Scratch(), d_o, d_means, grads)
+    kv, valid, inverse, means, counts = _open_chunk(call, block)
+    d_means = torch.zeros_like(means) if grads.means.shape[0] else None
+    d_kv = torch.zeros_like(kv)
+    read_backward(call, block, 0, means, counts, kv, valid, Scratch(), d_o, d_means, d_kv, grads)
     if d_means is not None:
+        of_dictionary = block._replace(rows=slice(None)) if block.shared else block
         of_dictionary.view_lines(grads.means)[:, :, : means.shape[2]] = d_means
-    store_token_gradients(call, block, 0, d_kv, kv, grads)
+    store_token_gradients(call, block, 0, kv, valid, inverse, d_kv, grads)
+
+
+class Undo(NamedTuple):
+    """What the walk back needs of one chunk.
+
+    Args:
+        counts: `[X, Y, N]` before its update.
+        kv: `[X, Y, m, D]` its tokens.
+        valid: see `load_tokens`.
+        inverse: see `load_tokens`.
+        weights: of its update; None if it does not close.
+        rows: `[X Y m]` which rows of the means the update writes.
+        overwritten: `[X Y m, D]` what they were.
+    """
+
+    counts: Tensor
+    kv: Tensor
+    valid: Tensor | None
+    inverse: Tensor
+    weights: Weights | None
+    rows: Tensor
+    overwritten: Tensor
 
 
 def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor | None, grads: Gradients) -> None:
     """Walk a block's chunks back; `d_means [B, H, N, D]` is the gradient of the final dictionary, None if there is none."""
-    grid, options, closes = call.grid, call.options, call.closes
+    grid, options = call.grid, call.options
     scratch = Scratch()
     counts, keys, values = (block.view_lines(t) for t in call.dictionary[:3])
-    x, y, n_all, dk = keys.shape
-    d = dk + values.shape[-1]
+    x, y, capacity, _ = keys.shape
+    d = keys.shape[-1] + values.shape[-1]
     codes = block.view_lines(walk.slots)
     snapshots = walk.snapshots[:, block.rows, block.heads]
-    d_dictionary = keys.new_zeros(x, y, n_all, d)
+    d_dictionary = keys.new_zeros(x, y, capacity, d)
     if d_means is not None:
         d_dictionary += block.view_lines(d_means)
     every = segment_length(options)
     parts = list(segments(grid.chunks, every))
-
     starts = [counts]  # counts at the start of every segment
     for part in parts[:-1]:
-        code = decode(codes[:, :, part.start * grid.length : part.stop * grid.length])
-        starts.append(update_weights(code, starts[-1], options, keys.dtype).counts)
+        codes_of_part = codes[:, :, part.start * grid.length : part.stop * grid.length]
+        starts.append(update_weights(decode(codes_of_part), starts[-1], options, keys.dtype).counts)
 
-    buffer = keys.new_empty(x, y, grid.length, d)
+    buffer = keys.new_empty(min(every, grid.chunks), x, y, grid.length, d)
     for number, part in reversed(list(enumerate(parts))):
         means = torch.cat([keys, values], -1) if number == 0 else snapshots[number - 1].clone()
-        counts = starts[number]
-        undo = []
-        for index in part:  # again, without any similarity
-            if index >= closes:
-                undo.append((counts, None, None, None))
-                break
-            start, stop = grid.bounds(index)
-            load_tokens(block, call.tokens, grid, index, buffer)
-            choice = decode(codes[:, :, start:stop])
-            weights = update_weights(choice, counts, options, means.dtype)
-            overwritten = means.gather(2, _rows(choice, d))
-            undo.append((counts, choice, weights, overwritten))
-            write_(means, buffer, choice, weights)
-            counts = weights.counts
-        for index in reversed(part):
-            start, stop = grid.bounds(index)
-            counts, choice, weights, overwritten = undo.pop()
-            kv = buffer[:, :, : stop - start]
-            valid = load_tokens(block, call.tokens, grid, index, kv)
-            d_kv = torch.zeros_like(kv)
-            if choice is not None:
-                at = _rows(choice, d)
-                torch.mul(d_dictionary.gather(2, at), weights.share[..., None], out=d_kv)
-                d_dictionary *= weights.kept[..., None]
-                means.scatter_(2, at, overwritten)
+        undo = _replay(call, block, part, means, starts[number], codes, buffer)
+        for index, step in zip(reversed(part), reversed(undo), strict=True):
+            d_kv = torch.zeros_like(step.kv)
+            if step.weights is not None:
+                flat = d_dictionary.view(-1, d)
+                torch.mul(flat.index_select(0, step.rows), step.weights.share.view(-1, 1), out=d_kv.view(-1, d))
+                d_dictionary *= step.weights.kept[..., None]
+                means.view(-1, d).index_copy_(0, step.rows, step.overwritten)
             queries = grid.queries(index)
             if queries.stop > queries.start:
-                used = int((counts > 0).sum(-1).max())
-                part_means, part_counts = means[:, :, :used], counts[:, :, :used]
-                d_kv += read_backward(
+                used = int((step.counts > 0).sum(-1).max())
+                seen, d_seen = means[:, :, :used], d_dictionary[:, :, :used]
+                read_backward(
                     call,
                     block,
                     index,
-                    part_means,
-                    part_counts,
-                    kv,
-                    valid,
+                    seen,
+                    step.counts[:, :, :used],
+                    step.kv,
+                    step.valid,
                     scratch,
                     d_o,
-                    d_dictionary[:, :, :used],
+                    d_seen,
+                    d_kv,
                     grads,
                 )
-            store_token_gradients(call, block, index, d_kv, kv, grads)
+            store_token_gradients(call, block, index, step.kv, step.valid, step.inverse, d_kv, grads)
     if grads.means.shape[0]:
         block.view_lines(grads.means).copy_(d_dictionary)
 
 
-def _rows(choice: Assignment, size: int) -> Tensor:
-    """Index `[X, Y, m, D]` of the means' rows that a chunk's tokens write; masked tokens name slot 0 and write nothing."""
-    slots = choice.slots.clamp(min=0)[..., None]
-    return slots.expand(*slots.shape[:3], size)
+def _replay(
+    call: Call, block: Block, part: range, means: Tensor, counts: Tensor, codes: Tensor, buffer: Tensor
+) -> list[Undo]:
+    """Bring `means [X, Y, N, D]` from the start of a segment to its end; what it takes to go back, chunk by chunk.
+
+    A row that two tokens write is kept twice, with the same content: putting rows back needs no order.
+    """
+    undo = []
+    for step, index in enumerate(part):
+        start, stop = call.grid.bounds(index)
+        kv = buffer[step].view(-1)[: means.shape[0] * means.shape[1] * (stop - start) * means.shape[-1]]
+        kv = kv.view(*means.shape[:2], stop - start, means.shape[-1])
+        valid, inverse = load_tokens(block, call.tokens, call.grid, index, kv)
+        if index >= call.closes:
+            undo.append(Undo(counts, kv, valid, inverse, None, counts, counts))
+            break
+        choice = decode(codes[:, :, start:stop])
+        weights = update_weights(choice, counts, call.options, means.dtype)
+        rows = line_index(choice, means.shape[2])
+        overwritten = means.view(-1, means.shape[-1]).index_select(0, rows)
+        undo.append(Undo(counts, kv, valid, inverse, weights, rows, overwritten))
+        write_(means, kv, rows, weights.share)
+        counts = weights.counts
+    return undo

@@ -13,6 +13,7 @@ from kernels.numerics import counter_hash, gumbel
 from kernels.options import DictionaryOptions
 
 _TILE = 1 << 22  # similarities held at once: a large batch write must not need m x n of them
+_GROUP = 32
 
 
 class Assignment(NamedTuple):
@@ -38,19 +39,43 @@ def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tenso
     Returns:
         similarity `[B, H, m]`, minus infinity where no slot counts; slot `[B, H, m]` int64.
     """
-    hidden = torch.arange(means.shape[2], device=means.device) >= size[..., None]  # [B, H, n]
-    rows = max(1, _TILE // max(1, hidden.numel()))
+    b, h, m, _ = keys.shape
+    n = means.shape[2]
+    padded = -(-n // _GROUP) * _GROUP
+    hidden = None
+    if int(size.min()) < n:
+        hidden = (torch.arange(n, device=means.device) >= size[..., None]).view(b * h, 1, n)
+    keys, means = keys.flatten(0, 1), means.flatten(0, 1)
     found = []
-    for part in keys.split(rows, dim=2):
-        scores = (part @ means.mT).masked_fill_(hidden[:, :, None], -torch.inf)
-        found.append(scores.max(-1))
-    return torch.cat([f.values for f in found], -1), torch.cat([f.indices for f in found], -1)
+    for part in keys.split(max(1, _TILE // (b * h * padded)), dim=1):
+        scores = part.new_empty(*part.shape[:2], padded)
+        torch.bmm(part, means.mT, out=scores[..., :n])
+        scores[..., n:] = -torch.inf
+        if hidden is not None:
+            scores[..., :n].masked_fill_(hidden, -torch.inf)
+        found.append(_first_max(scores))
+    similarity, slot = found[0] if len(found) == 1 else (torch.cat(x, 1) for x in zip(*found, strict=True))
+    return similarity.view(b, h, m), slot.view(b, h, m)
+
+
+def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and its first index over the last dimension, a multiple of `_GROUP`.
+
+    On a CPU `max` with indices is scalar code and `amax` is not: first the maximum of each group, then the search within one.
+    """
+    if scores.device.type != "cpu":
+        best = scores.max(-1)
+        return best.values, best.indices
+    grouped = scores.unflatten(-1, (-1, _GROUP))
+    best, group = grouped.amax(-1).max(-1)
+    within = grouped.gather(2, group[..., None, None].expand(*group.shape, 1, _GROUP)).squeeze(2)
+    return best, group * _GROUP + within.argmax(-1)
 
 
 @torch.no_grad()
 def choose_slots(
     keys: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     means: Tensor,
     size: Tensor,
     tokens: Tensor,
@@ -61,7 +86,7 @@ def choose_slots(
 
     Args:
         keys: `[B, H, m, D]` normalised.
-        valid: `[B, m]` bool.
+        valid: `[B, m]` bool; None if all are.
         means: `[B, H, n, D]` key means of at least all slots in use.
         size: `[B, H]` slots in use.
         tokens: `[B]` valid tokens absorbed before.
@@ -72,27 +97,35 @@ def choose_slots(
         The assignment, and `[B, H]` int64 slots in use afterwards.
     """
     b, h, m, _ = keys.shape
-    valid = valid[:, None].expand(b, h, m)
-    new = (target_size(tokens + valid[:, 0].sum(-1), options)[:, None] - size).clamp(min=0)  # [B, H]
-    new = torch.minimum(new, valid.sum(-1))
-
+    arrived = torch.full_like(tokens, m) if valid is None else valid.sum(-1)
+    new = (target_size(tokens + arrived, options)[:, None] - size).clamp_(min=0).minimum(arrived[:, None])  # [B, H]
     similarity, nearest = best_match(keys, means, size) if means.shape[2] else _nothing(keys)
+    if not bool(new.any()):  # no slot to seed, so no empty dictionary with a token either
+        return Assignment(
+            nearest if valid is None else nearest.masked_fill(~valid[:, None], -1),
+            torch.zeros_like(nearest, dtype=torch.bool),
+        ), size
+
+    valid = (
+        torch.ones(b, h, m, dtype=torch.bool, device=keys.device) if valid is None else valid[:, None].expand(b, h, m)
+    )
     # In an empty dictionary the chunk's first valid token becomes slot 0 and counts as old.
-    first = valid & (valid.cumsum(-1) == 1) & (size == 0)[..., None]  # [B, H, m], at most one per row and head
-    if bool((size == 0).any()):
+    empty = (size == 0)[..., None]
+    first = valid & (valid.cumsum(-1) == 1) & empty  # [B, H, m], at most one per row and head
+    if bool(empty.any()):
         first_key = (keys * first[..., None]).sum(2, keepdim=True)  # [B, H, 1, D]
         to_first = (keys @ first_key.mT).squeeze(-1)
-        similarity = torch.where((size == 0)[..., None], to_first, similarity)
-        nearest = torch.where((size == 0)[..., None], 0, nearest)
+        similarity = torch.where(empty, to_first, similarity)
+        nearest = torch.where(empty, 0, nearest)
 
     candidates = valid & ~first
     if options.growth == "novelty":
         candidates = candidates & (similarity < options.novelty_threshold)
-    spread = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options, origin)
-    seeds = spread | first
+    chosen = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options, origin)
+    seeds = chosen | first
     number = size[..., None] + seeds.cumsum(-1) - 1  # slots in order of position
-    if options.assignment == "all" and bool(spread.any()):
-        nearest = _match_seeds(keys, spread, size + first.sum(-1), similarity, nearest)
+    if options.assignment == "all" and bool(chosen.any()):
+        nearest = _match_seeds(keys, chosen, size + first.sum(-1), similarity, nearest)
     slots = torch.where(seeds, number, nearest)
     return Assignment(slots.masked_fill(~valid, -1), seeds), size + seeds.sum(-1)
 

@@ -57,33 +57,41 @@ def update_weights(choice: Assignment, counts: Tensor, options: DictionaryOption
         dtype: of the weights.
     """
     slots = choice.slots.clamp(min=0)
-    is_member = (choice.slots >= 0) & ~choice.seeds
-    assigned = torch.zeros_like(counts).scatter_add_(-1, slots, is_member.long())
-    seeded = torch.zeros_like(counts).scatter_add_(-1, slots, choice.seeds.long())
-    counts = counts + seeded + assigned
-    rate = learning_rate(assigned, counts, options, dtype)
-    per_member = (rate / assigned.clamp(min=1)).gather(-1, slots)
-    share = torch.where(choice.seeds, 1 - rate.gather(-1, slots), torch.where(is_member, per_member, 0.0))
-    return Weights(counts, (1 - rate) * (1 - seeded).to(dtype), share)
+    valid = choice.slots >= 0
+    total = counts.scatter_add(-1, slots, valid.long())
+    if options.learning_rate == "adaptive":  # every token of a slot, its seed too, weighs 1 / c
+        divisor = total.clamp(min=1).to(dtype)
+        share = divisor.reciprocal().gather(-1, slots).masked_fill_(~valid, 0.0)
+        return Weights(total, counts.to(dtype).div_(divisor), share)
+    members = torch.zeros_like(counts).scatter_add_(-1, slots, (valid & ~choice.seeds).long())
+    rate = learning_rate(members, total, options, dtype)
+    per_member = (rate / members.clamp(min=1)).gather(-1, slots).masked_fill_(~valid, 0.0)
+    share = torch.where(choice.seeds, 1 - rate.gather(-1, slots), per_member)
+    return Weights(total, torch.where(counts > 0, 1 - rate, 0.0), share)
 
 
-def write_(means: Tensor, tokens: Tensor, choice: Assignment, weights: Weights) -> Tensor:
+def line_index(choice: Assignment, slots: int) -> Tensor:
+    """Row of each token's slot in means `[B H N, D]` of all lines, `[B H m]`; a masked token names its line's slot 0."""
+    b, h, _ = choice.slots.shape
+    offset = torch.arange(0, b * h * slots, slots, device=choice.slots.device).view(b, h, 1)
+    return (choice.slots.clamp(min=0) + offset).view(-1)
+
+
+def write_(means: Tensor, tokens: Tensor, index: Tensor, share: Tensor) -> None:
     """Bring contiguous means `[B, H, N, D]` in place to what they are after the chunk's `tokens [B, H, m, D]`.
 
-    The change of each slot is summed, not its new value, so that a slot without tokens keeps its bits and the mean of a slot
-    with many is not rounded anew.
+    The change of each slot is summed, `share * (token - mean)`, not its new value: so a slot without tokens keeps its bits, and
+    the mean of a slot with many is not rounded anew. A new slot's mean is zero before, and its shares sum to one.
+
+    Args:
+        means: zero in empty slots.
+        tokens: zero where masked.
+        index: from `line_index`.
+        share: `[B, H, m]`, see `Weights`.
     """
-    b, h, n, d = means.shape
-    flat = means.view(b * h * n, d)
-    offset = torch.arange(b * h, device=means.device).view(b, h, 1) * n
-    index = (choice.slots.clamp(min=0) + offset).view(-1)
-    rows = tokens.reshape(-1, d)
-    is_seed = choice.seeds.view(-1)
-    if bool(is_seed.any()):
-        flat.index_put_((index[is_seed],), rows[is_seed])
-    member = weights.share.masked_fill(choice.seeds, 0.0).view(-1, 1)
-    flat.index_add_(0, index, member * (rows - flat[index]))
-    return means
+    flat = means.view(-1, means.shape[-1])
+    rows = tokens.reshape(-1, means.shape[-1])
+    flat.index_add_(0, index, share.view(-1, 1) * (rows - flat.index_select(0, index)))
 
 
 def update(
@@ -129,15 +137,16 @@ def update(
     k, v = (x.to(dtype).masked_fill(~mask[..., None, None], 0.0).transpose(1, 2) for x in (k, v))
     k = normalise(k)
     used = int(state.size.max()) if state.size.numel() else 0
-    choice, size = choose_slots(k, mask, state.keys[:, :, :used], state.size, state.tokens, options)
-    weights = update_weights(choice, state.counts, options, dtype)
-    new = state.replace(
-        counts=weights.counts,
-        keys=write_(state.keys.clone(memory_format=torch.contiguous_format), k, choice, weights),
-        values=write_(state.values.clone(memory_format=torch.contiguous_format), v, choice, weights),
-        size=size,
-        tokens=state.tokens + mask.sum(-1),
+    keys, values = (x.clone(memory_format=torch.contiguous_format) for x in (state.keys, state.values))
+    choice, size = choose_slots(
+        k, None if bool(mask.all()) else mask, state.keys[:, :, :used], state.size, state.tokens, options
     )
+    weights = update_weights(choice, state.counts, options, dtype)
+    index = line_index(choice, state.capacity)
+    write_(keys, k, index, weights.share)
+    write_(values, v, index, weights.share)
+    tokens = state.tokens + mask.sum(-1)
+    new = state.replace(counts=weights.counts, keys=keys, values=values, size=size, tokens=tokens)
     return new, choice.slots.transpose(1, 2).reshape(b, t, h)
 
 
