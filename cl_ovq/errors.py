@@ -13,6 +13,9 @@ class UserError(Exception):
     and leaves with exit code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `: did you mean 'X'?` for the closest known name, or an empty string when nothing is close."""

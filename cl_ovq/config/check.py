@@ -53,8 +53,6 @@ def check_values(section: str, cls: Any, values: Mapping[str, Any]) -> None:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in values.items():
         name = f"{section}.{key}" if section else key
-        if isinstance(value, str) and value.startswith("${"):
-            continue  # an interpolation: OmegaConf resolves it, and checks the type of what comes out
         _check_type(name, value, hints[key])
         if value is not None:
             _check_limits(name, value, fields[key].metadata)
@@ -69,6 +67,11 @@ def field_of(field: dataclasses.Field[Any]) -> Any:
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     allowed = _plain_types(hint)
+    if isinstance(value, list | dict) and type(value) in allowed:
+        _check_items(name, value, hint)
+        return
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise UserError(f"{name}: the whole number is too large: it must lie within 64 bits")
     if Any in allowed or type(value) in allowed:
         return
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
@@ -77,6 +80,17 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         return  # YAML reads an unquoted name made of digits as a number
     wanted = " or ".join("null" if kind is types.NoneType else TYPE_NAMES.get(kind, str(kind)) for kind in allowed)
     raise UserError(f"{name}: {value!r} is not {wanted}")
+
+
+def _check_items(name: str, value: list[Any] | dict[Any, Any], hint: Any) -> None:
+    """Check the items of a list, or the keys and values of a mapping."""
+    (container,) = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is type(value)]
+    *keys, inner = typing.get_args(container)
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        where = f"{name}.{key}" if isinstance(value, dict) else f"{name}[{key}]"
+        if keys and not isinstance(key, keys[0]):
+            raise UserError(f"{where}: the key {key!r} is not {TYPE_NAMES[keys[0]]}")
+        _check_type(where, item, inner)
 
 
 def _plain_types(hint: Any) -> list[Any]:
@@ -92,7 +106,7 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{name}: unknown choice '{value}'{hint} known: {', '.join(choices)}")
     if isinstance(value, str | bool | list | dict):
         return
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {value} is not a finite number")
     if "minimum" in limits and value < limits["minimum"]:
         raise UserError(f"{name}: {value} is too small: it must be at least {limits['minimum']}")

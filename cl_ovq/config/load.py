@@ -53,16 +53,23 @@ def find_experiment(name: str) -> Path:
         UserError: there is no such file.
     """
     path = Path(name)
-    if path.is_file():
+    if _is_file(path):
         return path
     known = list_experiments()
-    short = path.with_suffix("").as_posix().removeprefix("experiments/")
+    short = path.as_posix().removeprefix("experiments/").removesuffix(path.suffix)
     if short in known:
         return known[short]
     raise UserError(
         f"no experiment '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
         "(or give the path of a YAML file)"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -77,16 +84,20 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     """
     tree = _read_tree(find_experiment(str(name)))
     changes = _parse_overrides(overrides)
-    stream = _stream_schema(tree, changes)
-    schema: dict[str, Any] = {"stream": stream, **SECTIONS}
+    options = _stream_schema(tree, changes)
+    schema: dict[str, Any] = {"stream": options, **SECTIONS}
     for source in (tree, changes):
         check_keys(source, schema, SCALARS)
-    merged: dict[str, Any] = {section: _merge(section, cls, tree, changes) for section, cls in schema.items()}
+        for key, value in flatten(source).items():
+            if value == "???":  # OmegaConf would pass over it
+                raise UserError(f"{key}: '???' stands for a missing value: give one, or leave the key out")
     scalars = dataclasses.make_dataclass("scalars", [(f.name, f.type, field_of(f)) for f in SCALARS])
-    top = _merge("", scalars, *({f.name: part[f.name] for f in SCALARS if f.name in part} for part in (tree, changes)))
+    values = _resolve({"": scalars, **schema}, tree, changes)
+    top = _build("", scalars, {f.name: values[f.name] for f in SCALARS})
+    built = {section: _build(section, cls, values[section]) for section, cls in schema.items()}
     return ExperimentConfig(
-        stream=StreamConfig(_stream_name(tree, changes), merged.pop("stream")),
-        **merged,
+        stream=StreamConfig(_stream_name(tree, changes), built.pop("stream")),
+        **built,
         **{f.name: getattr(top, f.name) for f in SCALARS},
     )
 
@@ -112,8 +123,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
     """Read a YAML file and lay it over the one that it includes (one level)."""
     try:
-        tree = _as_tree(OmegaConf.load(path), path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            tree = _as_tree(OmegaConf.load(file), path)
+    except OSError as error:  # OmegaConf raises it, without a number, for a document that is no mapping or list
+        problem = f"cannot be read: {error.strerror}" if error.errno else f"holds no mapping: {_first_line(error)}"
+        raise UserError(f"{path} {problem}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
     base = tree.pop("include", None)
     if base is None:
@@ -121,10 +136,13 @@ def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
     if included:
         raise UserError(f"{path} is included by another file, so it cannot include '{base}': one level is allowed")
     base_path = path.parent / str(base)
-    if not base_path.is_file():
+    if not _is_file(base_path):
         raise UserError(f"{path} includes '{base}', but there is no file {base_path}")
     below = OmegaConf.create(_read_tree(base_path, included=True))
-    return _as_tree(OmegaConf.merge(below, OmegaConf.create(tree)), path)
+    try:
+        return _as_tree(OmegaConf.merge(below, OmegaConf.create(tree)), path)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{path} does not fit over '{base}', which it includes: {_first_line(error)}") from error
 
 
 def _as_tree(loaded: Any, source: Path | str) -> dict[str, Any]:
@@ -134,21 +152,24 @@ def _as_tree(loaded: Any, source: Path | str) -> dict[str, Any]:
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    merged = OmegaConf.create()
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key.strip():
             raise UserError(f"override '{override}' is not of the form key=value, e.g. model.mixer=softmax")
-    try:
-        return _as_tree(OmegaConf.from_dotlist(list(overrides)), "the command line")
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
-        raise UserError(f"cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from error
+        try:
+            merged.merge_with_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"cannot read the override '{override}': {_first_line(error)}") from error
+    return _as_tree(merged, "the command line")
 
 
 def _stream_name(*trees: Mapping[str, Any]) -> str:
-    for tree in reversed(trees):
-        section = tree.get("stream")
+    sections = [tree.get("stream") for tree in trees]
+    for section in sections:
         if section is not None and not isinstance(section, Mapping):
             raise UserError(f"stream: '{section}' is not a section: write stream.name={section}")
+    for section in reversed(sections):
         if section and section.get("name") is not None:
             return str(section["name"])
     raise UserError(f"stream.name is missing: known: {', '.join(sorted(STREAMS))}")
@@ -169,22 +190,33 @@ def _stream_schema(tree: dict[str, Any], changes: Mapping[str, Any]) -> type:
     return options
 
 
-def _merge(section: str, cls: Any, *trees: Mapping[str, Any]) -> Any:
-    """Merge the section of each tree into the structured config `cls`, and check types and ranges."""
-    merged = OmegaConf.structured(cls)
-    for tree in trees:
-        part = tree.get(section, {}) if section else tree
-        values = {key: value for key, value in (part or {}).items() if not (section == "stream" and key == "name")}
-        check_values(section, cls, values)
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(values))
-        except OmegaConfBaseException as error:
-            key = ".".join(filter(None, (section, str(error.full_key or ""))))
-            raise UserError(f"{key}: {_first_line(error)}") from error
+def _resolve(schema: Mapping[str, Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the trees over the defaults, the later over the earlier, and put in what interpolations refer to.
+
+    Everything is one tree here, so that a value may refer to any other: `${model.width}`, also to one not given.
+    """
+    defaults: dict[str, Any] = {section: dataclasses.asdict(cls()) for section, cls in schema.items()}
+    defaults |= defaults.pop("")
+    defaults["stream"]["name"] = _stream_name(*trees)
+    given = ({key: value for key, value in tree.items() if key not in schema or value is not None} for tree in trees)
     try:
-        return OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{section}: {_first_line(error)}") from error
+        merged = OmegaConf.merge(OmegaConf.create(defaults), *map(OmegaConf.create, given))
+        resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
+    del resolved["stream"]["name"]
+    return resolved
+
+
+def _build(section: str, cls: Any, values: Mapping[str, Any]) -> Any:
+    """Return the dataclass of a section with its values, after checking their types and ranges."""
+    check_values(section, cls, values)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(dict(values))))
+    except (OmegaConfBaseException, ValueError, OverflowError) as error:
+        key = ".".join(filter(None, (section, str(getattr(error, "full_key", None) or ""))))
+        raise UserError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:
