@@ -1,0 +1,235 @@
+"""What a configuration file, an include and overrides give."""
+
+import dataclasses
+import typing
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cl_ovq.config import ExperimentConfig, load_config, to_dict
+from cl_ovq.config.load import SECTIONS, flatten, list_experiments
+from cl_ovq.errors import UserError
+from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
+from streams import STREAMS
+
+STREAM = {"stream": {"name": "split_digits"}}
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    """`write(content)`: the path of a file with a mapping as YAML, or with text as it is."""
+    folder = tmp_path_factory.mktemp("experiments")
+
+    def write(content, name="experiment.yaml"):
+        path = folder / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_defaults_are_those_of_the_schema(write):
+    config = load_config(write(STREAM))
+    for section, cls in SECTIONS.items():
+        assert getattr(config, section) == cls()
+    assert config.stream.options == STREAMS["split_digits"].Options()
+    assert (config.seed, config.device, config.threads, config.output_dir) == (0, "auto", None, None)
+
+
+def test_values_of_the_file_and_overrides(write):
+    path = write(STREAM | {"model": {"width": 8, "depth": 3}, "seed": 4})
+    config = load_config(path, ["model.width=16", "optimizer.learning_rate=1", "tracking.tags.note=7"])
+    assert (config.model.width, config.model.depth, config.seed) == (16, 3, 4)
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.tracking.tags == {"note": "7"}
+
+
+def test_later_overrides_win(write):
+    assert load_config(write(STREAM), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_empty_section_is_the_default(write):
+    assert load_config(write(STREAM | {"model": None})) == load_config(write(STREAM))
+    assert load_config(write(STREAM), ["model=null"]) == load_config(write(STREAM))
+
+
+def test_include_lies_below_the_file_and_the_overrides(write):
+    write(STREAM | {"model": {"width": 8, "depth": 3, "heads": 2}, "tracking": {"tags": {"a": "1"}}}, "base.yaml")
+    path = write({"include": "base.yaml", "model": {"depth": 4, "heads": 4}, "tracking": {"tags": {"b": "2"}}})
+    config = load_config(path, ["model.heads=8"])
+    assert (config.model.width, config.model.depth, config.model.heads) == (8, 4, 8)
+    assert config.tracking.tags == {"a": "1", "b": "2"}
+    assert "include" not in to_dict(config)
+
+
+def test_interpolations_see_the_whole_tree(write):
+    path = write(STREAM | {"model": {"width": "${dictionary.capacity}"}, "tracking": {"run_name": "s${seed}"}})
+    config = load_config(path, ["seed=3", "dictionary.capacity=32", "model.depth=${stream.experiences}"])
+    assert (config.model.width, config.tracking.run_name, config.model.depth) == (32, "s3", 5)
+
+
+def test_overridden_stream_keeps_the_options_that_it_has_too(write):
+    path = write({"stream": {"name": "split_digits", "experiences": 2, "scenario": "domain_incremental"}})
+    config = load_config(path, ["stream.name=split_fashion_mnist", "stream.shuffle_classes=false"])
+    assert config.stream.name == "split_fashion_mnist"
+    assert isinstance(config.stream.options, STREAMS["split_fashion_mnist"].Options)
+    assert (config.stream.options.experiences, config.stream.options.scenario) == (2, "domain_incremental")
+    assert config.stream.options.shuffle_classes is False
+
+
+@pytest.mark.parametrize(
+    ("key", "registry"),
+    [
+        ("growth", GROWTH),
+        ("seeds", SEEDS),
+        ("assignment", ASSIGNMENT),
+        ("learning_rate", LEARNING_RATES),
+        ("read_out", READ_OUTS),
+    ],
+)
+def test_every_name_of_the_operator_is_accepted(write, key, registry):
+    for name in registry:
+        assert getattr(load_config(write(STREAM), [f"dictionary.{key}={name}"]).dictionary, key) == name
+
+
+def test_every_shipped_experiment_loads():
+    assert {"quickstart", "split_fashion_mnist"} <= set(list_experiments())
+    for name in list_experiments():
+        load_config(name)
+
+
+def test_experiments_are_found_by_name_and_by_path():
+    assert load_config("quickstart") == load_config("experiments/quickstart.yaml")
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+# Properties
+
+KEYS = [*flatten(to_dict(load_config("quickstart"))), "stream", "model", "tracking", "x", "model.x", ""]
+VALUES = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["null", "true", ".nan", "[1, 2]", "{a: 1}", "${seed}", "${x}", "[", "${", "1e400", "-1", "???"]),
+    st.integers().map(str),
+    st.floats().map(str),
+)
+
+
+@settings(max_examples=150)
+@given(overrides=st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=8), VALUES), max_size=3))
+def test_any_override_is_accepted_or_a_mistake(overrides):
+    _load("quickstart", overrides)
+
+
+def _load(path, overrides=()):
+    try:
+        _check_types(load_config(path, overrides))
+    except UserError as error:
+        if len(str(error).splitlines()) != 1:
+            pytest.fail(f"not one line: {error}")
+
+
+def _check_types(config: ExperimentConfig):
+    """Check that every leaf has the type that its field declares."""
+    for section in (config.stream.options, *(getattr(config, name) for name in SECTIONS)):
+        hints = typing.get_type_hints(type(section))
+        for field in dataclasses.fields(section):
+            value, hint = getattr(section, field.name), hints[field.name]
+            origins = [typing.get_origin(part) or part for part in (typing.get_args(hint) or (hint,))]
+            allowed = [typing.get_origin(hint)] if typing.get_origin(hint) in (dict, list) else origins
+            assert type(value) in allowed, (field.name, value)
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.dates())
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from([*SECTIONS, "stream", "name", "seed", "width", "tags", "include", "class_order"])
+            | st.text(max_size=5)
+            | st.integers(),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=TREES, stream=st.booleans())
+def test_any_yaml_tree_is_accepted_or_a_mistake(write, tree, stream):
+    if stream and isinstance(tree, dict):
+        tree = tree | STREAM
+    _load(write(yaml.safe_dump(tree, allow_unicode=True)))
+
+
+@settings(max_examples=100)
+@given(text=st.text(alphabet=st.sampled_from("abn:-?&*!|>'\"[]{}#%@,\n \t01.~$") | st.characters(codec="utf-8")))
+def test_any_text_is_accepted_or_a_mistake(write, text):
+    _load(write(text))
+
+
+def _valid(field, hint):
+    """Return a strategy for the values of a field of the schema."""
+    limits = field.metadata
+    if "choices" in limits:
+        return st.sampled_from(limits["choices"])
+    low = limits.get("minimum", limits.get("exclusive_minimum"))
+    kinds = {typing.get_origin(part) or part for part in (typing.get_args(hint) or (hint,))}
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(NAMES, NAMES, max_size=2)
+    options = []
+    if bool in kinds:
+        options.append(st.booleans())
+    if int in kinds:
+        options.append(st.integers(low, limits.get("maximum", 2**40)))
+    if float in kinds:
+        high, exclude = limits.get("maximum", 1e6), "exclusive_minimum" in limits
+        options.append(st.floats(low, high, exclude_min=exclude, allow_nan=False, allow_infinity=False))
+    if str in kinds:
+        options.append(NAMES)
+    if list in kinds:
+        options.append(st.permutations(range(10)))
+    if type(None) in kinds:
+        options.append(st.none())
+    return st.one_of(options)
+
+
+# Text that means something else to OmegaConf cannot be written: an interpolation, and its mark of a missing value.
+NAMES = st.text(st.characters(codec="utf-8"), max_size=12).filter(lambda text: "${" not in text and text != "???")
+
+
+def _fields(cls):
+    hints = typing.get_type_hints(cls)
+    return st.fixed_dictionaries(
+        {}, optional={field.name: _valid(field, hints[field.name]) for field in dataclasses.fields(cls)}
+    )
+
+
+TREES_THAT_ARE_VALID = st.fixed_dictionaries(
+    {"stream": _fields(STREAMS["split_digits"].Options).map(lambda options: {"name": "split_digits"} | options)},
+    optional={name: _fields(cls) for name, cls in SECTIONS.items()} | {"seed": st.integers(0, 2**40)},
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(tree=TREES_THAT_ARE_VALID)
+def test_resolved_configuration_written_as_yaml_loads_to_the_same(write, tree):
+    from omegaconf import OmegaConf
+
+    config = load_config(write(tree))
+    for section, values in tree.items():
+        found = config.seed if section == "seed" else to_dict(config)[section]
+        if isinstance(values, dict):
+            assert {key: found[key] for key in values} == values
+        else:
+            assert found == values
+    resolved = write(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), "resolved.yaml")  # as a run writes it
+    assert load_config(resolved) == config

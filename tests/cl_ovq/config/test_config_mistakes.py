@@ -1,0 +1,255 @@
+"""Every mistake in a configuration is one line that names the key, the value, and what would be right."""
+
+import pytest
+import yaml
+
+from cl_ovq.config import load_config
+from cl_ovq.errors import UserError
+from cl_ovq.experiment import check_config
+
+STREAM = {"stream": {"name": "split_digits"}}
+
+
+def mistake(path, overrides=()):
+    """Return the error's line; what needs more than the schema is checked too, as the command line does."""
+    with pytest.raises(UserError) as caught:
+        check_config(load_config(path, overrides))
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    return line
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(content)`: the path of a file with a mapping as YAML, or with text or bytes as they are."""
+
+    def write(content, name="experiment.yaml"):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("model.widht", "unknown key 'model.widht': did you mean 'model.width'? known: depth, dropout, heads,"),
+        ("modle.width", "unknown key 'modle': did you mean 'model'? known: device, dictionary,"),
+        ("sede", "unknown key 'sede': did you mean 'seed'? known: device, dictionary,"),
+        ("width", "unknown key 'width': did you mean 'model.width'? known: "),
+        ("capacity", "unknown key 'capacity': did you mean 'dictionary.capacity'? known: "),
+        ("model.capacity", "unknown key 'model.capacity': did you mean 'dictionary.capacity'? known: "),
+        ("dictionary.epochs", "unknown key 'dictionary.epochs': did you mean 'strategy.epochs'? known: "),
+        (
+            "stream.experience",
+            "unknown key 'stream.experience': did you mean 'stream.experiences'? known: class_order,",
+        ),
+        ("model.qqqqqqqq", "unknown key 'model.qqqqqqqq': known: depth, dropout, heads,"),
+        ("model.width.x", "model.width: {'x': 1} is not a whole number"),
+    ],
+)
+def test_unknown_key(write, key, line):
+    assert mistake(write(STREAM), [f"{key}=1"]).startswith(line)
+    tree = {"stream": dict(STREAM["stream"])}
+    *sections, leaf = key.split(".")
+    inner = tree
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[leaf] = 1
+    assert mistake(write(tree)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("stream.name=split_digit", ["stream.name", "'split_digit'", "did you mean 'split_digits'?", "known:"]),
+        ("model.name=patch_transfomer", ["model.name", "did you mean 'patch_transformer'?", "known:"]),
+        ("model.mixer=oqv", ["model.mixer", "unknown mixer 'oqv'", "did you mean 'ovq'?", "known: ovq, softmax"]),
+        ("model.mixer=zzzz", ["model.mixer", "unknown mixer 'zzzz'", "known: ovq, softmax"]),
+        ("strategy.name=reply", ["strategy.name", "did you mean 'replay'?", "cumulative, joint, naive, replay"]),
+        ("optimizer.name=adamv", ["optimizer.name", "did you mean 'adam", "known: adam, adamw, sgd"]),
+        ("dictionary.growth=platau", ["dictionary.growth", "'platau'", "did you mean 'plateau'?", "novelty"]),
+        ("dictionary.scope=tasks", ["dictionary.scope", "did you mean 'task'?", "known: sequence, task, stream"]),
+        ("stream.scenario=class", ["stream.scenario", "'class'", "class_incremental", "task_incremental"]),
+        ("evaluation.stream=train", ["evaluation.stream", "known: test, validation"]),
+        ("device=gpu", ["device", "'gpu'", "known: auto, cpu, cuda"]),
+        ("device=cuda:99", ["device", "cuda:99"]),
+        ("model.heads=3", ["model.heads", "3", "model.width=64"]),
+    ],
+)
+def test_unknown_name(write, override, parts):
+    line = mistake(write(STREAM), [override])
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.width=true", "model.width: True is not a whole number"),
+        ("model.width=1.5", "model.width: 1.5 is not a whole number"),
+        ("model.width=2.0", "model.width: 2.0 is not a whole number"),
+        ("model.width=wide", "model.width: 'wide' is not a whole number"),
+        ("model.width='64'", "model.width: '64' is not a whole number"),
+        ("model.width=null", "model.width: None is not a whole number"),
+        ("model.width=[1]", "model.width: [1] is not a whole number"),
+        ("model.width={a: 1}", "model.width: {'a': 1} is not a whole number"),
+        ("seed=yess", "seed: 'yess' is not a whole number"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate: 'fast' is not a number"),
+        ("optimizer.learning_rate=true", "optimizer.learning_rate: True is not a number"),
+        ("tracking.enabled=1", "tracking.enabled: 1 is not true or false"),
+        ("tracking.enabled=maybe", "tracking.enabled: 'maybe' is not true or false"),
+        ("model.mixer=[ovq]", "model.mixer: ['ovq'] is not text"),
+        ("model.mixer=true", "model.mixer: True is not text"),
+        ("strategy.memory_batch_size=few", "strategy.memory_batch_size: 'few' is not a whole number or null"),
+        ("threads=0.5", "threads: 0.5 is not a whole number or null"),
+        ("tracking.tags=x", "tracking.tags: 'x' is not a mapping"),
+        ("tracking.tags={a: {b: c}}", "tracking.tags.a: {'b': 'c'} is not text"),
+        ("tracking.tags={a: null}", "tracking.tags.a: None is not text"),
+        ("tracking.tags={1: x}", "tracking.tags.1: the key 1 is not text"),
+        ("stream.class_order=5", "stream.class_order: 5 is not a list or null"),
+        ("stream.class_order=[0, one]", "stream.class_order[1]: 'one' is not a whole number"),
+        ("stream.class_order=[true]", "stream.class_order[0]: True is not a whole number"),
+        ("model.width=???", "model.width: '???' stands for a missing value: give one, or leave the key out"),
+    ],
+)
+def test_wrong_type(write, override, line):
+    assert mistake(write(STREAM), [override]) == line
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: nan is not a finite number"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate: inf is not a finite number"),
+        ("optimizer.learning_rate=-.inf", "optimizer.learning_rate: -inf is not a finite number"),
+        ("optimizer.learning_rate=0", "optimizer.learning_rate: 0 is too small: it must be greater than 0"),
+        ("model.width=0", "model.width: 0 is too small: it must be at least 1"),
+        ("model.dropout=1", "model.dropout: 1 is too large: it must be at most 0.99"),
+        ("dictionary.novelty_threshold=-1.01", "dictionary.novelty_threshold: -1.01 is too small: it must be at least"),
+        ("dictionary.rate=1.01", "dictionary.rate: 1.01 is too large: it must be at most 1"),
+        ("stream.experiences=0", "stream.experiences: 0 is too small: it must be at least 1"),
+        ("stream.validation_fraction=0.95", "stream.validation_fraction: 0.95 is too large: it must be at most 0.9"),
+        ("strategy.memory_batch_size=0", "strategy.memory_batch_size: 0 is too small: it must be at least 1"),
+        ("seed=-1", "seed: -1 is too small: it must be at least 0"),
+        ("seed=1" + "0" * 400, "seed: the whole number is too large: it must lie within 64 bits"),
+        ("seed=0x1" + "0" * 6000, "seed: the whole number is too large: it must lie within 64 bits"),
+        ("model.mlp_ratio=1" + "0" * 400, "model.mlp_ratio: the whole number is too large: it must lie within 64 bits"),
+    ],
+)
+def test_out_of_range(write, override, line):
+    assert mistake(write(STREAM), [override]).startswith(line)
+
+
+@pytest.mark.parametrize("section", ["stream", "model", "dictionary", "strategy", "optimizer", "tracking"])
+def test_section_given_as_scalar(write, section):
+    expected = f"{section}: 'split_digits' is not a section: write {section}.name=split_digits"
+    assert mistake(write(STREAM), [f"{section}=split_digits"]).startswith(expected)
+    assert mistake(write(STREAM | {section: "split_digits"})).startswith(expected)
+    assert mistake(write(STREAM | {section: "split_digits"}), ["stream.name=split_digits"]).startswith(expected)
+
+
+@pytest.mark.parametrize("override", ["model.mixer", "softmax", "=softmax", "", " =1", "--epochs 3"])
+def test_malformed_override(write, override):
+    assert mistake(write(STREAM), [override]).startswith(f"override '{override}' is not of the form key=value")
+
+
+@pytest.mark.parametrize(
+    "override", ["model.width=[1", "model.width={a: ", "seed=${model.width", "seed=1" + "0" * 5000]
+)
+def test_unreadable_override_is_named_among_others(write, override):
+    line = mistake(write(STREAM), ["model.mixer=softmax", override, "seed=1"])
+    assert line.startswith(f"cannot read the override '{override}': ")
+    assert "softmax" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("stream: [1", "is not valid YAML: "),
+        ("stream:\n\t- 1", "is not valid YAML: "),
+        ("a: b: c", "line 1"),
+        (b"\xff\xfe\xfa", "is not valid YAML: "),
+        (b"\x00", "is not valid YAML: "),
+        ("a: &x [*x]", "is not valid YAML: "),
+        ("? [a]\n: b", "is not valid YAML: "),
+        ("seed: !!python/object/apply:os.getcwd []", "is not valid YAML: "),
+        ("seed: 1" + "0" * 5000, "is not valid YAML: "),
+        ("seed: 1\nseed: 2", "duplicate key"),
+        ("a: 1\n---\nb: 2", "is not valid YAML: "),
+        ("[1, 2]", "holds no mapping"),
+        ("5", "holds no mapping"),
+        ("text", "stream.name is missing: known: "),
+        ("", "stream.name is missing: known: split_digits, split_fashion_mnist"),
+        ("model: {width: 8}", "stream.name is missing: known: split_digits, split_fashion_mnist"),
+    ],
+)
+def test_file_that_is_no_configuration(write, content, part):
+    path = write(content)
+    line = mistake(path)
+    assert part in line
+    assert line.startswith((str(path), "stream.name"))
+
+
+def test_missing_file(tmp_path):
+    assert "did you mean 'quickstart'?" in mistake("quickstrat")
+    assert "did you mean 'quickstart'?" in mistake("experiments/quickstrat.yaml")
+    assert f"no experiment '{tmp_path / 'no.yaml'}'" in mistake(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "/", "a\0b", "x" * 5000, "experiments"])
+def test_name_that_no_experiment_can_have(name):
+    assert mistake(name).startswith("no experiment '")
+
+
+def test_directory_is_not_a_file(tmp_path):
+    assert mistake(tmp_path).startswith(f"no experiment '{tmp_path}'")
+
+
+def test_include_of_a_missing_file(write, tmp_path):
+    path = write({"include": "base.yaml"})
+    assert mistake(path) == f"{path} includes 'base.yaml', but there is no file {tmp_path / 'base.yaml'}"
+    for name in (".", "x" * 5000, ["a"], 5):
+        assert "but there is no file" in mistake(write({"include": name}))
+
+
+def test_include_within_an_include(write):
+    write(STREAM, "deepest.yaml")
+    base = write({"include": "deepest.yaml"}, "base.yaml")
+    expected = f"{base} is included by another file, so it cannot include 'deepest.yaml': one level is allowed"
+    assert mistake(write({"include": "base.yaml"})) == expected
+
+
+def test_mistake_in_an_included_file_names_that_file(write):
+    base = write("stream: [", "base.yaml")
+    assert mistake(write({"include": "base.yaml"})).startswith(f"{base} is not valid YAML")
+
+
+def test_include_that_does_not_fit(write):
+    write(STREAM | {"model": {"width": 8}}, "base.yaml")
+    path = write({"include": "base.yaml", "model": [1]})
+    assert mistake(path).startswith(f"{path} does not fit over 'base.yaml', which it includes: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model.width=${model.widht}", "model.width: "),
+        ("model.width=${model.width}", "model.width: "),
+        ("model.width=${seed}", "model.width: 0 is too small: it must be at least 1"),
+        ("model.width=${optimizer.learning_rate}", "model.width: 0.001 is not a whole number"),
+        ("model.width=${no_such_resolver:1}", "model.width: "),
+        ("model=${dictionary}", "model: '${dictionary}' is not a section"),
+    ],
+)
+def test_interpolation_that_gives_nothing_valid(write, override, part):
+    assert mistake(write(STREAM), [override]).startswith(part)
+
+
+def test_output_directory_with_results_is_refused(write, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    line = mistake(write(STREAM), [f"output_dir={tmp_path}"])
+    assert line == f"output_dir: {tmp_path} already holds the results of a run: name another directory"

@@ -1,0 +1,15 @@
+"""Settings of all tests."""
+
+import os
+
+# Before torch is imported, and for the processes that tests start: the threads of tests that share cores wait for each
+# other, which costs far more than they gain. A test that is about threads sets its own.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("cl-ovq", deadline=None)  # what an example takes says little on a busy machine
+settings.load_profile("cl-ovq")
