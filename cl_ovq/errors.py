@@ -17,10 +17,16 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `: did you mean 'X'?` for the closest known name, or an empty string when nothing is close."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `: did you mean 'X'?` for the closest known name, or an empty string when nothing is close.
+
+    Args:
+        name: what was given.
+        known: the valid names.
+        prefix: stands before the name in the question, and plays no part in the comparison.
+    """
     matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f": did you mean '{matches[0]}'?" if matches else ""
+    return f": did you mean '{prefix}{matches[0]}'?" if matches else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

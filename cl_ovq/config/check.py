@@ -123,7 +123,5 @@ def _unknown_key(name: str, key: str, known: Sequence[str], schema: Mapping[str,
         if key in {field.name for field in dataclasses.fields(cls)}
     ]
     section = name.removesuffix(key)
-    hint = (
-        f": did you mean '{elsewhere[0]}'?" if elsewhere else nearest(name, [section + other for other in known]) or ":"
-    )
+    hint = f": did you mean '{elsewhere[0]}'?" if elsewhere else nearest(key, known, prefix=section) or ":"
     return UserError(f"unknown key '{name}'{hint} known: {', '.join(sorted(known))}")
