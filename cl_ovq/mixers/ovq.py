@@ -78,12 +78,16 @@ class OVQAttention(Mixer):
             output_final_state=return_state,
             implementation=self.implementation,
         )
-        return self.out(y.reshape(batch, tokens, -1)), state
+        return self.out(y.flatten(2)), state
 
     def state_bytes(self, tokens: int) -> int:
-        """Return the bytes of a sequence's dictionary and pending chunk; they do not depend on `tokens`."""
-        state = DictionaryState.empty(1, self.heads, self.options.capacity, self.head_dim, self.head_dim, device="meta")
-        return state.nbytes
+        """Return the bytes of a sequence's dictionary and of its open chunk, which is all that depends on `tokens`."""
+        size = self.head_dim
+        state = DictionaryState.empty(
+            1, self.heads, self.options.capacity, size, size, self.qkv.weight.dtype, device="meta"
+        )
+        pending = tokens % self.options.chunk_size
+        return state.nbytes + pending * (2 * self.heads * size * state.keys.element_size() + 1)
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""

@@ -48,14 +48,14 @@ class SoftmaxAttention(Mixer):
             visible = order & valid[:, None, None, :]  # [B, 1, T, S]
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
             y = y * visible.any(-1, keepdim=True)  # a query that sees nothing gives zero, not NaN
-        y = self.out(y.transpose(1, 2).reshape(batch, tokens, -1))
+        y = self.out(y.transpose(1, 2).flatten(2))
         if mask is not None:
             y = y * mask[..., None]
         return y, (k, v, valid) if return_state else None
 
     def state_bytes(self, tokens: int) -> int:
-        """Return the bytes of the cache of keys and values."""
-        return 2 * tokens * self.heads * self.head_dim * self.qkv.weight.element_size()
+        """Return the bytes of the cache of keys, values and mask."""
+        return tokens * (2 * self.heads * self.head_dim * self.qkv.weight.element_size() + 1)
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
