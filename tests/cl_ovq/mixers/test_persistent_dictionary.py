@@ -1,0 +1,175 @@
+"""The dictionary that outlives its sequences: who reads it, who writes it, and how it is kept."""
+
+import copy
+
+import pytest
+import torch
+
+from cl_ovq.mixers import OVQAttention, dictionaries
+from kernels import DictionaryOptions, DictionaryState, update
+
+WIDTH, HEADS = 8, 2
+OPTIONS = DictionaryOptions(capacity=6, chunk_size=4)
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+
+
+def tokens(batch=3, length=4, seed=1):
+    return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def train_step(layer, x, mask=None):
+    with layer.dictionary.recording():
+        layer(x, mask=mask)
+    layer.dictionary.write()
+
+
+def bytes_of(layer):
+    return {name: tensor.clone() for name, tensor in layer.dictionary.state_dict().items()}
+
+
+def unchanged(layer, before):
+    after = layer.dictionary.state_dict()
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_its_buffers_are_named_as_the_state_and_start_empty(layer):
+    names = set(DictionaryState.empty(1, 1, 1, 1, 1).state_dict())
+    assert {name.removeprefix("dictionary.") for name in layer.state_dict() if name.startswith("dictionary.")} == names
+    assert layer.dictionary.state.size.sum() == 0
+    assert list(dictionaries(torch.nn.Sequential(layer))) == ["0.dictionary"]
+
+
+def test_a_write_is_one_update_with_all_tokens_of_the_batch(layer):
+    x = tokens()
+    with torch.no_grad():
+        _, k, v = layer.qkv(x).view(3, 4, 3, HEADS, WIDTH // HEADS).unbind(2)
+    expected, _ = update(layer.dictionary.state, k, v, OPTIONS)
+    train_step(layer, x)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(getattr(layer.dictionary, name), tensor), name
+    assert layer.dictionary.writes == 1
+    assert layer.dictionary.state.tokens.tolist() == [12]
+    assert (layer.dictionary.state.counts.sum(-1) == 12).all()
+
+
+def test_masked_tokens_are_not_written(layer):
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[0, 1:] = mask[2, 0] = False
+    train_step(layer, tokens(), mask)
+    assert layer.dictionary.state.tokens.tolist() == [8]
+    assert (layer.dictionary.state.counts.sum(-1) == 8).all()
+    assert layer.dictionary.writes == 1
+
+
+def test_all_rows_read_it(layer):
+    x = tokens()
+    layer.eval()
+    before = layer(x)[0]
+    layer.train()
+    train_step(layer, tokens(seed=2))
+    layer.eval()
+    after = layer(x)[0]
+    assert ((after - before).abs().amax((1, 2)) > 1e-4).all()
+    # Each row as if it came alone: rows do not see one another.
+    torch.testing.assert_close(torch.cat([layer(row)[0] for row in x.split(1)]), after)
+    # Just what a sequence sees that starts from this state.
+    shared, layer.dictionary = layer.dictionary, None
+    torch.testing.assert_close(layer(x, state=shared.state)[0], after)
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_evaluation_leaves_every_byte(layer, length):
+    train_step(layer, tokens())
+    before = bytes_of(layer)
+    layer.eval()
+    with layer.dictionary.recording():
+        layer(tokens(length=length), return_state=True)
+    layer.dictionary.write()
+    assert unchanged(layer, before)
+    assert layer.dictionary.writes == 1
+
+
+def test_training_passes_write_nothing_by_themselves(layer):
+    train_step(layer, tokens())
+    before = bytes_of(layer)
+    with layer.dictionary.recording():
+        layer(tokens(length=9))
+    assert unchanged(layer, before)
+
+
+def test_passes_outside_recording_are_not_written(layer):
+    layer(tokens())
+    layer.dictionary.write()
+    assert layer.dictionary.writes == 0
+    with layer.dictionary.recording():
+        layer(tokens())
+    layer(tokens())
+    layer.dictionary.write()
+    layer.dictionary.write()
+    assert layer.dictionary.writes == 1
+    assert layer.dictionary.state.tokens.tolist() == [12]
+
+
+def test_recording_ends_with_an_error(layer):
+    with pytest.raises(RuntimeError, match="stop"), layer.dictionary.recording():
+        raise RuntimeError("stop")
+    layer(tokens())
+    layer.dictionary.write()
+    assert layer.dictionary.writes == 0
+
+
+def test_it_holds_no_graph(layer):
+    train_step(layer, tokens())
+    assert not any(tensor.requires_grad for tensor in layer.dictionary.state.state_dict().values())
+    layer(tokens())[0].sum().backward()
+    assert layer.qkv.weight.grad.abs().sum() > 0
+
+
+def test_state_dict_round_trip(layer):
+    train_step(layer, tokens())
+    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+    other.load_state_dict(layer.state_dict())
+    layer.eval(), other.eval()
+    assert torch.equal(other(tokens())[0], layer(tokens())[0])
+    layer.train(), other.train()
+    train_step(layer, tokens(seed=3))
+    train_step(other, tokens(seed=3))
+    assert unchanged(other, bytes_of(layer))
+
+
+def test_deepcopy_is_independent(layer):
+    train_step(layer, tokens())
+    before = bytes_of(layer)
+    other = copy.deepcopy(layer)
+    train_step(other, tokens(seed=4))
+    assert unchanged(layer, before)
+    assert not unchanged(other, before)
+    assert (layer.dictionary.writes, other.dictionary.writes) == (1, 2)
+
+
+def test_it_moves_to_float64(layer):
+    train_step(layer, tokens())
+    single = layer.eval()(tokens())[0]
+    layer.double().train()
+    assert layer.dictionary.keys.dtype == torch.float64
+    assert layer.dictionary.counts.dtype == torch.int64
+    train_step(layer, tokens(seed=5).double())
+    assert layer.dictionary.state.keys.dtype == torch.float64
+    assert layer.dictionary.state.tokens.tolist() == [24]
+    layer.dictionary.load_state_dict({name: t.clone() for name, t in layer.dictionary.state_dict().items()})
+    assert single.dtype == torch.float32
+
+
+def test_reset_empties_it_and_what_was_recorded(layer):
+    empty = bytes_of(layer)
+    train_step(layer, tokens())
+    with layer.dictionary.recording():
+        layer(tokens())
+    layer.dictionary.reset()
+    layer.dictionary.write()
+    assert unchanged(layer, empty)
