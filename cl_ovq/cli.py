@@ -18,7 +18,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(help="Measure speed and memory: ratios of things measured side by side.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -112,6 +116,36 @@ def demo() -> None:
     for result in results:
         console.print(f"results: {result.output_dir}", soft_wrap=True)
     console.print("\nCompare the runs in MLflow:  [bold]make ui[/]")
+
+
+@bench.command("training")
+def bench_training(
+    config: Config = "quickstart",
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each loop.")] = 5,
+    json: Json = False,
+) -> None:
+    """Samples per second of the training loop, of Avalanche's own data path, and of bare PyTorch."""
+    from cl_ovq.benchmarks.training import measure_training
+    from cl_ovq.config import load_config
+
+    measured = measure_training(load_config(config, overrides or ()), rounds)
+    if json:
+        from json import dumps
+
+        print(dumps(measured, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("loop", "samples/s", "lowest", "highest", "share of bare PyTorch")
+    for row in measured["rows"]:
+        speeds = (f"{row[name]:.0f}" for name in ("samples_per_second", "minimum", "maximum"))
+        table.add_row(row["loop"], *speeds, f"{row['ratio']:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{measured['samples']} samples, median of {measured['rounds']} rounds, {measured['machine']['device']}"
+    )
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def run_experiment(config: ExperimentConfig, console: Console) -> Result:
         UserError: the configuration is wrong, or data is missing. Nothing has been written then.
     """
     check_config(config)
-    _quiet()
+    quiet()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
@@ -236,6 +236,7 @@ def build_strategy(
     metrics: tuple[Any, ...] = (),
     progress: Any = None,
     tracker: Tracker | None = None,
+    batched: bool = True,
 ) -> SupervisedTemplate:
     """Return the configured Avalanche strategy, with the plugins that this platform adds to it.
 
@@ -247,6 +248,7 @@ def build_strategy(
         metrics: Avalanche metrics to compute.
         progress: a plugin that shows progress.
         tracker: where metrics are logged.
+        batched: whether batches are fetched as tensors; otherwise sample by sample, as Avalanche does.
     """
     from avalanche.training.plugins import EvaluationPlugin
 
@@ -255,7 +257,8 @@ def build_strategy(
     from cl_ovq.learning.batches import BatchedData
     from cl_ovq.learning.dictionary import DictionaryScope
 
-    plugins = [BatchedData(stream.samples), DictionaryScope(config.dictionary.scope)]
+    plugins: list[Any] = [BatchedData(stream.samples)] if batched else []
+    plugins.append(DictionaryScope(config.dictionary.scope))
     if progress is not None:
         plugins.append(progress)
     if tracker is not None:
@@ -307,8 +310,8 @@ def _tags(config: ExperimentConfig, stream: Stream) -> dict[str, Any]:
     }
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what the libraries say about themselves; none of it concerns the run."""
     warnings.filterwarnings("ignore", message="No loggers specified")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche")
+    warnings.filterwarnings("ignore", message="no QP solver found")
     logging.getLogger("mlflow").setLevel(logging.WARNING)

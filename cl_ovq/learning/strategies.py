@@ -27,25 +27,11 @@ def _naive(config: StrategyConfig, plugins: list[SupervisedPlugin], common: dict
 
 @STRATEGIES.enter("replay", "experience replay from a buffer of past samples (Chaudhry et al. 2019)")
 def _replay(config: StrategyConfig, plugins: list[SupervisedPlugin], common: dict[str, Any]) -> SupervisedTemplate:
-    from avalanche.training.plugins import ReplayPlugin
-    from avalanche.training.storage_policy import (
-        ClassBalancedBuffer,
-        ExperienceBalancedBuffer,
-        ReservoirSamplingBuffer,
-    )
     from avalanche.training.supervised import Naive
 
-    policies = {
-        "class_balanced": ClassBalancedBuffer,
-        "experience_balanced": ExperienceBalancedBuffer,
-        "reservoir": ReservoirSamplingBuffer,
-    }
-    replay = ReplayPlugin(
-        mem_size=config.memory_size,
-        batch_size_mem=config.memory_batch_size,
-        storage_policy=policies[config.memory_policy](config.memory_size),
-    )
-    return Naive(plugins=[replay, *plugins], **common)
+    from cl_ovq.learning.replay import Replay
+
+    return Naive(plugins=[Replay(config), *plugins], **common)
 
 
 @STRATEGIES.enter("cumulative", "training on all data so far at every experience: no forgetting, growing cost")

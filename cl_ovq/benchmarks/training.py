@@ -1,0 +1,113 @@
+"""Samples per second of the training loop: the platform's, Avalanche's own data path, and bare PyTorch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_ovq.config import ExperimentConfig
+from cl_ovq.experiment import build_strategy, check_config, find_device, load_stream, quiet
+from cl_ovq.learning import OPTIMIZERS, seed_everything
+from cl_ovq.mixers import dictionaries
+from cl_ovq.models import build_model
+from cl_ovq.provenance import code_revision, device_name, package_versions
+from streams import Stream, rows_of
+
+
+def measure_training(config: ExperimentConfig, rounds: int = 5) -> dict[str, Any]:
+    """Train on the first experience by three loops in turn, `rounds` times each after one that does not count.
+
+    All three train the same model with the same optimizer on batches of the same size, dictionary writes included:
+    the platform's loop (Avalanche's strategy, batched data, metrics), the same with Avalanche's sample-by-sample data,
+    and a bare loop in PyTorch.
+
+    Args:
+        config: an experiment; its strategy is taken as `naive` with one epoch.
+        rounds: measurements of each loop.
+
+    Returns:
+        `rows` of `{loop, samples_per_second, minimum, maximum, ratio}`, medians over rounds, `ratio` being the median
+        over rounds of the bare loop's time over this loop's; and `machine`.
+    """
+    check_config(config)
+    quiet()
+    config.strategy.name, config.strategy.epochs = "naive", 1
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    stream = load_stream(config)
+    samples = len(stream.benchmark.streams["train"][0].dataset)
+
+    loops = {
+        "platform": _strategy_loop(config, stream, device, batched=True),
+        "Avalanche's data path": _strategy_loop(config, stream, device, batched=False),
+        "bare PyTorch": _bare_loop(config, stream, device),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for round_number in range(rounds + 1):
+        for name, loop in loops.items():
+            begun = time.perf_counter()
+            loop()
+            if round_number:
+                seconds[name].append(time.perf_counter() - begun)
+
+    bare = seconds["bare PyTorch"]
+    rows = [
+        {
+            "loop": name,
+            "samples_per_second": samples / statistics.median(times),
+            "minimum": samples / max(times),
+            "maximum": samples / min(times),
+            "ratio": statistics.median(b / t for b, t in zip(bare, times, strict=True)),
+        }
+        for name, times in seconds.items()
+    ]
+    machine = {"device": device_name(device), "packages": package_versions(), "code": code_revision()}
+    return {"rows": rows, "samples": samples, "rounds": rounds, "machine": machine}
+
+
+def _model(config: ExperimentConfig, stream: Stream) -> nn.Module:
+    seed_everything(config.seed, "model")
+    return build_model(config.model, config.dictionary, stream)
+
+
+def _strategy_loop(
+    config: ExperimentConfig, stream: Stream, device: torch.device, *, batched: bool
+) -> Callable[[], None]:
+    from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+
+    metrics = (DictionaryRecorder(config.evaluation.dictionary_every),)
+    strategy = build_strategy(config, stream, _model(config, stream), device, metrics=metrics, batched=batched)
+    experience = stream.benchmark.streams["train"][0]
+    return lambda: strategy.train(experience, eval_streams=[])
+
+
+def _bare_loop(config: ExperimentConfig, stream: Stream, device: torch.device) -> Callable[[], None]:
+    model = _model(config, stream).to(device)
+    optimizer = OPTIMIZERS[config.optimizer.name](model.parameters(), config.optimizer)
+    criterion = nn.CrossEntropyLoss()
+    shared = list(dictionaries(model).values())
+    rows = rows_of(stream.benchmark.streams["train"][0].dataset)
+    task = (torch.zeros(1, dtype=torch.long),) if stream.scenario == "task_incremental" else ()
+
+    def loop() -> None:
+        model.train()
+        for batch in rows[torch.randperm(len(rows))].split(config.strategy.batch_size):
+            x, y = stream.samples.gather(batch).to(device), stream.samples.targets[batch].to(device)
+            optimizer.zero_grad()
+            with ExitStack() as recording:
+                for dictionary in shared:
+                    recording.enter_context(dictionary.recording())
+                logits = model(x, *task)
+            criterion(logits, y).backward()
+            optimizer.step()
+            for dictionary in shared:
+                dictionary.write()
+
+    return loop
