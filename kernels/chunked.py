@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels import scan
-from kernels.lines import Grid, Tokens, blocks, run
+from kernels.lines import Grid, Tokens, blocks, run, threads_for
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, options_of
 from kernels.scan import Call, Dictionary, Gradients, Walk
@@ -107,7 +107,7 @@ def _call(
     options: str,
     closes: int,
 ) -> tuple[Call, list[scan.Block], int]:
-    """The call that these arguments of the operator make, its blocks, and its scores.
+    """The call that these arguments of the operator make, its blocks, and the threads to share them.
 
     Autograd is told about none of it, so tensors are detached: threads of a block's own would record otherwise.
     """
@@ -133,11 +133,10 @@ def _call(
     chunk = min(parsed.chunk_size, grid.pending + t)
     most = min(parsed.capacity, int(size.max()) + closes * parsed.chunk_size) if size.numel() else 0
     scores = chunk * (most + chunk)
-    of_all = b * h * t * (most + chunk)
-    return call, blocks(b, h, scores, torch.get_num_threads(), shared, q.device.type == "cpu"), of_all
+    threads = threads_for(b * h * t * (most + chunk), q.device)
+    return call, blocks(b, h, scores, threads, shared), threads
 
 
-@torch.library.custom_op("ovq::attention", mutates_args=())
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -165,16 +164,15 @@ def _attention(
         torch.autocast(q.device.type, enabled=False),
         torch.no_grad(),
     ):  # statistics stay fp32 whatever surrounds the call
-        call, parts, scores = _call(*arguments, options, closes)
+        call, parts, threads = _call(*arguments, options, closes)
         o, *walk = outputs
         if closes:
-            run([partial(scan.forward, call, block, Walk(*walk), o) for block in parts], scores)
+            run([partial(scan.forward, call, block, Walk(*walk), o) for block in parts], threads)
         else:
-            run([partial(scan.read_only, call, block, o) for block in parts], scores)
+            run([partial(scan.read_only, call, block, o) for block in parts], threads)
     return outputs
 
 
-@_attention.register_fake
 def _outputs(
     q: Tensor,
     k: Tensor,
@@ -212,7 +210,6 @@ def _outputs(
     )
 
 
-@torch.library.custom_op("ovq::attention_backward", mutates_args=())
 def _attention_backward(
     d_o: Tensor,
     d_means: Tensor | None,
@@ -241,7 +238,7 @@ def _attention_backward(
     if not q.numel() and not v.numel():
         return outputs
     with torch.autocast(q.device.type, enabled=False), torch.no_grad():
-        call, parts, scores = _call(*arguments, options, closes)
+        call, parts, threads = _call(*arguments, options, closes)
         grads = Gradients(*outputs)
         if closes:
             walk = Walk(snapshots, counts, size, slots, snapshots)
@@ -251,11 +248,10 @@ def _attention_backward(
                 # Rows that share a dictionary add to one gradient: one block must have them all.
                 parts = list({block.heads.start: block._replace(rows=slice(0, q.shape[0])) for block in parts}.values())
             jobs = [partial(scan.read_only_backward, call, block, d_o, grads) for block in parts]
-        run(jobs, scores)
+        run(jobs, threads)
     return outputs
 
 
-@_attention_backward.register_fake
 def _gradients(
     d_o: Tensor,
     d_means: Tensor | None,
@@ -345,4 +341,22 @@ def _to_rows(gradient: Tensor, rows: int) -> Tensor:
     return gradient if gradient.shape[0] == rows else gradient.sum(0, keepdim=True)
 
 
-_attention.register_autograd(_differentiate, setup_context=_remember)
+def _register() -> torch.library.Library:
+    """Make operators of the functions above.
+
+    By hand, because `torch.library.custom_op` imports torch's compiler, two seconds and 180 MB, when it is first called.
+    """
+    library = torch.library.Library("ovq", "DEF")
+    for name, kernel, shapes in (
+        ("attention", _attention, _outputs),
+        ("attention_backward", _attention_backward, _gradients),
+    ):
+        schema = name + torch.library.infer_schema(kernel, mutates_args=())
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"ovq::{name}", shapes, lib=library)
+    torch.library.register_autograd("ovq::attention", _differentiate, setup_context=_remember, lib=library)
+    return library
+
+
+_library = _register()  # operators live as long as it

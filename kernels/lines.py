@@ -18,7 +18,7 @@ from kernels.numerics import inverse_norm
 from kernels.reading import Scratch
 
 _SCORES = 1 << 20  # scores a block should hold at once on a CPU: 4 MiB in fp32
-_WORTH_THREADS = 1 << 22  # scores of a call for which starting threads pays
+_WORTH_THREADS = 1 << 18  # scores of a call for which starting threads pays
 
 
 class Grid(NamedTuple):
@@ -91,20 +91,23 @@ class Block(NamedTuple):
         x = x[self.rows, self.heads]
         return x.transpose(0, 1) if self.shared else x
 
+    def dictionaries(self, x: Tensor) -> Tensor:
+        """`[B' , H, ...]` of a dictionary as `[X, Y or 1, ...]`."""
+        return x[:, self.heads].transpose(0, 1) if self.shared else x[self.rows, self.heads]
 
-def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool, on_cpu: bool) -> list[Block]:
+
+def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool) -> list[Block]:
     """All lines of a call in blocks.
 
     Args:
         batch: B.
         heads: H.
         scores: logits per line and chunk.
-        threads: that may work at a time.
+        threads: that will share the blocks; zero for one block that keeps the device busy.
         shared: whether all rows read one dictionary.
-        on_cpu: elsewhere one block keeps the device busy.
     """
     most = batch * heads
-    if on_cpu:
+    if threads:
         most = max(1, min(-(-batch * heads // threads), _SCORES // max(1, scores)))
     if shared:  # rows of one head in one block
         many_rows, many_heads = min(batch, most), max(1, most // batch)
@@ -117,10 +120,20 @@ def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool, on_c
     ]
 
 
-def run(jobs: Sequence[Callable[[], None]], scores: int) -> None:
-    """Run all jobs, on a CPU's threads if the call has enough `scores` for that to pay."""
-    threads = min(torch.get_num_threads(), len(jobs))
-    if threads < 2 or scores < _WORTH_THREADS:
+def threads_for(scores: int, device: torch.device) -> int:
+    """Threads that a call with so many logits should use; zero leaves the choice to torch."""
+    if device.type != "cpu":
+        return 0
+    return torch.get_num_threads() if scores >= _WORTH_THREADS else 1
+
+
+def run(jobs: Sequence[Callable[[], None]], threads: int) -> None:
+    """Run all jobs, on so many threads of one core each.
+
+    One core each also where there is one job: what it does between two products is too little to share, and every attempt to
+    makes all cores wait for the last one, which on a busy machine takes longer than the call.
+    """
+    if threads == 0:
         for job in jobs:
             job()
         return
@@ -130,12 +143,17 @@ def run(jobs: Sequence[Callable[[], None]], scores: int) -> None:
             job()
 
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for _ in pool.map(work, jobs):
-                pass
-        finally:
-            torch.set_num_threads(before)  # torch gives threads yet to come what any thread set last
+    try:
+        if threads == 1 or len(jobs) == 1:
+            torch.set_num_threads(1)
+            for job in jobs:
+                job()
+        else:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for _ in pool.map(work, jobs):
+                    pass
+    finally:
+        torch.set_num_threads(before)  # torch gives threads yet to come what any thread set last
 
 
 def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -3,7 +3,7 @@
 Going back needs every dictionary of the way. The tokens' slots are kept (one integer each), so dictionaries can be made again
 without any similarity: from snapshots a fixed number of chunks apart, a segment at a time. Within the segment each update
 leaves the rows that it overwrote, and the walk back puts them back bit by bit. Nothing is divided out or subtracted, so this is
-exact for every learning rate and for any number of tokens. Snapshots take an eighth of the memory of keys and values at most,
+exact for every learning rate and for any number of tokens. Snapshots take a quarter of the memory of keys and values at most,
 whatever N is.
 
 Letters: see `lines`; `N` capacity, `n` slots in use, `D = Dk + Dv`.
@@ -24,8 +24,8 @@ from kernels.writing import Weights, line_index, update_weights, write_
 
 
 def segment_length(options: DictionaryOptions) -> int:
-    """Chunks between snapshots: their tokens are at least eight times the slots."""
-    return -(-8 * options.capacity // options.chunk_size)
+    """Chunks between snapshots: their tokens are at least four times the slots."""
+    return -(-4 * options.capacity // options.chunk_size)
 
 
 class Dictionary(NamedTuple):
@@ -76,6 +76,26 @@ class Call(NamedTuple):
     closes: int
 
 
+class Seen(NamedTuple):
+    """The slots in use of a block's dictionaries.
+
+    Args:
+        counts: `[X, Y or 1, n]` int64.
+        keys: `[X, Y or 1, n, Dk]`.
+        values: `[X, Y or 1, n, Dv]`.
+    """
+
+    counts: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def in_use(used: int, counts: Tensor, means: Tensor, dk: int) -> Seen:
+    """The first `used` slots of counts `[X, Y, N]` and means `[X, Y, N, D]`."""
+    means = means[:, :, :used]
+    return Seen(counts[:, :, :used], means[..., :dk], means[..., dk:])
+
+
 def encode(choice: Assignment) -> Tensor:
     """Slots and seeds in one integer each."""
     return torch.where(choice.seeds, -2 - choice.slots, choice.slots)
@@ -90,37 +110,28 @@ def decode(code: Tensor) -> Assignment:
 def sources(
     call: Call,
     block: Block,
-    means: Tensor,
-    counts: Tensor,
+    dictionary: Seen,
     kv: Tensor,
     valid: Tensor | None,
     queries: int,
     scratch: Scratch,
 ) -> Sources:
-    """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, from `means [X, Y or 1, n, D]` and the chunk."""
-    dk = call.q.shape[-1]
+    """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, of the dictionary and of the chunk."""
+    m, dk = kv.shape[2], call.q.shape[-1]
     read_out = call.options.read_out
     beta = block.head_view(call.beta)
-    mu, slot_bias = reading.slot_sources(means[..., :dk], counts, beta, read_out)
-    m = kv.shape[2]
+    mu, slot_bias = reading.slot_sources(dictionary.keys, dictionary.counts, beta, read_out)
     if valid is None:
         token_bias = scratch.once("visibility", (queries, m), lambda: reading.visibility(queries, m, None, kv))
     else:
         token_bias = reading.visibility(queries, m, valid, kv)
     if read_out == "gmr":
         token_bias = token_bias - beta * reading.half_square(kv[..., :dk])
-    lines = kv.shape[0] * kv.shape[1]
     if token_bias.dim() == 4:
-        token_bias = token_bias.expand(*kv.shape[:2], *token_bias.shape[2:]).reshape(lines, *token_bias.shape[2:])
+        token_bias = token_bias.expand(*kv.shape[:2], queries, m).flatten(0, 1)
     tokens = kv.flatten(0, 1)
-    return Sources(
-        mu.flatten(0, 1),
-        means[..., dk:].flatten(0, 1),
-        slot_bias.flatten(0, 1),
-        tokens[..., :dk],
-        tokens[..., dk:],
-        token_bias,
-    )
+    nu = dictionary.values.flatten(0, 1)
+    return Sources(mu.flatten(0, 1), nu, slot_bias.flatten(0, 1), tokens[..., :dk], tokens[..., dk:], token_bias)
 
 
 def read_chunk(
@@ -139,23 +150,19 @@ def read_chunk(
 def read_only(call: Call, block: Block, o: Tensor) -> None:
     """Outputs of a call that closes no chunk: one read, of dictionaries that may be shared by all rows."""
     scratch = Scratch()
-    kv, valid, _, means, counts = _open_chunk(call, block)
-    s = call.q.shape[1]
-    read_chunk(call, block, 0, sources(call, block, means, counts, kv, valid, s, scratch), valid, scratch, o)
+    kv, valid, _, seen = _open_chunk(call, block)
+    read_chunk(call, block, 0, sources(call, block, seen, kv, valid, call.q.shape[1], scratch), valid, scratch, o)
 
 
-def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Tokens, mask and inverse norms of the only chunk, means `[X, Y or 1, n, D]` and counts of the slots in use."""
+def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Seen]:
+    """Tokens, mask and inverse norms of the only chunk, and the dictionary without a copy of it."""
     x, y = block.view(call.q).shape[:2]
     _, m = call.grid.bounds(0)
-    d = call.dictionary.keys.shape[-1] + call.dictionary.values.shape[-1]
-    kv = call.dictionary.keys.new_empty(x, y, m, d)
+    counts, keys, values, size = (block.dictionaries(t) for t in call.dictionary[:4])
+    kv = keys.new_empty(x, y, m, keys.shape[-1] + values.shape[-1])
     valid, inverse = load_tokens(block, call.tokens, call.grid, 0, kv)
-    of_dictionary = block._replace(rows=slice(None)) if block.shared else block
-    counts, keys, values, size = (of_dictionary.view_lines(t) for t in call.dictionary[:4])
-    used = int(size.max()) if size.numel() else 0
-    means = torch.cat([keys[:, :, :used], values[:, :, :used]], -1)
-    return kv, valid, inverse, means, counts[:, :, :used]
+    used = int(size.max())
+    return kv, valid, inverse, Seen(counts[:, :, :used], keys[:, :, :used], values[:, :, :used])
 
 
 def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
@@ -165,11 +172,10 @@ def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
     counts, keys, values, size = (block.view_lines(t) for t in call.dictionary[:4])
     tokens = call.dictionary.tokens[block.rows].clone()
     dk = keys.shape[-1]
-    x, y = size.shape
     means = torch.cat([keys, values], -1)
     slots, snapshots = block.view_lines(walk.slots), walk.snapshots[:, block.rows, block.heads]
     every = segment_length(options)
-    buffer = means.new_empty(x, y, grid.length, means.shape[-1])
+    buffer = means.new_empty(*size.shape, grid.length, means.shape[-1])
     for index in range(grid.chunks):
         start, stop = grid.bounds(index)
         if index and index % every == 0 and len(snapshots):
@@ -180,8 +186,8 @@ def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
         queries = grid.queries(index)
         if queries.stop > queries.start:
             s = queries.stop - queries.start
-            seen = sources(call, block, means[:, :, :used], counts[:, :, :used], kv, valid, s, scratch)
-            read_chunk(call, block, index, seen, valid, scratch, o)
+            x = sources(call, block, in_use(used, counts, means, dk), kv, valid, s, scratch)
+            read_chunk(call, block, index, x, valid, scratch, o)
         if index < closes:
             mask = None if valid is None else valid[:, 0]
             origin = (block.rows.start, block.heads.start)
@@ -223,8 +229,7 @@ def read_backward(
     call: Call,
     block: Block,
     index: int,
-    means: Tensor,
-    counts: Tensor,
+    dictionary: Seen,
     kv: Tensor,
     valid: Tensor | None,
     scratch: Scratch,
@@ -242,7 +247,7 @@ def read_backward(
     beta = block.head_view(call.beta)
     positions = call.grid.queries(index)
     q, inverse = load_queries(block.view(call.q)[:, :, positions], beta, valid, scratch)
-    x = sources(call, block, means, counts, kv, valid, q.shape[2], scratch)
+    x = sources(call, block, dictionary, kv, valid, q.shape[2], scratch)
     n = x.mu.shape[1]
     lines = q.view(x.mu.shape[0], -1, dk)
     weights = reading.attend(lines, x, scratch)
@@ -262,18 +267,18 @@ def read_backward(
     unit = q / beta
     d_beta = (d_q * unit).sum((-1, -2))
     if read_out == "gmr":
-        d_slot_bias = logits[..., :n].sum(1, keepdim=True).view(*counts.shape[:2], 1, n)
+        d_slot_bias = logits[..., :n].sum(1, keepdim=True).view(*dictionary.counts.shape[:2], 1, n)
         of_rows = logits.view(*kv.shape[:2], -1, logits.shape[-1]).sum(2, keepdim=True)  # [X, Y, 1, n + m]
         d_kv[..., :dk] -= beta * of_rows[..., n:].mT * kv[..., :dk]
         d_beta -= (of_rows[..., n:] * reading.half_square(kv[..., :dk])).sum((-1, -2))
-        d_beta -= (of_rows[..., :n] * reading.half_square(means[..., :dk])).sum((-1, -2))
+        d_beta -= (of_rows[..., :n] * reading.half_square(dictionary.keys)).sum((-1, -2))
         if d_mu is not None:
-            d_mu -= (beta * d_slot_bias.mT * means[..., :dk]).flatten(0, 1)
+            d_mu -= (beta * d_slot_bias.mT * dictionary.keys).flatten(0, 1)
     if d_means is not None and d_mu is not None and read_out != "raw":
         if read_out == "unit":
-            inverse_mu = inverse_norm(means[..., :dk]).flatten(0, 1)
+            inverse_mu = inverse_norm(dictionary.keys).flatten(0, 1)
             d_mu = normalise_backward(x.mu, inverse_mu, d_mu)
-        d_means[..., :dk] += d_mu.view(*means.shape[:3], dk)
+        d_means[..., :dk] += d_mu.view(dictionary.keys.shape)
     block.view_lines(grads.beta).add_(d_beta)
     block.view(grads.q)[:, :, positions] = normalise_backward(unit, inverse, beta * d_q)
 
@@ -304,13 +309,12 @@ def store_token_gradients(
 
 def read_only_backward(call: Call, block: Block, d_o: Tensor, grads: Gradients) -> None:
     """Back through `read_only`."""
-    kv, valid, inverse, means, counts = _open_chunk(call, block)
-    d_means = torch.zeros_like(means) if grads.means.shape[0] else None
+    kv, valid, inverse, seen = _open_chunk(call, block)
+    d_means = kv.new_zeros(*seen.keys.shape[:3], kv.shape[-1]) if grads.means.shape[0] else None
     d_kv = torch.zeros_like(kv)
-    read_backward(call, block, 0, means, counts, kv, valid, Scratch(), d_o, d_means, d_kv, grads)
+    read_backward(call, block, 0, seen, kv, valid, Scratch(), d_o, d_means, d_kv, grads)
     if d_means is not None:
-        of_dictionary = block._replace(rows=slice(None)) if block.shared else block
-        of_dictionary.view_lines(grads.means)[:, :, : means.shape[2]] = d_means
+        block.dictionaries(grads.means)[:, :, : d_means.shape[2]] = d_means
     store_token_gradients(call, block, 0, kv, valid, inverse, d_kv, grads)
 
 
@@ -369,21 +373,9 @@ def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor 
             queries = grid.queries(index)
             if queries.stop > queries.start:
                 used = int((step.counts > 0).sum(-1).max())
-                seen, d_seen = means[:, :, :used], d_dictionary[:, :, :used]
-                read_backward(
-                    call,
-                    block,
-                    index,
-                    seen,
-                    step.counts[:, :, :used],
-                    step.kv,
-                    step.valid,
-                    scratch,
-                    d_o,
-                    d_seen,
-                    d_kv,
-                    grads,
-                )
+                seen = in_use(used, step.counts, means, keys.shape[-1])
+                d_seen = d_dictionary[:, :, :used]
+                read_backward(call, block, index, seen, step.kv, step.valid, scratch, d_o, d_seen, d_kv, grads)
             store_token_gradients(call, block, index, step.kv, step.valid, step.inverse, d_kv, grads)
     if grads.means.shape[0]:
         block.view_lines(grads.means).copy_(d_dictionary)
