@@ -22,7 +22,7 @@ from cl_ovq.models import build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, write_atomically
-from cl_ovq.tracking import RUNS, Tracker
+from cl_ovq.tracking import RUNS, Tracker, open_client
 from streams import StreamDataError, build_stream
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def run_experiment(config: ExperimentConfig, console: Console) -> Result:
     model = build_model(config.model, config.dictionary, stream)
 
     name = describe(config)
+    if config.tracking.enabled:
+        open_client(config.tracking.uri)  # a store that cannot be opened leaves no directory behind
     directory = _make_directory(config, name)
     tree = to_dict(config)
     if not config.tracking.enabled:
@@ -281,7 +283,10 @@ def build_strategy(
 def _make_directory(config: ExperimentConfig, name: str) -> Path:
     if config.output_dir is not None:
         directory = Path(config.output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot make the directory {directory}: {error.strerror}") from error
         return directory
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     parent = RUNS / config.stream.name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -37,19 +38,32 @@ def open_client(uri: str | None) -> MlflowClient:
 
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # schema migrations of a new store, one line each
-    if uri is None:
-        RUNS.mkdir(parents=True, exist_ok=True)
     try:
+        if uri is None:
+            RUNS.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=uri or default_uri())
-        client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"tracking.uri: cannot open the store '{uri or default_uri()}': {str(error).splitlines()[0]}"
-        ) from error
+        with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="20"):
+            client.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"tracking.uri: cannot open the store '{uri or default_uri()}': {reason}") from error
     return client
+
+
+def artifact_location(uri: str | None) -> str | None:
+    """Return where the artifacts of a store's runs go: beside a SQLite file; None where a server decides.
+
+    Left to itself, MLflow puts them into the working directory, where nobody who opens the store later finds them.
+    """
+    prefix = "sqlite:///"
+    store = uri or default_uri()
+    if not store.startswith(prefix):
+        return None
+    return (Path(store.removeprefix(prefix)).resolve().parent / "mlartifacts").as_uri()
 
 
 class Tracker:
@@ -78,9 +92,7 @@ class Tracker:
         self.client = open_client(uri)
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
-            # Only the local store has its artifacts beside it; a server decides for itself.
-            location = None if uri else (RUNS.resolve() / "mlartifacts").as_uri()
-            experiment_id = self.client.create_experiment(experiment, artifact_location=location)
+            experiment_id = self.client.create_experiment(experiment, artifact_location=artifact_location(uri))
         else:
             experiment_id = found.experiment_id
         run = self.client.create_run(
@@ -88,7 +100,11 @@ class Tracker:
         )
         self.run_id: str = run.info.run_id
         self._metrics: list[Metric] = []
-        self._log_parameters(flatten(parameters))
+        try:
+            self._log_parameters(flatten(parameters))
+        except BaseException:
+            self.client.set_terminated(self.run_id, status="FAILED")
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -127,3 +143,15 @@ class Tracker:
         parameters = [Param(name, str(value)) for name, value in values.items()]
         for start in range(0, len(parameters), PARAMETER_BATCH):
             self.client.log_batch(self.run_id, params=parameters[start : start + PARAMETER_BATCH])
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables that are not set, for a while."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
