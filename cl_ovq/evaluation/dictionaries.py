@@ -56,6 +56,9 @@ def measure(state: DictionaryState, step: int, experience: int) -> DictionaryRec
 class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
     """Records size and effective size of persistent dictionaries over training, averaged over layers.
 
+    Besides every so many steps it records when an experience begins and when it ends, so that no tokens are missed
+    where a dictionary is emptied in between.
+
     Args:
         every: training steps between two records.
     """
@@ -67,14 +70,21 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
         self.experience = 0
 
     def before_training_exp(self, strategy: Any) -> None:
-        """Count the experiences."""
+        """Count the experiences, and record what the new one begins with."""
         self.experience += 1
+        self._record(strategy, strategy.clock.train_iterations)
 
     def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
         """Record, if it is time to."""
         step = strategy.clock.train_iterations + 1  # Avalanche's clock ticks after the metrics
-        if step % self.every:
-            return []
+        return [] if step % self.every else self._record(strategy, step)
+
+    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+        """Record what the experience ends with, unless its last step was recorded."""
+        step = strategy.clock.train_iterations
+        return self._record(strategy, step) if step % self.every else []
+
+    def _record(self, strategy: Any, step: int) -> list[MetricValue]:
         layers = [measure(d.state, step, self.experience) for d in dictionaries(strategy.model).values()]
         if not layers:
             return []
