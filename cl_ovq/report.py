@@ -28,7 +28,7 @@ def summary_table(results: Sequence[Result]) -> Table:
     table = Table(title="all runs", title_justify="left")
     for name in ("run", "accuracy", "forgetting", "backward\ntransfer", "forward\ntransfer"):
         table.add_column(name, justify="left" if name == "run" else "right")
-    masked = any(result.provenance["data"].get("scenario") == CLASS_INCREMENTAL for result in results)
+    masked = any(result.config["stream"].get("scenario") == CLASS_INCREMENTAL for result in results)
     if masked:
         table.add_column("forward transfer,\ntask-masked", justify="right")
     for name in ("dictionary\nslots", "effective\nslots", "seconds"):
