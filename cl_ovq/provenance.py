@@ -24,10 +24,11 @@ def code_revision() -> dict[str, Any]:
     root = Path(cl_ovq.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return {"version": cl_ovq.__version__, "revision": None, "dirty": None}
+    changes = _git(root, "status", "--porcelain")
     return {
         "version": cl_ovq.__version__,
         "revision": _git(root, "rev-parse", "HEAD"),
-        "dirty": bool(_git(root, "status", "--porcelain")),
+        "dirty": None if changes is None else bool(changes),
     }
 
 
