@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -145,6 +146,40 @@ def bench_training(
     console.print(table)
     console.print(
         f"{measured['samples']} samples, median of {measured['rounds']} rounds, {measured['machine']['device']}"
+    )
+
+
+@bench.command("operator")
+def bench_operator(
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens (T).")] = "1024,4096,8192,16384,32768,65536",
+    capacity: Annotated[str, typer.Option(help="Slots per head (N).")] = "1024",
+    chunk: Annotated[str, typer.Option(help="Tokens per chunk (L).")] = "256",
+    heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
+    head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    direction: Annotated[str, typer.Option(help="forward, forward_backward, or both.")] = "forward,forward_backward",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one if auto.")] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Folder for operator.json, operator.md and operator.png.")] = None,
+    json: Json = False,
+) -> None:
+    """Time and memory of OVQ attention against exact causal attention. Options that take a list are comma-separated."""
+    from cl_ovq.benchmarks.run import run_operator_benchmark
+
+    run_operator_benchmark(
+        {
+            "tokens": tokens,
+            "capacity": capacity,
+            "chunk": chunk,
+            "heads": heads,
+            "head_dim": head_dim,
+            "dtype": dtype,
+            "direction": direction,
+        },
+        device=device,
+        rounds=rounds,
+        output=output,
+        as_json=json,
     )
 
 

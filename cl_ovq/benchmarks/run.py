@@ -1,0 +1,85 @@
+"""From the options of `cl-ovq bench operator` to its table, figure and files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cl_ovq.benchmarks.operator import DIRECTIONS, DTYPES, Case, measure_operator
+from cl_ovq.benchmarks.operator_report import COLUMNS, markdown_table, operator_figure, table_rows
+from cl_ovq.errors import UserError, unknown
+from cl_ovq.experiment import find_device
+from cl_ovq.results import write_atomically
+
+NAMED = {"dtype": tuple(DTYPES), "direction": DIRECTIONS}
+
+
+def run_operator_benchmark(
+    lists: Mapping[str, str], *, device: str, rounds: int, output: Path | None, as_json: bool
+) -> None:
+    """Measure every combination of the given lists, print the table, and write the files that were asked for.
+
+    Args:
+        lists: comma-separated values for each field of `Case` but the device.
+        device: a device's name, or `auto`.
+        rounds: timings of each method.
+        output: folder for `operator.json`, `operator.md` and `operator.png`.
+        as_json: whether standard output carries the result as JSON, and nothing else.
+
+    Raises:
+        UserError: an option holds something that cannot be measured.
+    """
+    place = str(find_device(device))
+    values = {name: parse_list(name, text) for name, text in lists.items()}
+    cases = [
+        Case(**dict(zip(values, chosen, strict=True)), device=place) for chosen in itertools.product(*values.values())
+    ]
+    progress = Console(stderr=True)
+    with progress.status("measuring") as status:
+        result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "operator.json", json.dumps(result, indent=2) + "\n")
+        write_atomically(output / "operator.md", markdown_table(result))
+        operator_figure(result).savefig(output / "operator.png", dpi=120)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table(*COLUMNS)
+    for row in table_rows(result):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for entry in result["series"]:
+        growth = ", ".join(f"{slope['from']} to {slope['to']}: {slope['factor']:.2f}x" for slope in entry["slopes"])
+        crossing = entry["crossover_tokens"]
+        console.print(
+            f"N={entry['capacity']} L={entry['chunk']} {entry['direction']}: OVQ's time from {growth or 'one length only'}; "
+            + (f"at least as fast as SDPA from {crossing} tokens on" if crossing else "slower than SDPA at the longest")
+        )
+    console.print(f"median of {rounds}; {result['machine']['device']}")
+
+
+def parse_list(name: str, text: str) -> list[int | str]:
+    """Return the values of a comma-separated option.
+
+    Raises:
+        UserError: a value is not a positive whole number, or not a known name.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"--{name.replace('_', '-')}: empty list")
+    if name in NAMED:
+        for part in parts:
+            if part not in NAMED[name]:
+                raise unknown(name, part, NAMED[name])
+        return list(parts)
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: '{part}' is not a positive whole number")
+    return [int(part) for part in parts]
