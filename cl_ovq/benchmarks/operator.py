@@ -1,7 +1,7 @@
 """OVQ attention against exact causal attention: time, memory, and the share of the machine's matrix-product rate.
 
-Both attend over the same queries, keys and values in the same run, in turn, so that whatever else the machine does falls
-on both. Memory is measured in a process of its own for each.
+Both attend over the same queries, keys and values in the same run, in turn, so that whatever else the machine does hits
+both. Memory is measured in a process of its own for each.
 """
 
 from __future__ import annotations

@@ -11,16 +11,16 @@ from cl_ovq.benchmarks.operator import METHODS, series
 COLUMNS = ("direction", "tokens", "N", "L", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share of matmul")
 
 
-def table_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Return the benchmark's rows as text, in the order of `COLUMNS`."""
+def table_rows(result: dict[str, Any], *, spread: bool = True) -> list[list[str]]:
+    """Return the benchmark's rows as text, in the order of `COLUMNS`; seconds with their spread if asked for."""
     return [
         [
             row["direction"].replace("_", "+"),
             f"{row['tokens']}",
             f"{row['capacity']}",
             f"{row['chunk']}",
-            _seconds(row, "ovq"),
-            _seconds(row, "sdpa"),
+            _seconds(row, "ovq", spread),
+            _seconds(row, "sdpa", spread),
             f"{row['speedup']:.2f}",
             f"{row['ovq_peak_bytes'] / 1e6:.0f}",
             f"{row['sdpa_peak_bytes'] / 1e6:.0f}",
@@ -65,6 +65,7 @@ def operator_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _seconds(row: dict[str, Any], method: str) -> str:
+def _seconds(row: dict[str, Any], method: str, spread: bool) -> str:
+    median = f"{row[f'{method}_seconds']:.3g}"
     low, high = row[f"{method}_seconds_range"]
-    return f"{row[f'{method}_seconds']:.3g} ({low:.3g} to {high:.3g})"
+    return f"{median} ({low:.3g} to {high:.3g})" if spread else median

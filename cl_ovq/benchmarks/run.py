@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +37,8 @@ def run_operator_benchmark(
     """
     place = str(find_device(device))
     values = {name: parse_list(name, text) for name, text in lists.items()}
-    cases = [
-        Case(**dict(zip(values, chosen, strict=True)), device=place) for chosen in itertools.product(*values.values())
-    ]
+    combinations = (dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
+    cases = [Case(**combination, device=place) for combination in combinations]
     progress = Console(stderr=True)
     with progress.status("measuring") as status:
         result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"))
@@ -51,7 +51,7 @@ def run_operator_benchmark(
         print(json.dumps(result, indent=2))
         return
     table = Table(*COLUMNS)
-    for row in table_rows(result):
+    for row in table_rows(result, spread=False):
         table.add_row(*row)
     console = Console()
     console.print(table)
@@ -59,13 +59,14 @@ def run_operator_benchmark(
         growth = ", ".join(f"{slope['from']} to {slope['to']}: {slope['factor']:.2f}x" for slope in entry["slopes"])
         crossing = entry["crossover_tokens"]
         console.print(
-            f"N={entry['capacity']} L={entry['chunk']} {entry['direction']}: OVQ's time from {growth or 'one length only'}; "
+            f"{entry['direction'].replace('_', '+')}, N={entry['capacity']}, L={entry['chunk']}: "
+            + (f"OVQ's time from {growth}; " if growth else "")
             + (f"at least as fast as SDPA from {crossing} tokens on" if crossing else "slower than SDPA at the longest")
         )
     console.print(f"median of {rounds}; {result['machine']['device']}")
 
 
-def parse_list(name: str, text: str) -> list[int | str]:
+def parse_list(name: str, text: str) -> list[Any]:
     """Return the values of a comma-separated option.
 
     Raises:
