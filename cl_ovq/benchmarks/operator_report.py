@@ -5,36 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from cl_ovq.benchmarks.operator import METHODS, series
 
-COLUMNS = ("direction", "tokens", "N", "L", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share of matmul")
+COLUMNS = ("tokens", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share of matmul")
 
 
-def table_rows(result: dict[str, Any], *, spread: bool = True) -> list[list[str]]:
-    """Return the benchmark's rows as text, in the order of `COLUMNS`; seconds with their spread if asked for."""
+def title(row: dict[str, Any]) -> str:
+    """Return a series of rows in words, from any one of them."""
+    shape = f"N={row['capacity']}, L={row['chunk']}, H={row['heads']}, D={row['head_dim']}"
+    return f"{row['direction'].replace('_', ' + ')}, {shape}, {row['dtype']}"
+
+
+def cells(row: dict[str, Any], *, spread: bool) -> list[str]:
+    """Return a row as text, in the order of `COLUMNS`; seconds with their spread if asked for."""
     return [
-        [
-            row["direction"].replace("_", "+"),
-            f"{row['tokens']}",
-            f"{row['capacity']}",
-            f"{row['chunk']}",
-            _seconds(row, "ovq", spread),
-            _seconds(row, "sdpa", spread),
-            f"{row['speedup']:.2f}",
-            f"{row['ovq_peak_bytes'] / 1e6:.0f}",
-            f"{row['sdpa_peak_bytes'] / 1e6:.0f}",
-            f"{row['matmul_share']:.0%}",
-        ]
-        for group in series(result["rows"]).values()
-        for row in group
+        f"{row['tokens']}",
+        _seconds(row, "ovq", spread),
+        _seconds(row, "sdpa", spread),
+        f"{row['speedup']:.2f}",
+        f"{row['ovq_peak_bytes'] / 1e6:.0f}",
+        f"{row['sdpa_peak_bytes'] / 1e6:.0f}",
+        f"{row['matmul_share']:.0%}",
     ]
 
 
-def markdown_table(result: dict[str, Any]) -> str:
-    """Return the benchmark's rows as a Markdown table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(result)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+def markdown(result: dict[str, Any]) -> str:
+    """Return the benchmark's series as Markdown tables."""
+    parts = []
+    for group in series(result["rows"]).values():
+        lines = [COLUMNS, ["---:"] * len(COLUMNS), *(cells(row, spread=True) for row in group)]
+        parts.append(f"**{title(group[0])}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(parts)
+
+
+def terminal_tables(result: dict[str, Any]) -> list[Table]:
+    """Return the benchmark's series as tables for the terminal, each with the growth of OVQ's time and its crossover."""
+    tables = []
+    for group, entry in zip(series(result["rows"]).values(), result["series"], strict=True):
+        growth = ", ".join(f"{slope['factor']:.2f}x from {slope['from']} to {slope['to']}" for slope in entry["slopes"])
+        crossing = entry["crossover_tokens"]
+        faster = f"from {crossing} tokens on" if crossing else "at no length measured"
+        table = Table(title=title(group[0]), title_justify="left", caption_justify="left")
+        table.caption = (f"OVQ's time: {growth}\n" if growth else "") + f"OVQ is at least as fast {faster}"
+        for column in COLUMNS:
+            table.add_column(column, justify="right")
+        for row in group:
+            table.add_row(*cells(row, spread=False))
+        tables.append(table)
+    return tables
 
 
 def operator_figure(result: dict[str, Any]) -> Figure:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cl_ovq.benchmarks.operator import DIRECTIONS, DTYPES, Case, measure_operator
-from cl_ovq.benchmarks.operator_report import COLUMNS, markdown_table, operator_figure, table_rows
+from cl_ovq.benchmarks.operator_report import markdown, operator_figure, terminal_tables
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.experiment import find_device
 from cl_ovq.results import write_atomically
@@ -45,24 +44,14 @@ def run_operator_benchmark(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "operator.json", json.dumps(result, indent=2) + "\n")
-        write_atomically(output / "operator.md", markdown_table(result))
+        write_atomically(output / "operator.md", markdown(result))
         operator_figure(result).savefig(output / "operator.png", dpi=120)
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    table = Table(*COLUMNS)
-    for row in table_rows(result, spread=False):
-        table.add_row(*row)
     console = Console()
-    console.print(table)
-    for entry in result["series"]:
-        growth = ", ".join(f"{slope['from']} to {slope['to']}: {slope['factor']:.2f}x" for slope in entry["slopes"])
-        crossing = entry["crossover_tokens"]
-        console.print(
-            f"{entry['direction'].replace('_', '+')}, N={entry['capacity']}, L={entry['chunk']}: "
-            + (f"OVQ's time from {growth}; " if growth else "")
-            + (f"at least as fast as SDPA from {crossing} tokens on" if crossing else "slower than SDPA at the longest")
-        )
+    for table in terminal_tables(result):
+        console.print(table)
     console.print(f"median of {rounds}; {result['machine']['device']}")
 
 
