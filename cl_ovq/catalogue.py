@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from cl_ovq.config.load import list_experiments
+from cl_ovq.config.load import SCALARS, SECTIONS, list_experiments
 from cl_ovq.learning import OPTIMIZERS, STRATEGIES
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
@@ -29,6 +31,25 @@ def _experiments() -> dict[str, str]:
     return summaries
 
 
+def _keys() -> dict[str, str]:
+    """Return every key of the configuration with meaning, choices and default; a stream's own under the stream's name."""
+    sections: dict[str, Any] = dict(SECTIONS) | {f"stream ({name})": entry.Options for name, entry in STREAMS.items()}
+    keys = {field.name: field for field in SCALARS}
+    keys |= {f"{section}.{field.name}": field for section, cls in sections.items() for field in dataclasses.fields(cls)}
+    return {name: _describe(field) for name, field in keys.items()}
+
+
+def _describe(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        default: Any = field.default_factory()
+    else:
+        default = field.default
+    choices = field.metadata.get("choices")
+    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    listed = f" ({', '.join(choices)})" if choices else ""
+    return f"{field.metadata['help']}{listed}; default {shown}"
+
+
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "streams": _streams,
     "models": MODELS.summaries,
@@ -37,4 +58,5 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "strategies": STRATEGIES.summaries,
     "optimizers": OPTIMIZERS.summaries,
     "experiments": _experiments,
+    "keys": _keys,
 }

@@ -41,7 +41,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:
-    """Return the benchmark's series as tables for the terminal, each with the growth of OVQ's time and its crossover."""
+    """Return the series as tables for the terminal, each with the growth of OVQ's time and the crossover."""
     tables = []
     for group, entry in zip(series(result["rows"]).values(), result["series"], strict=True):
         growth = ", ".join(f"{slope['factor']:.2f}x from {slope['from']} to {slope['to']}" for slope in entry["slopes"])
