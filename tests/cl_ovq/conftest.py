@@ -1,0 +1,94 @@
+"""Tiny experiments on the real digits, and what several tests need to look at them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from cl_ovq.config import load_config
+from cl_ovq.experiment import build_strategy, load_stream, run_experiment
+from cl_ovq.learning import seed_everything
+from cl_ovq.models import build_model
+
+TINY = """# Two experiences of digits and a model of a few thousand weights: a second or two of training.
+stream: {name: split_digits, experiences: 2}
+model: {width: 16, depth: 2, heads: 2, patch_size: 4}
+dictionary: {capacity: 24, chunk_size: 4}
+strategy: {name: replay, epochs: 1, batch_size: 64, memory_size: 20}
+optimizer: {learning_rate: 3e-3}
+tracking: {enabled: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """The file of the tiny experiment."""
+    path = tmp_path_factory.mktemp("experiments") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path):
+    """`tiny(*overrides)`: the tiny experiment's configuration."""
+    return lambda *overrides: load_config(tiny_path, overrides)
+
+
+@pytest.fixture(scope="session")
+def run(tiny, tmp_path_factory):
+    """`run(*overrides)`: the result of the tiny experiment, run once for each set of overrides."""
+
+    @functools.cache
+    def run(*overrides):
+        folder = tmp_path_factory.mktemp("run")
+        with working_directory(folder):
+            return run_experiment(tiny(*overrides, f"output_dir={folder / 'result'}"), Console(file=io.StringIO()))
+
+    return run
+
+
+@contextmanager
+def working_directory(folder: Path):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+class Session:
+    """A configured strategy on a stream, to be trained by hand."""
+
+    def __init__(self, config, metrics=()):
+        self.config = config
+        self.stream = load_stream(config)
+        seed_everything(config.seed, "model")
+        self.model = build_model(config.model, config.dictionary, self.stream)
+        self.train = list(self.stream.benchmark.streams["train"])
+        self.test = self.stream.benchmark.streams["test"]
+        self.strategy = build_strategy(config, self.stream, self.model, torch.device("cpu"), metrics=metrics)
+
+    def parts(self):
+        """Return what `strategy.train` is given in turn."""
+        return [self.train] if self.config.strategy.name == "joint" else self.train
+
+    def learn(self, *plugins):
+        """Train over the whole stream; plugins are asked before those of the platform."""
+        self.strategy.plugins[:0] = plugins
+        seed_everything(self.config.seed, "training")
+        for part in self.parts():
+            self.strategy.train(part, eval_streams=[])
+
+
+@pytest.fixture(scope="session")
+def session(tiny):
+    """`session(*overrides, metrics=())`: the tiny experiment's strategy, model and stream, made anew."""
+    return lambda *overrides, metrics=(): Session(tiny(*overrides), metrics)

@@ -1,0 +1,56 @@
+"""The replay buffer holds no more than it may, and only what came before."""
+
+import pytest
+from avalanche.training.plugins import SupervisedPlugin
+
+from cl_ovq.learning import replay_samples
+from cl_ovq.learning.strategies import STRATEGIES
+
+
+class Buffers(SupervisedPlugin):
+    """Notes the buffer's classes when an experience begins, and how many new and old samples each step has."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = []
+        self.steps = []
+
+    def before_training_exp(self, strategy, **kwargs):
+        (buffer,) = (plugin.storage_policy.buffer for plugin in strategy.plugins if hasattr(plugin, "storage_policy"))
+        self.before.append([int(target) for target in buffer.targets] if len(buffer) else [])
+
+    def before_training_iteration(self, strategy, **kwargs):
+        new = {int(label) for label in strategy.experience.classes_in_this_experience}
+        old = sum(int(label) not in new for label in strategy.mb_y)
+        self.steps.append((strategy.experience.current_experience, len(strategy.mb_y) - old, old))
+
+
+@pytest.mark.parametrize("policy", ["class_balanced", "experience_balanced", "reservoir"])
+@pytest.mark.parametrize("memory_size", [1, 7, 40])
+def test_buffer(session, policy, memory_size):
+    trained = session(
+        f"strategy.memory_policy={policy}",
+        f"strategy.memory_size={memory_size}",
+        "strategy.memory_batch_size=16",
+        "stream.experiences=5",
+        "model.mixer=softmax",
+        "model.depth=1",
+    )
+    buffers = Buffers()
+    trained.learn(buffers)
+    classes = trained.stream.classes_per_experience
+    for experience, held in enumerate(buffers.before):
+        past = {label for part in classes[:experience] for label in part}
+        assert len(held) == (memory_size if experience else 0)
+        assert set(held) <= past
+        if policy != "reservoir" and experience and memory_size >= 2 * len(past):
+            assert set(held) == past
+    assert replay_samples(trained.strategy) == memory_size
+    for experience, new, old in buffers.steps:
+        assert (0 < old <= min(16, memory_size)) if experience else old == 0
+        assert 0 < new <= 64
+
+
+def test_strategies_without_a_buffer_hold_nothing(session):
+    for name in set(STRATEGIES) - {"replay"}:
+        assert replay_samples(session(f"strategy.name={name}").strategy) == 0
