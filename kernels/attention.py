@@ -23,10 +23,11 @@ def ovq_attention(
     output_final_state: bool = False,
     implementation: str = "auto",
 ) -> tuple[Tensor, DictionaryState | None]:
-    """Online vector-quantized attention (arXiv 2602.03922): softmax over a learned dictionary and the token's own chunk.
+    """Online vector-quantized attention (arXiv 2602.03922): softmax over a learned dictionary and a chunk.
 
-    A query at position s sees the slots as they stood when its chunk began, with logit `beta q.mu_i + log c_i`, and the tokens of
-    its chunk up to and including s, with logit `beta q.k_j`. When a chunk is full its tokens update the dictionary.
+    A query at position s sees the slots as they stood when its chunk began, with logit `beta q.mu_i + log c_i`, and
+    the tokens of its chunk up to and including s, with logit `beta q.k_j`. When a chunk is full its tokens update the
+    dictionary. (`gmr` subtracts `beta |mu|^2 / 2` from the logit of a slot and, as |k| = 1, beta / 2 from a token's.)
 
     Args:
         q: `[B, T, H, Dk]`, normalised here.
@@ -40,10 +41,14 @@ def ovq_attention(
         implementation: a name in `IMPLEMENTATIONS`; `auto` chooses by device.
 
     Returns:
-        Output `[B, T, H, Dv]` in the dtype of v, and the final state (None unless asked for). Neither is modified later.
+        Output `[B, T, H, Dv]` in the dtype of v, and the final state (None unless asked for).
 
     Raises:
         ValueError: where names, shapes or dtypes do not fit together.
+
+    Masked positions count on the chunk grid, so that all rows close their chunks together; growth counts valid tokens.
+    Gradients flow to q, k, v, beta and to the means and pending tokens of the initial state, through the read-out and
+    through the means of all later chunks; the choice of slots carries none.
     """
     check_name("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "triton":

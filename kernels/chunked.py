@@ -1,8 +1,8 @@
 """OVQ attention chunk by chunk in matrix products, registered as a PyTorch operator with its own gradient.
 
-`torch.compile`, `torch.export` and autograd see one operator, `ovq::attention`, and its gradient, `ovq::attention_backward`.
-What both do is in `scan`; here is what makes them operators: tensors in, tensors out, shapes without data, and the state put
-together around them.
+`torch.compile`, `torch.export` and autograd see one operator, `ovq::attention`, and its gradient,
+`ovq::attention_backward`. What both do is in `scan`; here is what makes them operators: tensors in, tensors out,
+shapes without data, and the state put together around them.
 
 Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `p` pending positions,
 `B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
@@ -34,8 +34,8 @@ def attention(
 ) -> tuple[Tensor, DictionaryState | None]:
     """See `kernels.ovq_attention`; arguments are checked, `state` may have one row for all.
 
-    Where no chunk closes the final state shares the dictionary of the initial one: decoding token by token copies it once a
-    chunk.
+    Where no chunk closes the final state shares the dictionary of the initial one: decoding token by token copies it
+    once a chunk.
     """
     b, t = mask.shape
     p, length = state.pending, options.chunk_size
@@ -344,7 +344,8 @@ def _to_rows(gradient: Tensor, rows: int) -> Tensor:
 def _register() -> torch.library.Library:
     """Make operators of the functions above.
 
-    By hand, because `torch.library.custom_op` imports torch's compiler, two seconds and 180 MB, when it is first called.
+    By hand, because `torch.library.custom_op` imports torch's compiler, two seconds and 180 MB, when it is first
+    called.
     """
     library = torch.library.Library("ovq", "DEF")
     for name, kernel, shapes in (

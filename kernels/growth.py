@@ -1,8 +1,8 @@
 """How many slots a dictionary has in use after a number of tokens.
 
-Every schedule maps the number of valid tokens seen, an int64 tensor of any shape, to a number of slots of the same shape. It is
-a *target*: `target_size` keeps it between one slot (once a token has come) and the capacity, and an update never takes slots
-away nor seeds more of them than it has tokens.
+Every schedule maps the number of valid tokens seen, an int64 tensor of any shape, to a number of slots of the same
+shape. It is a *target*: `target_size` keeps it between one slot (once a token has come) and the capacity, and an
+update never takes slots away nor seeds more of them than it has tokens.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ def every_token(tokens: Tensor, options: "DictionaryOptions") -> Tensor:
 
 
 def dirichlet(tokens: Tensor, options: "DictionaryOptions") -> Tensor:
-    """`floor(alpha log(1 + t / alpha))`: the expected number of clusters of a Dirichlet process of concentration alpha."""
+    """`floor(alpha log(1 + t / alpha))`: the expected clusters of a Dirichlet process of concentration alpha."""
     alpha = options.concentration
     return (alpha * torch.log1p(tokens.double() / alpha)).floor().long()
 
 
-# `novelty` has the budget of `plateau`; that a seed must also be unlike every old slot depends on the data and is decided where
-# seeds are chosen.
+# `novelty` has the budget of `plateau`; that a seed must also be unlike every old slot depends on the data and is
+# decided where seeds are chosen.
 GROWTH: dict[str, Callable[[Tensor, "DictionaryOptions"], Tensor]] = {
     "plateau": plateau,
     "linear": linear,

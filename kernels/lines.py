@@ -1,10 +1,10 @@
 """How a call is cut into pieces of work: lines (one row and head each) across, chunks along.
 
-Lines do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its own work, which on
-a CPU is much faster than many threads inside each small matrix product.
+Lines do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its own
+work, which on a CPU is much faster than many threads inside each small matrix product.
 
-Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block (rows and heads,
-in either order), `m` tokens of a chunk.
+Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block
+(rows and heads, in either order), `m` tokens of a chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -130,8 +130,8 @@ def threads_for(scores: int, device: torch.device) -> int:
 def run(jobs: Sequence[Callable[[], None]], threads: int) -> None:
     """Run all jobs, on so many threads of one core each.
 
-    One core each also where there is one job: what it does between two products is too little to share, and every attempt to
-    makes all cores wait for the last one, which on a busy machine takes longer than the call.
+    One core each also where there is one job: what it does between two products is too little to share, and every
+    attempt to makes all cores wait for the last one, which on a busy machine takes longer than the call.
     """
     if threads == 0:
         for job in jobs:
@@ -160,7 +160,8 @@ def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tenso
     """Fill `out [X, Y, m, Dk + Dv]` with a chunk's normalised keys beside its values; masked tokens become zero.
 
     Returns:
-        Which are valid, bool, broadcast against `[X, Y, m]`, None if all are; and `[X, Y, s, 1]` inverse norms of the s new keys.
+        Which are valid, bool, broadcast against `[X, Y, m]`, None if all are; and `[X, Y, s, 1]` inverse norms of the
+        s new keys.
     """
     start, _ = grid.bounds(index)
     p, dk = grid.pending, tokens.k.shape[-1]

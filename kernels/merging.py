@@ -1,7 +1,7 @@
 """Whole-dictionary operations: one dictionary out of two, and another capacity.
 
-Both shrink by uniting slots as Ward's method does: of all pairs, those whose union adds least to the squared distance of the
-tokens from their means, `c_i c_j / (c_i + c_j) |mu_i - mu_j|^2`. Counts and count-weighted means are conserved.
+Both shrink by uniting slots as Ward's method does: of all pairs, those whose union adds least to the squared distance
+of the tokens from their means, `c_i c_j / (c_i + c_j) |mu_i - mu_j|^2`. Counts and count-weighted means are conserved.
 """
 
 import torch
@@ -86,8 +86,8 @@ def _gather(means: Tensor, order: Tensor) -> Tensor:
 def _shrink(state: DictionaryState, row: int, head: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     """Counts `[N]`, keys `[N, Dk]`, values `[N, Dv]` of one head with at most N = `capacity` slots in use.
 
-    In rounds, each uniting pairs that are each other's nearest, cheapest first: for Ward's cost that gives what uniting one
-    pair at a time gives, except in the last round, which stops at the capacity.
+    In rounds, each uniting pairs that are each other's nearest, cheapest first: for Ward's cost that gives what
+    uniting one pair at a time gives, except in the last round, which stops at the capacity.
     """
     n = int(state.size[row, head])
     counts, keys, values = state.counts[row, head, :n], state.keys[row, head, :n], state.values[row, head, :n]
@@ -105,7 +105,7 @@ def _shrink(state: DictionaryState, row: int, head: int, capacity: int) -> tuple
 
 
 def _nearest_pairs(counts: Tensor, keys: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At most `most` disjoint pairs (lower index, higher index) that are each other's cheapest union, cheapest first."""
+    """At most `most` disjoint pairs (lower, higher index) that are each other's cheapest union, cheapest first."""
     n = counts.shape[0]
     c, mu = counts.double(), keys.detach().double()
     nearest = torch.empty(n, dtype=torch.int64, device=keys.device)

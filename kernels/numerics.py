@@ -1,4 +1,4 @@
-"""Numerics that every implementation shares: normalisation, and random numbers that depend on nothing but their counter."""
+"""Numerics that all implementations share: normalisation, and random numbers that depend on a counter alone."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ def inverse_norm(x: Tensor) -> Tensor:
 def normalise(x: Tensor) -> Tensor:
     """`x / |x|` over the last dimension; a zero vector stays zero and gets a zero gradient.
 
-    A vector whose squared norm underflows or overflows counts as zero: no finite input makes a NaN, forward or backward.
+    A vector whose squared norm underflows or overflows counts as zero: no finite input makes a NaN, forward or
+    backward.
     """
     return x * inverse_norm(x)
 
@@ -30,8 +31,8 @@ def normalise_backward(unit: Tensor, inverse: Tensor, gradient: Tensor) -> Tenso
 def counter_hash(*words: int | Tensor) -> Tensor:
     """A 32-bit hash of integers, elementwise over broadcast tensors, in int64.
 
-    A generator would give other numbers on another device and under another split of the sequence; a hash of (seed, position,
-    row, head) cannot. Only the low 32 bits of each word count.
+    A generator would give other numbers on another device and under another split of the sequence; a hash of (seed,
+    position, row, head) cannot. Only the low 32 bits of each word count.
     """
     state: int | Tensor = 0x9E3779B9
     for word in words:

@@ -24,13 +24,15 @@ class DictionaryOptions:
         growth: schedule of the number of slots in use, a name in `GROWTH`.
         growth_rate: slots per token of `linear` growth.
         concentration: alpha of `dirichlet` growth.
-        novelty_threshold: with `novelty` growth a token seeds a slot only if its similarity to every old slot is below this.
-        seeds: which tokens of a chunk become new slots: the least similar to the dictionary (`spread`), any (`random`), the
-            farthest from dictionary and seeds one after the other (`farthest`), or drawn with probability proportional to the
-            squared distance from them (`kmeans++`).
-        assignment: slots among which the other tokens look for the most similar: those there before the chunk (`old`) or the
-            chunk's own seeds too (`all`).
-        learning_rate: `adaptive` (1/c, the exact running mean), `constant` (`rate`), or `floored` (the larger of the two).
+        novelty_threshold: with `novelty` growth a token seeds a slot only if its similarity to every old slot is below
+            this.
+        seeds: which tokens of a chunk become new slots: the least similar to the dictionary (`spread`), any
+            (`random`), the farthest from dictionary and seeds one after the other (`farthest`), or drawn with
+            probability proportional to the squared distance from them (`kmeans++`).
+        assignment: slots among which the other tokens look for the most similar: those there before the chunk (`old`)
+            or the chunk's own seeds too (`all`).
+        learning_rate: `adaptive` (1/c, the exact running mean), `constant` (`rate`), or `floored` (the larger of the
+            two).
         rate: rho, the learning rate per token of `constant` and `floored`.
         read_out: logit of a slot: `raw` (`beta q.mu + log c`), `unit` (mu scaled to length one), `gmr`
             (`beta (q.mu - |mu|^2 / 2) + log c`).
@@ -92,7 +94,7 @@ def options_of(text: str) -> DictionaryOptions:
 
 
 def check_name(field: str, name: str, known: Iterable[str]) -> None:
-    """Raise a ValueError that names the field, the value, the nearest name and all known ones, unless `name` is known."""
+    """Raise a ValueError that names field, value, nearest name and all known ones, unless `name` is known."""
     names = list(known)
     if name in names:
         return

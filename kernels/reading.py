@@ -1,7 +1,7 @@
 """The read of one chunk: one softmax over slots and tokens, as matrix products, with its gradient.
 
-Dictionaries may be shared: `R` rows of queries and tokens read each of `G` dictionaries (R = 1 when every row has its own), so
-that the product with the slots is one for all of them.
+Dictionaries may be shared: `R` rows of queries and tokens read each of `G` dictionaries (R = 1 when every row has its
+own), so that the product with the slots is one for all of them.
 
 Letters: `G` dictionaries, `R` rows of each, `s` queries and `m` tokens of a row's chunk, `n` slots, `Dk`/`Dv` sizes.
 """
@@ -36,7 +36,7 @@ class Sources(NamedTuple):
 
 
 class Scratch:
-    """Buffers by name, kept from chunk to chunk: scores are larger than anything else and shrink or grow with the slots."""
+    """Buffers by name, kept from chunk to chunk: scores are larger than anything else and grow with the slots."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -85,8 +85,8 @@ def half_square(x: Tensor) -> Tensor:
 def visibility(queries: int, tokens: int, valid: Tensor | None, like: Tensor) -> Tensor:
     """Bias of the chunk's own tokens for its last `queries` positions: 0 where seen, minus infinity where not.
 
-    Every query sees its own position even where that is masked, so that no softmax is empty; the output there is set to zero
-    later.
+    Every query sees its own position even where that is masked, so that no softmax is empty; the output there is set
+    to zero later.
 
     Args:
         queries: s.

@@ -1,11 +1,11 @@
 """OVQ attention as plain loops: the specification that every other implementation is tested against.
 
-Online Vector Quantized Attention, Alonso, Figliolia, Millidge 2026, arXiv 2602.03922. One batch row, one head, one token at a
-time; every tensor here is a vector or a list of them. A query is computed from the same numbers in the same order whatever
-pieces the sequence comes in, so results do not change by a bit with the split.
+Online Vector Quantized Attention, Alonso, Figliolia, Millidge 2026, arXiv 2602.03922. One batch row, one head, one
+token at a time; every tensor here is a vector or a list of them. A query is computed from the same numbers in the same
+order whatever pieces the sequence comes in, so results do not change by a bit with the split.
 
-Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `n` slots in use, `m` valid
-tokens of a chunk.
+Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `n` slots in use, `m`
+valid tokens of a chunk.
 """
 
 import math
@@ -17,6 +17,11 @@ from kernels.growth import target_size
 from kernels.numerics import counter_hash, gumbel, normalise
 from kernels.options import DictionaryOptions
 from kernels.state import DictionaryState
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """`a.b` as product and sum: a library's dot product may round otherwise where memory is aligned otherwise."""
+    return (a * b).sum()
 
 
 class Slots:
@@ -47,16 +52,16 @@ def read(
     logits, seen = [], []
     for c, mu, nu in zip(slots.c, slots.mu, slots.nu, strict=True):
         if options.read_out == "raw":
-            similarity = q @ mu
+            similarity = dot(q, mu)
         elif options.read_out == "unit":
-            similarity = q @ normalise(mu)
+            similarity = dot(q, normalise(mu))
         else:  # gmr: log of a Gaussian at distance |q - mu|, without what all components share
-            similarity = q @ mu - mu @ mu / 2
+            similarity = dot(q, mu) - dot(mu, mu) / 2
         logits.append(beta * similarity + math.log(c))
         seen.append(nu)
     for k, v in zip(keys, values, strict=True):
         # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.
-        similarity = q @ k - k @ k / 2 if options.read_out == "gmr" else q @ k
+        similarity = dot(q, k) - dot(k, k) / 2 if options.read_out == "gmr" else dot(q, k)
         logits.append(beta * similarity)
         seen.append(v)
     weights = torch.softmax(torch.stack(logits), 0)
@@ -67,7 +72,7 @@ def similarity_to(k: Tensor, means: list[Tensor]) -> tuple[float, int]:
     """Largest dot product of `k [Dk]` with a mean, and the lowest index that has it."""
     best, index = -math.inf, 0
     for i, mu in enumerate(means):
-        s = float(k.detach() @ mu.detach())
+        s = float(dot(k.detach(), mu.detach()))
         if s > best:
             best, index = s, i
     return best, index
@@ -199,45 +204,52 @@ def attention(
     Returns:
         Output `[B, T, H, Dv]`, and the state after the T tokens.
     """
-    q, k = normalise(q), normalise(k)
     b, t, h, _ = q.shape
     p, length = state.pending, options.chunk_size
-    all_keys = torch.cat([state.pending_keys, k], 1)  # [B, p + T, H, Dk]
-    all_values = torch.cat([state.pending_values, v], 1)
-    all_valid = torch.cat([state.pending_mask, mask], 1)
+    q, k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (q, k, v))  # whatever masked tokens hold
+    valid = torch.cat([state.pending_mask, mask], 1)
+    kept = (p + t) % length
 
-    rows, dictionaries = [], []
+    outputs, pending_keys, pending_values, dictionaries = [], [], [], []
     for row in range(b):
-        heads = []
         for head in range(h):
             slots = Slots(state, row, head)
-            outputs = []
-            keys: list[Tensor] = []  # valid tokens of the open chunk
-            values: list[Tensor] = []
+            chunk: list[tuple[Tensor, Tensor, bool]] = []  # key, value and validity of the open chunk's positions
             for s in range(p + t):
-                valid = bool(all_valid[row, s])
-                if valid:
-                    keys.append(all_keys[row, s, head])
-                    values.append(all_values[row, s, head])
+                if s < p:
+                    key, value = state.pending_keys[row, s, head], state.pending_values[row, s, head]
+                else:
+                    key, value = normalise(k[row, s - p, head]), v[row, s - p, head]
+                chunk.append((key, value, bool(valid[row, s])))
+                keys = [key for key, _, is_valid in chunk if is_valid]
+                values = [value for _, value, is_valid in chunk if is_valid]
                 if s >= p:
-                    query = q[row, s - p, head]
-                    o = read(query, slots, keys, values, beta[head], options) if valid else torch.zeros_like(v[0, 0, 0])
+                    query = normalise(q[row, s - p, head])
+                    o = (
+                        read(query, slots, keys, values, beta[head], options)
+                        if valid[row, s]
+                        else torch.zeros_like(value)
+                    )
                     outputs.append(o)
-                if (s + 1) % length == 0:
+                if len(chunk) == length:
                     close_chunk(slots, keys, values, options)
-                    keys, values = [], []
-            heads.append(torch.stack(outputs, 0) if outputs else v[row, :, head])
+                    chunk = []
+            pending_keys += [key for key, _, _ in chunk]
+            pending_values += [value for _, value, _ in chunk]
             dictionaries.append(slots)
-        rows.append(torch.stack(heads, 1))
 
-    kept = (p + t) % length
-    start = p + t - kept
+    def by_position(vectors: list[Tensor], like: Tensor, positions: int) -> Tensor:
+        """Vectors in order of row, head and position as `[B, positions, H, D]`."""
+        if not vectors:
+            return like[:, :positions]
+        return torch.stack(vectors).view(b, h, positions, -1).transpose(1, 2)
+
     final = _collect(dictionaries, state).replace(
-        pending_keys=all_keys[:, start:].masked_fill(~all_valid[:, start:, None, None], 0.0),
-        pending_values=all_values[:, start:].masked_fill(~all_valid[:, start:, None, None], 0.0),
-        pending_mask=all_valid[:, start:],
+        pending_keys=by_position(pending_keys, k, kept),
+        pending_values=by_position(pending_values, v, kept),
+        pending_mask=valid[:, p + t - kept :],
     )
-    return torch.stack(rows, 0), final
+    return by_position(outputs, v, t), final
 
 
 def update(
@@ -245,7 +257,6 @@ def update(
 ) -> tuple[DictionaryState, Tensor]:
     """The specification of `kernels.update`: same arguments (`mask` given, dtypes those of the state), same results."""
     b, t, h, _ = k.shape
-    k = normalise(k)
     slots_of = torch.full((b, t, h), -1)
     dictionaries = []
     for row in range(state.batch):
@@ -253,7 +264,9 @@ def update(
         where = [(r, s) for r in source for s in range(t) if mask[r, s]]
         for head in range(h):
             slots = Slots(state, row, head)
-            chosen = close_chunk(slots, [k[r, s, head] for r, s in where], [v[r, s, head] for r, s in where], options)
+            chosen = close_chunk(
+                slots, [normalise(k[r, s, head]) for r, s in where], [v[r, s, head] for r, s in where], options
+            )
             for (r, s), slot in zip(where, chosen, strict=True):
                 slots_of[r, s, head] = slot
             dictionaries.append(slots)

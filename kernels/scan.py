@@ -1,10 +1,10 @@
 """The walk along the chunks of a block of lines, forward and backward: read, then update.
 
-Going back needs every dictionary of the way. The tokens' slots are kept (one integer each), so dictionaries can be made again
-without any similarity: from snapshots a fixed number of chunks apart, a segment at a time. Within the segment each update
-leaves the rows that it overwrote, and the walk back puts them back bit by bit. Nothing is divided out or subtracted, so this is
-exact for every learning rate and for any number of tokens. Snapshots take a quarter of the memory of keys and values at most,
-whatever N is.
+Going back needs every dictionary of the way. The tokens' slots are kept (one integer each), so dictionaries can be
+made again without any similarity: from snapshots a fixed number of chunks apart, a segment at a time. Within the
+segment each update leaves the rows that it overwrote, and the walk back puts them back bit by bit. Nothing is divided
+out or subtracted, so this is exact for every learning rate and for any number of tokens. Snapshots take a quarter of
+the memory of keys and values at most, whatever N is.
 
 Letters: see `lines`; `N` capacity, `n` slots in use, `D = Dk + Dv`.
 """
@@ -240,8 +240,8 @@ def read_backward(
 ) -> None:
     """Back through the read of one chunk.
 
-    Adds to `d_means [X, Y or 1, n, D]` and to `d_kv [X, Y, m, D]`, the gradient of the chunk's normalised keys and values; fills
-    those of the queries and adds that of beta in `grads`.
+    Adds to `d_means [X, Y or 1, n, D]` and to `d_kv [X, Y, m, D]`, the gradient of the chunk's normalised keys and
+    values; fills those of the queries and adds that of beta in `grads`.
     """
     read_out, dk = call.options.read_out, call.q.shape[-1]
     beta = block.head_view(call.beta)
@@ -341,7 +341,7 @@ class Undo(NamedTuple):
 
 
 def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor | None, grads: Gradients) -> None:
-    """Walk a block's chunks back; `d_means [B, H, N, D]` is the gradient of the final dictionary, None if there is none."""
+    """Walk a block's chunks back; `d_means [B, H, N, D]` is the gradient of the last dictionary, if there is one."""
     grid, options = call.grid, call.options
     scratch = Scratch()
     counts, keys, values = (block.view_lines(t) for t in call.dictionary[:3])

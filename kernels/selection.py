@@ -1,6 +1,7 @@
 """Which tokens of a chunk become slots, and which slot every other token goes to: the discrete half of an update.
 
-Nothing here carries a gradient. Letters: `B` rows, `H` heads, `m` tokens of the chunk, `n` slots looked at, `D` key size.
+Nothing here carries a gradient. Letters: `B` rows, `H` heads, `m` tokens of the chunk, `n` slots looked at, `D` key
+size.
 """
 
 from typing import NamedTuple
@@ -61,7 +62,8 @@ def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tenso
 def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum and its first index over the last dimension, a multiple of `_GROUP`.
 
-    On a CPU `max` with indices is scalar code and `amax` is not: first the maximum of each group, then the search within one.
+    On a CPU `max` with indices is scalar code and `amax` is not: first the maximum of each group, then the search
+    within one.
     """
     if scores.device.type != "cpu":
         best = scores.max(-1)
@@ -136,7 +138,7 @@ def _nothing(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _match_seeds(keys: Tensor, seeds: Tensor, first_new: Tensor, similarity: Tensor, nearest: Tensor) -> Tensor:
-    """Slots `[B, H, m]` when the chunk's seeds, numbered from `first_new [B, H]` by position, compete with the old slots."""
+    """Slots `[B, H, m]` when seeds, numbered from `first_new [B, H]` by position, compete with the old slots."""
     count = seeds.sum(-1)
     order = torch.argsort(seeds.logical_not().byte(), dim=-1, stable=True)[..., : int(count.max())]
     seed_keys = keys.gather(2, order[..., None].expand(*order.shape, keys.shape[-1]))
@@ -155,7 +157,7 @@ def _choose_seeds(
     options: DictionaryOptions,
     origin: tuple[int, int],
 ) -> Tensor:
-    """At most `wanted [B, H]` of the `candidates [B, H, m]` as a bool tensor `[B, H, m]`, by the rule `options.seeds`."""
+    """At most `wanted [B, H]` of the `candidates [B, H, m]`, bool `[B, H, m]`, by the rule `options.seeds`."""
     wanted = torch.minimum(wanted, candidates.sum(-1))
     if not bool((wanted > 0).any()):
         return torch.zeros_like(candidates)
@@ -175,8 +177,8 @@ def _choose_seeds(
         if options.seeds == "farthest":
             rank = similarity
         else:
-            # For unit vectors 1 - similarity is half the squared distance; adding Gumbel noise to its logarithm and taking the
-            # largest draws in proportion to it.
+            # For unit vectors 1 - similarity is half the squared distance; adding Gumbel noise to its logarithm and
+            # taking the largest draws in proportion to it.
             noise = gumbel(counter_hash(options.seed, position, position >> 32, row, head, draw))
             rank = -((1 - similarity.double()).clamp(min=torch.finfo(torch.float64).tiny).log() + noise)
         pick = _lowest(rank, left, (wanted > draw).long())

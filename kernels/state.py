@@ -21,11 +21,12 @@ class DictionaryState:
 
     Functions that take a state never modify it, and may return one that shares tensors with it.
 
-    Counts are int64: exact for any stream (fp32 stops counting at 2^24), exact under every order of addition, available on
-    every device, and left alone when a module that holds them is cast to another floating type.
+    Counts are int64: exact for any stream (fp32 stops counting at 2^24), exact under every order of addition,
+    available on every device, and left alone when a module that holds them is cast to another floating type.
 
-    The chunk grid is where the pending buffer stands: with p pending positions the next update is after L - p more. Positions
-    count masked tokens too, so that all rows close their chunks together; `tokens`, and with it growth, counts valid ones only.
+    The chunk grid is where the pending buffer stands: with p pending positions the next update is after L - p more.
+    Positions count masked tokens too, so that all rows close their chunks together; `tokens`, and with it growth,
+    counts valid ones only.
 
     Args:
         counts: `[B, H, N]` int64, tokens that each slot stands for; zero in an empty slot.

@@ -31,8 +31,8 @@ class Weights(NamedTuple):
 def learning_rate(assigned: Tensor, counts: Tensor, options: DictionaryOptions, dtype: torch.dtype) -> Tensor:
     """Step w of `mean += w (mean of the assigned tokens - mean)` for a tokens that arrive together.
 
-    One token at a time, `constant` leaves (1 - rho)^a of the mean, so a tokens together take w = 1 - (1 - rho)^a: stable for
-    every a, where rho times a would not be. `adaptive` takes a / c, the exact running mean.
+    One token at a time, `constant` leaves (1 - rho)^a of the mean, so a tokens together take w = 1 - (1 - rho)^a:
+    stable for every a, where rho times a would not be. `adaptive` takes a / c, the exact running mean.
 
     Args:
         assigned: a, int64 of any shape.
@@ -71,7 +71,7 @@ def update_weights(choice: Assignment, counts: Tensor, options: DictionaryOption
 
 
 def line_index(choice: Assignment, slots: int) -> Tensor:
-    """Row of each token's slot in means `[B H N, D]` of all lines, `[B H m]`; a masked token names its line's slot 0."""
+    """Row of each token's slot in means `[B H N, D]`, as `[B H m]`; a masked token names its line's slot 0."""
     b, h, _ = choice.slots.shape
     offset = torch.arange(0, b * h * slots, slots, device=choice.slots.device).view(b, h, 1)
     return (choice.slots.clamp(min=0) + offset).view(-1)
@@ -80,8 +80,9 @@ def line_index(choice: Assignment, slots: int) -> Tensor:
 def write_(means: Tensor, tokens: Tensor, index: Tensor, share: Tensor) -> None:
     """Bring contiguous means `[B, H, N, D]` in place to what they are after the chunk's `tokens [B, H, m, D]`.
 
-    The change of each slot is summed, `share * (token - mean)`, not its new value: so a slot without tokens keeps its bits, and
-    the mean of a slot with many is not rounded anew. A new slot's mean is zero before, and its shares sum to one.
+    The change of each slot is summed, `share * (token - mean)`, not its new value: so a slot without tokens keeps its
+    bits, and the mean of a slot with many is not rounded anew. A new slot's mean is zero before, and its shares sum to
+    one.
 
     Args:
         means: zero in empty slots.
@@ -99,8 +100,8 @@ def update(
 ) -> tuple[DictionaryState, Tensor]:
     """One update of a dictionary with all valid tokens given, whatever their number.
 
-    A state of one row takes the tokens of every batch row, in row order, as one chunk: the write of a dictionary that a whole
-    batch shares.
+    A state of one row takes the tokens of every batch row, in row order, as one chunk: the write of a dictionary that
+    a whole batch shares.
 
     Args:
         state: dictionaries without pending tokens; not modified.
@@ -110,7 +111,8 @@ def update(
         mask: `[B, T]` bool, True for tokens to write; None writes all.
 
     Returns:
-        The new state, and `slots [B, T, H]` int64: the slot each token seeded or was assigned to, -1 for a masked token.
+        The new state, and `slots [B, T, H]` int64: the slot each token seeded or was assigned to, -1 for a masked
+        token.
 
     Raises:
         ValueError: where shapes, options and state do not fit, or the state has an open chunk.
@@ -155,7 +157,8 @@ def check_fits(state: DictionaryState, options: DictionaryOptions, heads: int, k
     state.check()
     if state.capacity != options.capacity:
         raise ValueError(
-            f"the state has capacity {state.capacity}, the options {options.capacity}: resize the state or change the options"
+            f"the state has capacity {state.capacity}, the options {options.capacity}: "
+            "resize the state or change the options"
         )
     found = (state.heads, state.keys.shape[-1], state.values.shape[-1])
     if found != (heads, key_dim, value_dim):

@@ -1,19 +1,40 @@
-"""The chunked implementation and `update` against the reference, over every option."""
+"""The fast implementation against the reference: outputs, states, gradients, dtypes, and as an operator of PyTorch."""
 
 import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_helpers import (
+    Inputs,
+    all_inputs,
+    all_options,
+    assert_states_close,
+    empty_state,
+    examples,
+    random_inputs,
+    relative_rms,
+)
 
-from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS, DictionaryOptions, DictionaryState
-from kernels import ovq_attention, reference, update
+from kernels import (
+    ASSIGNMENT,
+    GROWTH,
+    LEARNING_RATES,
+    READ_OUTS,
+    SEEDS,
+    DictionaryOptions,
+    DictionaryState,
+    ovq_attention,
+    reference,
+    update,
+)
 
 COMBINATIONS = list(itertools.product(GROWTH, SEEDS, ASSIGNMENT, LEARNING_RATES))
 
 
 @pytest.mark.parametrize(("growth", "seeds", "assignment", "learning_rate"), COMBINATIONS)
-def test_implementations_agree(growth, seeds, assignment, learning_rate):
-    read_out = READ_OUTS[COMBINATIONS.index((growth, seeds, assignment, learning_rate)) % 3]
+def test_every_combination_of_options(growth, seeds, assignment, learning_rate):
     options = DictionaryOptions(
         capacity=6,
         chunk_size=5,
@@ -25,23 +46,200 @@ def test_implementations_agree(growth, seeds, assignment, learning_rate):
         assignment=assignment,
         learning_rate=learning_rate,
         rate=0.1,
-        read_out=read_out,
+        read_out=READ_OUTS[COMBINATIONS.index((growth, seeds, assignment, learning_rate)) % 3],
     )
-    g = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 2, 18, 2, 4, dtype=torch.float64, generator=g)
-    v = torch.randn(2, 18, 2, 3, dtype=torch.float64, generator=g)
-    mask = torch.rand(2, 18, generator=g) > 0.3
-    mask[0, 5:10] = False  # a whole chunk
-    beta = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    expected, actual = (
-        ovq_attention(q, k, v, beta, options, mask=mask, output_final_state=True, implementation=name)
-        for name in ("reference", "chunked")
-    )
+    inputs = random_inputs(b=2, t=18, masked=0.3)
+    inputs.mask[0, 5:10] = False  # a whole chunk
+    expected, actual = (inputs.run(options, name) for name in ("reference", "chunked"))
     torch.testing.assert_close(actual[0], expected[0])
-    torch.testing.assert_close(actual[1].state_dict(), expected[1].state_dict())
+    assert_states_close(actual[1], expected[1])
 
-    empty = DictionaryState.empty(1, 2, 6, 4, 3, torch.float64)
-    written, slots = update(empty, k, v, options, mask)
-    expected_state, expected_slots = reference.update(empty, k, v, options, mask)
-    assert torch.equal(slots, expected_slots)
-    torch.testing.assert_close(written.state_dict(), expected_state.state_dict())
+
+@given(all_inputs(), all_options(), st.integers(0, 8), st.booleans())
+@examples(60)
+def test_outputs_states_and_gradients(inputs, options, before, shared):
+    """From states of one row or many, with and without pending tokens, every gradient that exists."""
+    b = inputs.q.shape[0]
+    history = random_inputs(1 if shared else b, before, *inputs.q.shape[2:], inputs.v.shape[-1], masked=0.2, seed=7)
+    if before:
+        with torch.no_grad():
+            _, state = history.run(options, "chunked")
+    else:
+        state = empty_state(inputs, options, 1 if shared else b)
+    g = torch.Generator().manual_seed(1)
+    weight = torch.randn(inputs.v.shape, generator=g, dtype=torch.float64)
+    results = []
+    for name in ("reference", "chunked"):
+        leaves = inputs.leaves()
+        learned = {
+            field: tensor.clone().requires_grad_()
+            for field, tensor in state.state_dict().items()
+            if tensor.is_floating_point()
+        }
+        o, final = Inputs(*leaves, inputs.mask).run(options, name, state.replace(**learned))
+        loss = (o * weight).sum()
+        for tensor in (final.keys, final.values, final.pending_keys, final.pending_values):
+            loss = loss + tensor.pow(3).sum()
+        wanted = [*leaves, *learned.values()]
+        grads = torch.autograd.grad(loss, wanted, materialize_grads=True)
+        results.append((o, final, grads))
+    (o, final, grads), (fast_o, fast_final, fast_grads) = results
+    assert torch.isfinite(o).all()
+    torch.testing.assert_close(fast_o, o)
+    assert_states_close(fast_final.detach(), final.detach())
+    torch.testing.assert_close(fast_grads, grads)
+
+
+@given(all_inputs(), all_options(), st.booleans())
+@examples()
+def test_update_agrees_and_leaves_its_input_alone(inputs, options, shared):
+    state = empty_state(inputs, options, 1 if shared else None)
+    expected_state = state
+    k, v = (torch.where(inputs.mask[..., None, None], x, 0.0) for x in (inputs.k, inputs.v))
+    for _ in range(2):
+        before = state.clone()
+        written, slots = update(state, inputs.k, inputs.v, options, inputs.mask)
+        assert all(torch.equal(x, y) for x, y in zip(*(s.state_dict().values() for s in (state, before)), strict=True))
+        expected_state, expected_slots = reference.update(expected_state, k, v, options, inputs.mask)
+        assert torch.equal(slots, expected_slots)
+        assert_states_close(written, expected_state)
+        state = written
+
+
+def test_gradcheck():
+    """Against finite differences, in fp64, where no assignment is near a tie."""
+    inputs = random_inputs(t=11, dk=3, dv=2, masked=0.15)
+    inputs = Inputs(*(x.nan_to_num() for x in (inputs.q, inputs.k, inputs.v)), inputs.beta, inputs.mask)
+    for read_out in READ_OUTS:
+        options = DictionaryOptions(capacity=3, chunk_size=4, read_out=read_out)
+
+        def run(q, k, v, beta, options=options):
+            o, final = Inputs(q, k, v, beta, inputs.mask).run(options, "chunked")
+            return o, final.keys, final.values, final.pending_keys
+
+        assert torch.autograd.gradcheck(run, inputs.leaves(), eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(
+    "options", [{}, {"read_out": "gmr", "assignment": "all"}, {"learning_rate": "floored"}], ids=str
+)
+def test_dtypes(dtype, tolerance, options):
+    """Statistics are fp32; outputs and gradients have the dtype of their inputs, and errors of its size."""
+    options = DictionaryOptions(capacity=16, chunk_size=16, **options)
+    inputs = random_inputs(b=2, t=70, dk=16, dv=16, dtype=dtype)
+    weight = torch.randn(inputs.v.shape, generator=torch.Generator().manual_seed(3))
+    results = []
+    for name, cast in (("reference", torch.float64), ("chunked", dtype)):
+        leaves = [x.detach().to(cast).requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
+        beta = inputs.beta.detach().to(torch.promote_types(cast, torch.float32)).requires_grad_()
+        o, final = Inputs(*leaves, beta, inputs.mask).run(options, name)
+        grads = torch.autograd.grad((o * weight).sum(), [*leaves, beta])
+        results.append([o, *grads])
+    assert final.keys.dtype == final.pending_keys.dtype == torch.float32
+    for expected, actual in zip(*results, strict=True):
+        assert relative_rms(actual, expected) < tolerance
+    assert results[1][0].dtype == results[1][1].dtype == dtype
+    assert results[1][4].dtype == torch.float32  # beta's
+
+
+def test_autocast_does_not_touch_statistics():
+    inputs = random_inputs(t=20, dtype=torch.float32)
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    expected, _ = inputs.run(options, "chunked")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name in ("chunked", "reference"):
+            o, final = inputs.run(options, name)
+            torch.testing.assert_close(o, expected)
+            assert final.keys.dtype == torch.float32
+
+
+def test_a_large_call_is_the_same_on_threads():
+    """Blocks of lines on threads of their own give what one thread gives, forward and backward."""
+    inputs = random_inputs(b=3, t=300, h=3, dk=8, dv=8, dtype=torch.float32, masked=0.1)
+    options = DictionaryOptions(capacity=64, chunk_size=64, seeds="random")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            leaves = inputs.leaves()
+            o, final = Inputs(*leaves, inputs.mask).run(options, "chunked")
+            results.append([o, *final.state_dict().values(), *torch.autograd.grad(o.sum(), leaves)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert inputs.q.shape[1] * 9 * (64 + 64) >= 1 << 18  # enough for threads
+    torch.testing.assert_close(*results)
+
+
+def test_opcheck():
+    options = DictionaryOptions(capacity=6, chunk_size=5)
+    state = DictionaryState.empty(1, 2, 6, 4, 3)
+    for t, closes, differentiate in ((28, 5, True), (4, 0, True), (4, 0, False), (28, 5, False)):
+        inputs = random_inputs(b=2, t=t, dtype=torch.float32)
+        tensors = inputs.leaves() if differentiate else [inputs.q, inputs.k, inputs.v, inputs.beta]
+        arguments = (*tensors, inputs.mask, *state.state_dict().values(), options.text, closes, differentiate)
+        torch.library.opcheck(torch.ops.ovq.attention.default, arguments)
+
+
+class Model(torch.nn.Module):
+    """The operator between two projections, with the state that it leaves."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.options = options
+        self.inner, self.outer = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+        self.beta = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x, state=None):
+        """x `[B, T, 8]`."""
+        q, k, v = self.inner(x).unflatten(-1, (3, 2, 4)).unbind(-3)
+        o, state = ovq_attention(q, k, v, self.beta, self.options, initial_state=state, output_final_state=True)
+        return self.outer(o.flatten(-2)), state
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_a_graph_break(backend):
+    torch.manual_seed(0)
+    model = Model(DictionaryOptions(capacity=6, chunk_size=5))
+    x = torch.randn(2, 13, 8)
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
+        model.zero_grad()
+        y, state = run(x)
+        z, state = run(x[:, :1], state.detach())
+        (y.sum() + z.sum() + state.keys.sum()).backward()
+        results.append([y, z, *state.state_dict().values(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": torch.zeros(1, 12, 2, 5)}, r"\[B, T, H, Dk\]"),
+        ({"beta": torch.ones(3)}, r"beta must have shape \[2\]"),
+        ({"mask": torch.ones(1, 11, dtype=torch.bool)}, "mask must be bool"),
+        ({"mask": torch.ones(1, 12)}, "mask must be bool"),
+        ({"initial_state": DictionaryState.empty(1, 2, 9, 4, 3)}, "capacity 9, the options 4"),
+        ({"initial_state": DictionaryState.empty(3, 2, 4, 4, 3)}, "3 rows, the tokens 1"),
+        ({"initial_state": DictionaryState.empty(1, 2, 4, 4, 2)}, "value size"),
+        ({"initial_state": DictionaryState.empty(1, 2, 4, 4, 3, torch.float64)}, "float64"),
+        ({"implementation": "chunky"}, "did you mean 'chunked'"),
+        ({"implementation": "triton"}, "not available yet; available: auto, reference, chunked"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_errors_say_what_does_not_fit(change, message):
+    inputs = random_inputs(dtype=torch.float32)
+    arguments = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "beta": inputs.beta} | change
+    with pytest.raises(ValueError, match=message):
+        ovq_attention(**arguments, options=DictionaryOptions(capacity=4, chunk_size=4))
+
+
+def test_no_tokens():
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    inputs = random_inputs(t=7)
+    _, state = inputs.run(options, "chunked")
+    o, after = inputs.cut(0, 0).run(options, "chunked", state)
+    assert o.shape == (1, 0, 2, 3)
+    assert_states_close(after, state, rtol=0, atol=0)

@@ -1,0 +1,129 @@
+"""What several tests of the operator need."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import (
+    ASSIGNMENT,
+    GROWTH,
+    LEARNING_RATES,
+    READ_OUTS,
+    SEEDS,
+    DictionaryOptions,
+    DictionaryState,
+    ovq_attention,
+)
+
+
+def examples(count: int = 25) -> settings:
+    """So many examples, the same in every run."""
+    return settings(deadline=None, derandomize=True, max_examples=count)
+
+
+@dataclass
+class Inputs:
+    """q, k `[B, T, H, Dk]`, v `[B, T, H, Dv]`, beta `[H]`, mask `[B, T]`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    mask: Tensor
+
+    def cut(self, start: int, stop: int) -> "Inputs":
+        """The tokens from `start` to `stop`."""
+        return Inputs(*(x[:, start:stop] for x in (self.q, self.k, self.v)), self.beta, self.mask[:, start:stop])
+
+    def leaves(self) -> list[Tensor]:
+        """q, k, v, beta as leaves of a new graph."""
+        return [x.detach().clone().requires_grad_() for x in (self.q, self.k, self.v, self.beta)]
+
+    def run(self, options, implementation, state=None):
+        """Outputs and final state."""
+        return ovq_attention(
+            self.q,
+            self.k,
+            self.v,
+            self.beta,
+            options,
+            mask=self.mask,
+            initial_state=state,
+            output_final_state=True,
+            implementation=implementation,
+        )
+
+
+def random_inputs(b=1, t=12, h=2, dk=4, dv=3, *, masked=0.0, dtype=torch.float64, seed=0) -> Inputs:
+    """Normal inputs; `masked` is the share of masked tokens, whose contents are NaN: they must not matter."""
+    g = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, b, t, h, dk, generator=g, dtype=torch.float64).to(dtype)
+    v = torch.randn(b, t, h, dv, generator=g, dtype=torch.float64).to(dtype)
+    beta = (torch.rand(h, generator=g, dtype=torch.float64) * 4 + 0.5).to(torch.promote_types(dtype, torch.float32))
+    mask = torch.rand(b, t, generator=g) >= masked
+    for x in (q, k, v):
+        x[~mask] = torch.nan
+    return Inputs(q, k, v, beta, mask)
+
+
+def empty_state(inputs: Inputs, options: DictionaryOptions, batch: int | None = None) -> DictionaryState:
+    """An empty state for these inputs."""
+    b, _, h, dk = inputs.q.shape
+    return DictionaryState.empty(batch or b, h, options.capacity, dk, inputs.v.shape[-1], inputs.q.dtype)
+
+
+@st.composite
+def all_options(draw, **fixed) -> DictionaryOptions:
+    """Options of every kind, small enough that chunks close, dictionaries fill and growth ends."""
+    fields = {
+        "capacity": draw(st.integers(1, 8)),
+        "chunk_size": draw(st.integers(1, 7)),
+        "growth": draw(st.sampled_from(list(GROWTH))),
+        "growth_rate": draw(st.sampled_from([0.2, 1.0])),
+        "concentration": 3.0,
+        "novelty_threshold": draw(st.sampled_from([-0.5, 0.3, 0.9])),
+        "seeds": draw(st.sampled_from(SEEDS)),
+        "assignment": draw(st.sampled_from(ASSIGNMENT)),
+        "learning_rate": draw(st.sampled_from(LEARNING_RATES)),
+        "rate": draw(st.sampled_from([0.05, 0.5])),
+        "read_out": draw(st.sampled_from(READ_OUTS)),
+        "seed": draw(st.integers(0, 9)),
+    }
+    return DictionaryOptions(**{**fields, **fixed})
+
+
+@st.composite
+def all_inputs(draw, dtype=torch.float64) -> Inputs:
+    """Inputs of every shape, masks that may empty a chunk or a row among them."""
+    inputs = random_inputs(
+        b=draw(st.integers(1, 3)),
+        t=draw(st.integers(1, 20)),
+        h=draw(st.integers(1, 2)),
+        dk=draw(st.integers(2, 5)),
+        dv=draw(st.integers(1, 4)),
+        masked=draw(st.sampled_from([0.0, 0.0, 0.3, 0.9])),
+        dtype=dtype,
+        seed=draw(st.integers(0, 99)),
+    )
+    start, stop = sorted((draw(st.integers(0, 20)), draw(st.integers(0, 20))))
+    if draw(st.booleans()):
+        inputs.mask[0, start:stop] = False
+    return inputs
+
+
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    """Root mean square of the error over that of what is expected."""
+    actual, expected = actual.detach(), expected.detach()
+    error = (actual.double() - expected.double()).square().mean().sqrt()
+    return float(error / expected.double().square().mean().sqrt().clamp(min=1e-30))
+
+
+def assert_states_close(actual: DictionaryState, expected: DictionaryState, **tolerance) -> None:
+    """All tensors of two states agree."""
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(
+            actual.state_dict()[name], tensor, **tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )

@@ -1,0 +1,180 @@
+"""Numerically hard cases: what real streams contain sooner or later."""
+
+import pytest
+import torch
+from kernel_helpers import Inputs, empty_state, random_inputs, relative_rms
+
+from kernels import (
+    ASSIGNMENT,
+    GROWTH,
+    LEARNING_RATES,
+    READ_OUTS,
+    SEEDS,
+    DictionaryOptions,
+    DictionaryState,
+    ovq_attention,
+    update,
+)
+
+IMPLEMENTATIONS = ("reference", "chunked")
+
+
+def outputs_and_gradients(inputs, options, implementation="chunked"):
+    leaves = inputs.leaves()
+    o, final = Inputs(*leaves, inputs.mask).run(options, implementation)
+    return o, final, torch.autograd.grad(o.pow(2).sum() + final.keys.pow(2).sum(), leaves)
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_identical_keys(seeds, read_out):
+    """All similarities tie; equal keys weigh equally, so the last output is the mean of all values."""
+    inputs = random_inputs(t=24, dtype=torch.float32)
+    inputs.k[:] = inputs.k[:, :1]
+    options = DictionaryOptions(capacity=6, chunk_size=5, seeds=seeds, read_out=read_out)
+    for implementation in IMPLEMENTATIONS:
+        o, _, grads = outputs_and_gradients(inputs, options, implementation)
+        torch.testing.assert_close(o[:, -1], inputs.v.mean(1), atol=1e-5, rtol=1e-4)
+        assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS)
+def test_opposite_keys_cancel(read_out):
+    """A slot whose mean is zero: no direction for `unit`, no logit for `raw`, and no NaN."""
+    inputs = random_inputs(t=16, dtype=torch.float64)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)[None, :, None, None]
+    inputs.k[:] = inputs.k[:, :1] * sign
+    options = DictionaryOptions(capacity=1, chunk_size=4, read_out=read_out)
+    results = [outputs_and_gradients(inputs, options, name) for name in IMPLEMENTATIONS]
+    assert results[0][1].keys.abs().max() < 1e-15
+    torch.testing.assert_close(results[1][0], results[0][0])
+    for _, _, grads in results:
+        assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_keys_and_queries_without_a_norm(scale, read_out, implementation):
+    """Zero, or a squared norm that fp32 cannot hold: they count as zero, forward and backward."""
+    inputs = random_inputs(t=20, dtype=torch.float32)
+    inputs.k[:, 3::4] *= scale
+    inputs.q[:, 2::4] *= scale
+    inputs.k[:, :1] *= scale  # the first slot too
+    options = DictionaryOptions(capacity=5, chunk_size=6, read_out=read_out)
+    o, final, grads = outputs_and_gradients(inputs, options, implementation)
+    assert o.isfinite().all()
+    assert all(g.isfinite().all() for g in grads)
+    assert not grads[0][:, 2::4].any()
+    assert not grads[1][:, 3::4].any()
+    assert int(final.tokens) == 18
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("beta", [1e-30, 1e-3, 1e4, 1e30])
+def test_huge_and_tiny_beta(beta, read_out, implementation):
+    """Tiny: the mean of all values seen. Huge: the value nearest to the query."""
+    inputs = random_inputs(t=20, dtype=torch.float32)
+    inputs.beta[:] = beta
+    inputs.q[:] = inputs.k  # so that the query's own token is nearest
+    options = DictionaryOptions(capacity=5, chunk_size=6, read_out=read_out)
+    o, _, grads = outputs_and_gradients(inputs, options, implementation)
+    assert o.isfinite().all()
+    assert all(g.isfinite().all() for g in grads)
+    if beta > 1:
+        torch.testing.assert_close(o, inputs.v)
+    elif beta < 1e-6:
+        expected = inputs.v.cumsum(1) / torch.arange(1, 21)[None, :, None, None]
+        torch.testing.assert_close(o, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_counts_beyond_what_fp32_counts():
+    """At 2^24 tokens a fp32 count would stand still; here the 2^24 + 1st still counts, and the mean still moves."""
+    start = 2**24
+    options = DictionaryOptions(capacity=1)
+    state = DictionaryState.empty(1, 1, 1, 2, 1).replace(
+        counts=torch.tensor([[[start]]]),
+        keys=torch.tensor([[[[1.0, 0.0]]]]),
+        values=torch.tensor([[[[1.0]]]]),
+        size=torch.tensor([[1]]),
+        tokens=torch.tensor([start]),
+    )
+    k = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    for i in range(1, 4):
+        state, _ = update(state, k, torch.zeros(1, 1, 1, 1), options)
+        assert int(state.counts) == int(state.tokens) == start + i
+    assert state.keys[0, 0, 0, 1] == pytest.approx(3 / start, rel=1e-5)
+
+
+def test_a_million_tokens():
+    """Counts add up to the tokens, and count-weighted means to the mean of all tokens, after 3900 updates in fp32."""
+    options = DictionaryOptions(capacity=16, chunk_size=256)
+    g = torch.Generator().manual_seed(0)
+    state, k_sum, v_sum, n = None, 0.0, 0.0, 0
+    with torch.no_grad():
+        for _ in range(10):
+            k = torch.nn.functional.normalize(torch.randn(1, 100_000, 1, 4, generator=g) + 0.3, dim=-1)
+            v = torch.randn(1, 100_000, 1, 2, generator=g) + 1
+            _, state = ovq_attention(k, k, v, torch.ones(1), options, initial_state=state, output_final_state=True)
+            k_sum, v_sum, n = k_sum + k.double().sum((0, 1)), v_sum + v.double().sum((0, 1)), n + 100_000
+    pending_k, pending_v = (x.double().sum((0, 1)) for x in (state.pending_keys, state.pending_values))
+    assert state.pending == 1_000_000 % 256
+    assert int(state.counts.sum()) == int(state.tokens) == n - state.pending
+    weight = state.counts[0].double() / int(state.tokens)
+    mean_k = (weight[..., None] * state.keys[0]).sum(1)
+    mean_v = (weight[..., None] * state.values[0]).sum(1)
+    torch.testing.assert_close(mean_k, (k_sum - pending_k) / int(state.tokens), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mean_v, (v_sum - pending_v) / int(state.tokens), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learning_rate", LEARNING_RATES)
+def test_gradients_stay_sound_over_65536_tokens_in_fp32(learning_rate):
+    """Clusters that no rounding confuses, so that fp32 and fp64 make the same dictionary; their gradients agree."""
+    n, t = 8, 65_536
+    options = DictionaryOptions(capacity=n, chunk_size=256, learning_rate=learning_rate, rate=0.01)
+    g = torch.Generator().manual_seed(0)
+    centres = torch.eye(n)
+    k = centres[torch.randint(n, (1, t, 1), generator=g)] + 0.05 * torch.randn(1, t, 1, n, generator=g)
+    q, v, weight = (torch.randn(1, t, 1, n, generator=g) for _ in range(3))
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        state = DictionaryState.empty(1, 1, n, n, n, dtype).replace(
+            counts=torch.ones(1, 1, n, dtype=torch.int64),
+            keys=centres.to(dtype)[None, None],
+            values=centres.to(dtype)[None, None],
+            size=torch.tensor([[n]]),
+            tokens=torch.tensor([10 * n]),
+        )
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v, torch.tensor([3.0]))]
+        o, _ = ovq_attention(*leaves, options, initial_state=state)
+        results.append([o, *torch.autograd.grad((o * weight.to(dtype)).sum(), leaves)])
+    for expected, actual in zip(*results, strict=True):
+        assert relative_rms(actual, expected) < 2e-5
+
+
+@pytest.mark.parametrize("growth", GROWTH)
+@pytest.mark.parametrize("assignment", ASSIGNMENT)
+def test_more_tokens_than_slots_in_one_update(growth, assignment):
+    """A batch write far larger than the dictionary, and one far smaller: sizes stay legal, nothing is lost."""
+    options = DictionaryOptions(capacity=7, growth=growth, assignment=assignment)
+    inputs = random_inputs(b=5, t=40, dtype=torch.float32)
+    state, slots = update(empty_state(inputs, options, 1), inputs.k, inputs.v, options)
+    state, _ = update(state, inputs.k[:1, :1], inputs.v[:1, :1], options)
+    assert state.counts.sum(-1).tolist() == [[201, 201]]
+    assert (state.size <= 7).all()
+    assert torch.equal((state.counts > 0).sum(-1), state.size)
+    assert slots.min() >= 0
+    assert slots.max() < 7
+
+
+def test_what_a_masked_token_holds_does_not_matter():
+    options = DictionaryOptions(capacity=6, chunk_size=5)
+    inputs = random_inputs(b=2, t=22, masked=0.4)
+    clean = Inputs(*(x.nan_to_num() for x in (inputs.q, inputs.k, inputs.v)), inputs.beta, inputs.mask)
+    for implementation in IMPLEMENTATIONS:
+        o, _, grads = outputs_and_gradients(inputs, options, implementation)
+        expected, _, expected_grads = outputs_and_gradients(clean, options, implementation)
+        torch.testing.assert_close(o, expected)
+        torch.testing.assert_close(grads, expected_grads)
+        assert all(not g[~inputs.mask].any() for g in grads[:3])
