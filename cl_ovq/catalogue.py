@@ -32,7 +32,7 @@ def _experiments() -> dict[str, str]:
 
 
 def _keys() -> dict[str, str]:
-    """Return every key of the configuration with meaning, choices and default; a stream's own under the stream's name."""
+    """Return every key of the configuration with meaning, choices and default; a stream's own by its name."""
     sections: dict[str, Any] = dict(SECTIONS) | {f"stream ({name})": entry.Options for name, entry in STREAMS.items()}
     keys = {field.name: field for field in SCALARS}
     keys |= {f"{section}.{field.name}": field for section, cls in sections.items() for field in dataclasses.fields(cls)}

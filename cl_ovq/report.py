@@ -24,34 +24,34 @@ def matrix_table(result: Result) -> Table:
 
 
 def summary_table(results: Sequence[Result]) -> Table:
-    """Return one row per run: accuracy, forgetting, transfer, dictionary size, time."""
-    table = Table(title="all runs", title_justify="left")
-    for name in ("run", "accuracy", "forgetting", "backward\ntransfer", "forward\ntransfer"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    masked = any(result.config["stream"].get("scenario") == CLASS_INCREMENTAL for result in results)
-    if masked:
-        table.add_column("forward transfer,\ntask-masked", justify="right")
-    for name in ("dictionary\nslots", "effective\nslots", "seconds"):
-        table.add_column(name, justify="right")
+    """Return one column per run: accuracy, forgetting, transfer, dictionary size, time."""
+    table = Table("", title="all runs" if len(results) > 1 else None, title_justify="left", caption_justify="left")
     for result in results:
-        metrics, dictionary = result.metrics, result.dictionary
-        cells = [result.run_name]
-        cells += [
-            _number(metrics[name]) for name in ("accuracy", "forgetting", "backward_transfer", "forward_transfer")
-        ]
-        if masked:
-            cells.append(_number(metrics["forward_transfer_task_masked"]))
-        slots = (dictionary["size"], dictionary["effective_size"])
-        cells += ["-" if dictionary["scope"] == "none" else f"{value:.0f}" for value in slots]
-        cells.append(f"{result.provenance['wall_seconds']:.1f}")
-        table.add_row(*cells)
-    if masked:
+        table.add_column(result.run_name, justify="right")
+    class_incremental = any(result.config["stream"].get("scenario") == CLASS_INCREMENTAL for result in results)
+    names = {
+        "accuracy": "average accuracy",
+        "forgetting": "forgetting",
+        "backward_transfer": "backward transfer",
+        "forward_transfer": "forward transfer",
+    }
+    if class_incremental:
+        names["forward_transfer_task_masked"] = "forward transfer, task-masked"
         table.caption = (
-            "In a class-incremental stream forward transfer is minus the accuracy before training for any model,\n"
-            "as classes not yet seen are never predicted. Task-masked, it says whether experiences help later ones."
+            "In a class-incremental stream forward transfer is minus the accuracy before\n"
+            "training, for any model: classes not yet seen are never predicted.\n"
+            "Task-masked, it says whether earlier experiences help later ones."
         )
-        table.caption_justify = "left"
+    for metric, name in names.items():
+        table.add_row(name, *(_number(result.metrics[metric]) for result in results))
+    for key, name in (("size", "dictionary slots per head"), ("effective_size", "effective slots per head")):
+        table.add_row(name, *(_slots(result, key) for result in results))
+    table.add_row("seconds", *(f"{result.provenance['wall_seconds']:.1f}" for result in results))
     return table
+
+
+def _slots(result: Result, key: str) -> str:
+    return "-" if result.dictionary["scope"] == "none" else f"{result.dictionary[key]:.0f}"
 
 
 def _number(value: float | None, style: str = "") -> str:
