@@ -21,8 +21,8 @@ TINY = """# Two experiences of digits and a model of a few thousand weights: a s
 stream: {name: split_digits, experiences: 2}
 model: {width: 16, depth: 2, heads: 2, patch_size: 4}
 dictionary: {capacity: 24, chunk_size: 4}
-strategy: {name: replay, epochs: 1, batch_size: 64, memory_size: 20}
-optimizer: {learning_rate: 3e-3}
+strategy: {name: replay, epochs: 1, batch_size: 32, memory_size: 20}
+optimizer: {learning_rate: 1e-2}
 tracking: {enabled: false}
 """
 

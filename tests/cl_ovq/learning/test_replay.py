@@ -48,7 +48,7 @@ def test_buffer(session, policy, memory_size):
     assert replay_samples(trained.strategy) == memory_size
     for experience, new, old in buffers.steps:
         assert (0 < old <= min(16, memory_size)) if experience else old == 0
-        assert 0 < new <= 64
+        assert 0 < new <= 32
 
 
 def test_strategies_without_a_buffer_hold_nothing(session):

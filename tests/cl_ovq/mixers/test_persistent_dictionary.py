@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cl_ovq.mixers import OVQAttention, dictionaries
+from cl_ovq.mixers.ovq import OVQState
 from kernels import DictionaryOptions, DictionaryState, update
 
 WIDTH, HEADS = 8, 2
@@ -79,7 +80,7 @@ def test_all_rows_read_it(layer):
     torch.testing.assert_close(torch.cat([layer(row)[0] for row in x.split(1)]), after)
     # Just what a sequence sees that starts from this state.
     shared, layer.dictionary = layer.dictionary, None
-    torch.testing.assert_close(layer(x, state=shared.state)[0], after)
+    torch.testing.assert_close(layer(x, state=OVQState(shared.state, None))[0], after)
 
 
 @pytest.mark.parametrize("length", [1, 4, 9])

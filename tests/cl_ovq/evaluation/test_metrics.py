@@ -1,0 +1,104 @@
+"""Metrics against loops written straight from the definitions, and an example worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from cl_ovq.evaluation import metrics
+
+
+@st.composite
+def matrices(draw, least=1):
+    t = draw(st.integers(least, 6))
+    return draw(arrays.arrays(np.float64, (t + 1, t), elements=st.floats(0, 1, width=32)))
+
+
+def by_definition(matrix):
+    """Compute every metric with indices as in the definitions: R[i][j], i from 0 to T, j from 1 to T."""
+    t = len(matrix) - 1
+    r = [[None, *row] for row in matrix.tolist()]
+
+    def mean(values):
+        return sum(values) / len(values) if values else None
+
+    drops = []
+    for j in range(1, t):
+        best = -math.inf
+        for i in range(j, t):
+            best = max(best, r[i][j])
+        drops.append(best - r[t][j])
+    return {
+        "accuracy": mean([r[t][j] for j in range(1, t + 1)]),
+        "forgetting": mean(drops),
+        "backward_transfer": mean([r[t][j] - r[j][j] for j in range(1, t)]),
+        "forward_transfer": mean([r[j - 1][j] - r[0][j] for j in range(2, t + 1)]),
+        "learning_accuracy": mean([r[j][j] for j in range(1, t + 1)]),
+    }
+
+
+@given(matrix=matrices())
+def test_metrics_are_the_definitions(matrix):
+    found, expected = metrics.all_metrics(matrix), by_definition(matrix)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+@given(matrix=matrices(least=2))
+def test_forgetting_is_at_least_minus_backward_transfer(matrix):
+    found = metrics.all_metrics(matrix)
+    assert found["forgetting"] >= -found["backward_transfer"] - 1e-12
+
+
+def test_an_example_by_hand():
+    matrix = np.array(
+        [
+            [0.10, 0.20, 0.30],  # before training
+            [0.90, 0.25, 0.35],
+            [0.95, 0.80, 0.20],
+            [0.60, 0.70, 1.00],
+        ]
+    )
+    found = metrics.all_metrics(matrix)
+    assert found["accuracy"] == pytest.approx((0.60 + 0.70 + 1.00) / 3)
+    assert found["forgetting"] == pytest.approx(((0.95 - 0.60) + (0.80 - 0.70)) / 2)
+    assert found["backward_transfer"] == pytest.approx(((0.60 - 0.90) + (0.70 - 0.80)) / 2)
+    assert found["forward_transfer"] == pytest.approx(((0.25 - 0.20) + (0.20 - 0.30)) / 2)
+    assert found["learning_accuracy"] == pytest.approx((0.90 + 0.80 + 1.00) / 3)
+
+
+def test_forgetting_leaves_the_last_row_out_of_the_maximum():
+    matrix = np.array([[0.0, 0.0], [0.5, 0.0], [0.9, 1.0]])  # the last row is the best: F is negative
+    assert metrics.forgetting(matrix) == pytest.approx(0.5 - 0.9)
+
+
+def test_rows_that_were_not_measured_leave_metrics_undefined():
+    matrix = np.full((4, 3), np.nan)
+    matrix[0], matrix[3] = 0.1, [0.7, 0.8, 0.9]
+    assert metrics.all_metrics(matrix) == {
+        "accuracy": pytest.approx(0.8),
+        "forgetting": None,
+        "backward_transfer": None,
+        "forward_transfer": None,
+        "learning_accuracy": None,
+    }
+
+
+def test_one_experience():
+    assert metrics.all_metrics(np.array([[0.1], [0.7]])) == {
+        "accuracy": 0.7,
+        "forgetting": None,
+        "backward_transfer": None,
+        "forward_transfer": None,
+        "learning_accuracy": 0.7,
+    }
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 3), (4, 2), (1, 0), (0, 0), (2, 1, 1)])
+def test_other_shapes_are_refused(shape):
+    for metric in metrics.METRICS.values():
+        with pytest.raises(ValueError, match=r"T \+ 1 rows"):
+            metric(np.zeros(shape))
