@@ -63,6 +63,10 @@ class ModelConfig:
     width: int = option(64, "features per token", minimum=1)
     depth: int = option(2, "number of blocks", minimum=1)
     heads: int = option(4, "attention heads; divides width", minimum=1)
+    key_value_heads: int | None = option(
+        None, "heads of keys and values, and so dictionaries; as many as heads if null; divides heads (ovq)", minimum=1
+    )
+    convolution: int = option(0, "tokens seen by a short causal convolution before the mixer; 0: none (ovq)", minimum=0)
     patch_size: int = option(2, "side of a square patch in pixels; divides the image's sides", minimum=1)
     mlp_ratio: float = option(2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0)
     dropout: float = option(0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99)

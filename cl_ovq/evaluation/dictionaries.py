@@ -166,4 +166,4 @@ def _states_of_sequences(model: nn.Module, inputs: Tensor) -> dict[str, Dictiona
         for hook in hooks:
             hook.remove()
     states = {name: layer(seen[name], return_state=True)[1] for name, layer in layers.items()}
-    return {name: state for name, state in states.items() if state is not None}
+    return {name: state.dictionary for name, state in states.items() if state is not None}

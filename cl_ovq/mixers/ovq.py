@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cl_ovq.config.schema import DictionaryConfig, ModelConfig
 from cl_ovq.mixers.base import MIXERS, Mixer
+from cl_ovq.mixers.convolution import ShortConvolution
 from cl_ovq.mixers.dictionary import PersistentDictionary
 from kernels import DictionaryOptions, DictionaryState, ovq_attention
+
+
+class OVQState(NamedTuple):
+    """What an `OVQAttention` needs to go on with its sequences.
+
+    Attributes:
+        dictionary: the operator's state.
+        past: the last inputs of the short convolution, `[B, size - 1, C']`; None without one.
+    """
+
+    dictionary: DictionaryState
+    past: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.dictionary.nbytes + (0 if self.past is None else self.past.nbytes)
 
 
 class OVQAttention(Mixer):
     """Attention over a dictionary that is learned during the forward pass (Alonso, Figliolia, Millidge 2026).
 
+    Each head has a learned inverse temperature `beta`, which starts at the root of the head's size.
+
     Args:
         width: features per token (C).
-        heads: attention heads (H); divides `width`.
+        heads: query heads (H).
         options: the operator's options (capacity N, chunk size L, growth, ...).
+        key_value_heads: heads of keys and values (G), and so dictionaries; H if None. Divides `heads`: each serves
+            `H / G` query heads (grouped-query attention, Ainslie et al. 2023).
+        head_dim: features of a query, key or value (D); `width / heads` if None.
+        convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
         persistent: whether all sequences share one dictionary that outlives them (`layer.dictionary`); it is written by
             `layer.dictionary.write()`, not by the forward pass. Otherwise every sequence learns its own.
-        implementation: of the operator: `auto`, `reference`, `chunked` or `triton`.
+        implementation: of the operator: `auto`, `reference` or `chunked`.
+
+    Raises:
+        ValueError: sizes do not divide each other.
 
     A shared dictionary is the initial state of every sequence, and what a sequence adds to it in closed chunks is
     private and gone afterwards. Short sequences are best read whole (`chunk_size` at least their length).
@@ -34,19 +62,31 @@ class OVQAttention(Mixer):
         width: int,
         heads: int,
         options: DictionaryOptions,
+        key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        convolution: int = 0,
         persistent: bool = False,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
+        if head_dim is None and width % heads:
+            raise ValueError(f"heads={heads} does not divide width={width}: name head_dim, or another number of heads")
         self.heads = heads
-        self.head_dim = width // heads
+        self.key_value_heads = key_value_heads or heads
+        if heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads={key_value_heads} does not divide heads={heads}")
+        self.head_dim = head_dim or width // heads
         self.options = options
         self.implementation = implementation
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        features = (heads + 2 * self.key_value_heads) * self.head_dim
+        self.qkv = nn.Linear(width, features, bias=False)
+        self.convolution = ShortConvolution(features, convolution) if convolution else None
+        self.out = nn.Linear(heads * self.head_dim, width, bias=False)
         self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
         self.dictionary = (
-            PersistentDictionary(heads=heads, key_dim=self.head_dim, value_dim=self.head_dim, options=options)
+            PersistentDictionary(
+                heads=self.key_value_heads, key_dim=self.head_dim, value_dim=self.head_dim, options=options
+            )
             if persistent
             else None
         )
@@ -56,42 +96,48 @@ class OVQAttention(Mixer):
         x: Tensor,
         *,
         mask: Tensor | None = None,
-        state: DictionaryState | None = None,
+        state: OVQState | None = None,
         return_state: bool = False,
-    ) -> tuple[Tensor, DictionaryState | None]:
-        """Mix tokens; see `Mixer.forward`. The state is a `DictionaryState`."""
-        batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).unbind(2)  # [B, T, H, D]
+    ) -> tuple[Tensor, OVQState | None]:
+        """Mix tokens; see `Mixer.forward`. The state is an `OVQState`."""
+        initial, past = (None, None) if state is None else state
+        qkv = self.qkv(x)  # [B, T, (H + 2 G) D]
+        if mask is not None:
+            qkv = qkv.masked_fill(~mask[..., None], 0.0)
+        if self.convolution is not None:
+            qkv, past = self.convolution(qkv, past)
+        split = (self.heads, self.key_value_heads, self.key_value_heads)
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split(split, dim=2)  # [B, T, H or G, D]
         if self.dictionary is not None:
-            if state is None:
-                state = self.dictionary.state
+            if initial is None:
+                initial = self.dictionary.state
             if self.training:
                 self.dictionary.observe(k, v, mask)
-        y, state = ovq_attention(
+        y, final = ovq_attention(
             q,
             k,
             v,
             self.log_beta.exp(),
             self.options,
             mask=mask,
-            initial_state=state,
+            initial_state=initial,
             output_final_state=return_state,
             implementation=self.implementation,
         )
-        return self.out(y.flatten(2)), state
+        return self.out(y.flatten(2)), OVQState(final, past) if final is not None else None
 
     def state_bytes(self, tokens: int) -> int:
-        """Return the bytes of a sequence's dictionary and of its open chunk, which is all that depends on `tokens`."""
-        size = self.head_dim
-        state = DictionaryState.empty(
-            1, self.heads, self.options.capacity, size, size, self.qkv.weight.dtype, device="meta"
-        )
+        """Return the bytes of a sequence's state; all that depends on `tokens` is the open chunk."""
+        size, dtype = self.head_dim, self.qkv.weight.dtype
+        state = DictionaryState.empty(1, self.key_value_heads, self.options.capacity, size, size, dtype, device="meta")
         pending = tokens % self.options.chunk_size
-        return state.nbytes + pending * (2 * self.heads * size * state.keys.element_size() + 1)
+        past = 0 if self.convolution is None else (self.convolution.size - 1) * self.qkv.out_features * dtype.itemsize
+        return state.nbytes + pending * (2 * self.key_value_heads * size * state.keys.element_size() + 1) + past
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
-        return f"heads={self.heads}, head_dim={self.head_dim}, {self.options}"
+        heads = f"heads={self.heads}, key_value_heads={self.key_value_heads}, head_dim={self.head_dim}"
+        return f"{heads}, {self.options}"
 
 
 def operator_options(dictionary: DictionaryConfig) -> DictionaryOptions:
@@ -117,6 +163,8 @@ def _build(model: ModelConfig, dictionary: DictionaryConfig) -> OVQAttention:
         width=model.width,
         heads=model.heads,
         options=operator_options(dictionary),
+        key_value_heads=model.key_value_heads,
+        convolution=model.convolution,
         persistent=dictionary.scope != "sequence",
         implementation=model.implementation,
     )

@@ -45,6 +45,8 @@ def check_model(model: ModelConfig) -> None:
             raise UserError(f"{key}: {error}") from error
     if model.width % model.heads:
         raise UserError(f"model.heads: {model.heads} heads do not divide model.width={model.width}")
+    if model.heads % (model.key_value_heads or model.heads):
+        raise UserError(f"model.key_value_heads: {model.key_value_heads} does not divide model.heads={model.heads}")
 
 
 def build_model(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
