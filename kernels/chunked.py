@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from kernels import scan
-from kernels.lines import Grid, Tokens, blocks, run, threads_for
+from kernels.lines import Grid, Tokens, blocks
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, options_of
 from kernels.scan import Call, Dictionary, Gradients, Walk
 from kernels.state import DictionaryState
+from kernels.threads import run, threads_for
 
 
 def attention(
@@ -336,6 +337,12 @@ def _differentiate(
     )
 
 
+def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
+    raise NotImplementedError(
+        "the chunked implementation of OVQ attention has no second derivative; implementation='reference' has"
+    )
+
+
 def _to_rows(gradient: Tensor, rows: int) -> Tensor:
     """Sum over rows if the input had one that all shared."""
     return gradient if gradient.shape[0] == rows else gradient.sum(0, keepdim=True)
@@ -357,6 +364,7 @@ def _register() -> torch.library.Library:
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"ovq::{name}", shapes, lib=library)
     torch.library.register_autograd("ovq::attention", _differentiate, setup_context=_remember, lib=library)
+    torch.library.register_autograd("ovq::attention_backward", _no_second_derivative, lib=library)
     return library
 
 

@@ -7,8 +7,7 @@ Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` 
 (rows and heads, in either order), `m` tokens of a chunk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from kernels.numerics import inverse_norm
 from kernels.reading import Scratch
 
 _SCORES = 1 << 20  # scores a block should hold at once on a CPU: 4 MiB in fp32
-_WORTH_THREADS = 1 << 18  # scores of a call for which starting threads pays
 
 
 class Grid(NamedTuple):
@@ -118,42 +116,6 @@ def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool) -> l
         for b in range(0, batch, many_rows)
         for h in range(0, heads, many_heads)
     ]
-
-
-def threads_for(scores: int, device: torch.device) -> int:
-    """Threads that a call with so many logits should use; zero leaves the choice to torch."""
-    if device.type != "cpu":
-        return 0
-    return torch.get_num_threads() if scores >= _WORTH_THREADS else 1
-
-
-def run(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run all jobs, on so many threads of one core each.
-
-    One core each also where there is one job: what it does between two products is too little to share, and every
-    attempt to makes all cores wait for the last one, which on a busy machine takes longer than the call.
-    """
-    if threads == 0:
-        for job in jobs:
-            job()
-        return
-
-    def work(job: Callable[[], None]) -> None:
-        with torch.no_grad():  # grad mode is a thread's own, and a new thread starts with it on
-            job()
-
-    before = torch.get_num_threads()
-    try:
-        if threads == 1 or len(jobs) == 1:
-            torch.set_num_threads(1)
-            for job in jobs:
-                job()
-        else:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for _ in pool.map(work, jobs):
-                    pass
-    finally:
-        torch.set_num_threads(before)  # torch gives threads yet to come what any thread set last
 
 
 def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -4,6 +4,7 @@ Nothing here carries a gradient. Letters: `B` rows, `H` heads, `m` tokens of the
 size.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from kernels.growth import target_size
 from kernels.numerics import counter_hash, gumbel
 from kernels.options import DictionaryOptions
+from kernels.threads import run, threads_for
 
-_TILE = 1 << 22  # similarities held at once: a large batch write must not need m x n of them
+_TILE = 1 << 20  # similarities that a thread holds at once: a large batch write must not need m x n of them
+_DEVICE_TILE = 1 << 26  # and another device, which has more to do at a time
 _GROUP = 32
 
 
@@ -47,15 +50,22 @@ def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tenso
     if int(size.min()) < n:
         hidden = (torch.arange(n, device=means.device) >= size[..., None]).view(b * h, 1, n)
     keys, means = keys.flatten(0, 1), means.flatten(0, 1)
-    found = []
-    for part in keys.split(max(1, _TILE // (b * h * padded)), dim=1):
-        scores = part.new_empty(*part.shape[:2], padded)
-        torch.bmm(part, means.mT, out=scores[..., :n])
+    similarity, slot = keys.new_empty(b * h, m), torch.empty(b * h, m, dtype=torch.int64, device=keys.device)
+
+    def search(start: int, stop: int) -> None:
+        scores = keys.new_empty(b * h, stop - start, padded)
+        torch.bmm(keys[:, start:stop], means.mT, out=scores[..., :n])
         scores[..., n:] = -torch.inf
         if hidden is not None:
             scores[..., :n].masked_fill_(hidden, -torch.inf)
-        found.append(_first_max(scores))
-    similarity, slot = found[0] if len(found) == 1 else (torch.cat(x, 1) for x in zip(*found, strict=True))
+        similarity[:, start:stop], slot[:, start:stop] = _first_max(scores)
+
+    threads = threads_for(b * h * m * padded, keys.device)
+    if threads:
+        rows = max(1, min(_TILE // (b * h * padded), -(-m // threads)))
+    else:
+        rows = max(1, _DEVICE_TILE // (b * h * padded))
+    run([partial(search, start, min(start + rows, m)) for start in range(0, m, rows)], threads)
     return similarity.view(b, h, m), slot.view(b, h, m)
 
 

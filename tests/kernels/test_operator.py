@@ -243,3 +243,18 @@ def test_no_tokens():
     o, after = inputs.cut(0, 0).run(options, "chunked", state)
     assert o.shape == (1, 0, 2, 3)
     assert_states_close(after, state, rtol=0, atol=0)
+
+
+def test_second_derivatives():
+    """The reference has them; the fast path says that it does not."""
+    inputs = random_inputs(t=9)
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    for name in ("reference", "chunked"):
+        leaves = inputs.leaves()
+        o, _ = Inputs(*leaves, inputs.mask).run(options, name)
+        (grad,) = torch.autograd.grad(o.sum(), leaves[1], create_graph=True)
+        if name == "reference":
+            assert torch.autograd.grad(grad.pow(2).sum(), leaves[1])[0].any()
+        else:
+            with pytest.raises(NotImplementedError, match="second derivative"):
+                grad.pow(2).sum().backward()
