@@ -34,6 +34,7 @@ def open_client(uri: str | None) -> MlflowClient:
         UserError: the store cannot be opened.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where the result goes, and nothing else
     import logging
 
     from mlflow import MlflowClient
