@@ -16,6 +16,7 @@ from cl_ovq.config import load_config
 from cl_ovq.experiment import build_strategy, load_stream, run_experiment
 from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
+from cl_ovq.tracking import open_client
 
 TINY = """# Two experiences of digits and a model of a few thousand weights: a second or two of training.
 stream: {name: split_digits, experiences: 2}
@@ -92,3 +93,11 @@ class Session:
 def session(tiny):
     """`session(*overrides, metrics=())`: the tiny experiment's strategy, model and stream, made anew."""
     return lambda *overrides, metrics=(): Session(tiny(*overrides), metrics)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> str:
+    """The URI of an empty MLflow store in a SQLite file; making one takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/elsewhere/store.db"
+    open_client(uri)
+    return uri

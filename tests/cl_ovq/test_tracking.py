@@ -1,0 +1,258 @@
+"""MLflow holds what the run found, in a SQLite file and on a server; a store that cannot be opened costs nothing."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from rich.console import Console
+
+from cl_ovq.config.load import flatten
+from cl_ovq.errors import UserError
+from cl_ovq.experiment import run_experiment
+from cl_ovq.learning import STRATEGIES
+from cl_ovq.results import summary_metrics
+from cl_ovq.tracking import Tracker, artifact_location
+
+OVERRIDES = ("tracking.enabled=true", "tracking.tags={note: a test}", "evaluation.dictionary_every=7")
+
+
+def run_in(folder, config):
+    """Run an experiment in a working directory of its own; return the result."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return run_experiment(config, Console(file=io.StringIO()))
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def server(store, tmp_path_factory):
+    """The address of a real MLflow server on this machine."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(store.removeprefix("sqlite:///"), folder / "store.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/store.db"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None:
+                    pytest.fail((folder / "log").read_text())
+                time.sleep(0.1)
+        else:
+            pytest.fail("the server did not start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=["store", "server"])
+def tracked(request, tiny, tmp_path_factory):
+    """A tracked run: its result, a client of its store, and the working directory."""
+    uri = request.getfixturevalue(request.param)
+    folder = tmp_path_factory.mktemp("tracked")
+    result = run_in(folder, tiny(*OVERRIDES, f"tracking.uri={uri}"))
+    return result, MlflowClient(tracking_uri=uri), folder
+
+
+def test_run_is_finished_under_its_name(tracked):
+    result, client, _ = tracked
+    found = client.get_run(result.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == result.run_name
+    assert client.get_experiment(found.info.experiment_id).name == "split_digits class_incremental"
+
+
+def test_parameters_are_the_configuration(tracked):
+    result, client, _ = tracked
+    expected = {name: str(value) for name, value in flatten(result.config).items()}
+    assert client.get_run(result.run_id).data.params == expected
+    assert expected["dictionary.capacity"] == "24"
+
+
+def test_tags(tracked):
+    result, client, _ = tracked
+    tags = client.get_run(result.run_id).data.tags
+    assert {name: tags[name] for name in ("stream", "mixer", "scope", "strategy", "seed", "scenario", "note")} == {
+        "stream": "split_digits",
+        "mixer": "ovq",
+        "scope": "stream",
+        "strategy": "replay",
+        "seed": "0",
+        "scenario": "class_incremental",
+        "note": "a test",
+    }
+    code = result.provenance["code"]
+    assert tags["revision"] == str(code["revision"] or code["version"])
+
+
+def history(client, run_id, name):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+
+
+def test_metrics_are_those_of_the_result(tracked):
+    result, client, _ = tracked
+    for name, value in summary_metrics(result).items():
+        if not name.startswith("dictionary/") or name == "dictionary/bytes":
+            assert history(client, result.run_id, name) == [(2, value)], name
+    for name in ("accuracy", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy"):
+        assert name in client.get_run(result.run_id).data.metrics
+
+
+def test_matrix_is_logged_at_its_training_steps(tracked):
+    result, client, _ = tracked
+    ends = [0] + [max(r["step"] for r in result.dictionary["history"] if r["experience"] == e) for e in (1, 2)]
+    matrices = {"accuracy": result.matrix} | result.matrices
+    for name, matrix in matrices.items():
+        for column in range(2):
+            expected = [(step, row[column]) for step, row in zip(ends, matrix, strict=True)]
+            assert history(client, result.run_id, f"{name}/task_{column + 1}") == expected
+
+
+def test_dictionary_and_loss_are_logged_over_steps(tracked):
+    result, client, _ = tracked
+    steps = result.provenance["train_steps"]
+    losses = history(client, result.run_id, "loss/train")
+    assert [step for step, _ in losses] == list(range(1, steps + 1))
+    for name in ("size", "effective_size", "tokens"):
+        found = dict(history(client, result.run_id, f"dictionary/{name}"))
+        for record in result.dictionary["history"]:
+            if record["step"] and (record["step"] % 7 == 0 or record["step"] == steps):
+                assert found[record["step"]] == pytest.approx(record[name])
+
+
+def test_artifacts(tracked):
+    result, client, folder = tracked
+    names = {file.path for file in client.list_artifacts(result.run_id)}
+    assert names == {"results.json", "config.yaml", "matrix.png", "dictionary_growth.png"}
+    for name in names:
+        stored = download_artifacts(run_id=result.run_id, artifact_path=name, tracking_uri=client.tracking_uri)
+        assert Path(stored).read_bytes() == (folder / result.output_dir / name).read_bytes()
+    assert json.loads((folder / result.output_dir / "results.json").read_text())["run_id"] == result.run_id
+
+
+def test_nothing_falls_into_the_working_directory(tracked):
+    _, _, folder = tracked
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    assert [path.name for path in (folder / "runs").iterdir()] == ["split_digits"]
+
+
+def test_a_second_run_joins_the_experiment_and_says_nothing(tracked, tiny, capsys):
+    result, client, folder = tracked
+    second = run_in(folder, tiny(*OVERRIDES, f"tracking.uri={client.tracking_uri}", "stream.experiences=1", "seed=1"))
+    assert capsys.readouterr().out == ""  # it is the result's
+    first, other = client.get_run(result.run_id), client.get_run(second.run_id)
+    assert first.info.experiment_id == other.info.experiment_id
+    assert result.output_dir != second.output_dir
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:////dev/null/store.db",
+        "nonsense://somewhere",
+        "no_such_folder",
+        "postgresql://nobody@127.0.0.1:9/none",
+        "http://127.0.0.1:9",
+    ],
+)
+def test_store_that_cannot_be_opened(tiny, tmp_path, uri):
+    started = time.monotonic()
+    with pytest.raises(UserError, match=rf"^tracking\.uri: cannot open the store '{uri}': .+"):
+        run_in(tmp_path, tiny("tracking.enabled=true", f"tracking.uri={uri}", f"output_dir={tmp_path / 'result'}"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"^tracking\.uri: "):
+        run_in(tmp_path, tiny("tracking.enabled=true", f"tracking.uri={uri}"))
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - started < 60
+
+
+def test_output_directory_that_cannot_be_made(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/below"):
+        with pytest.raises(UserError, match=r"^output_dir: cannot make the directory .*file"):
+            run_in(tmp_path, tiny(f"output_dir={tmp_path / name}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_training_that_fails_marks_the_run(tiny, tmp_path, store):
+    name = "fails_in_its_third_step"
+
+    @STRATEGIES.enter(name, "raises, to see what is left of the run")
+    def _fails(config, plugins, common):
+        from avalanche.training.plugins import SupervisedPlugin
+
+        class Fail(SupervisedPlugin):
+            def before_backward(self, strategy, **kwargs):
+                if strategy.clock.train_iterations == 2:
+                    raise ZeroDivisionError("in training")
+
+        return STRATEGIES["naive"](config, [*plugins, Fail()], common)
+
+    overrides = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=fails", f"strategy.name={name}")
+    try:
+        with pytest.raises(ZeroDivisionError, match="in training"):
+            run_in(tmp_path, tiny(*overrides))
+    finally:
+        del STRATEGIES._parts[name], STRATEGIES._summaries[name]
+    client = MlflowClient(tracking_uri=store)
+    (found,) = client.search_runs([client.get_experiment_by_name("fails").experiment_id])
+    assert found.info.status == "FAILED"
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "loss/train")] == [1, 2]
+    assert found.data.params["strategy.name"] == name
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_how_a_run_ends(store, error, status):
+    tracker = Tracker(uri=store, experiment="e", run_name="r", tags={"a": 1}, parameters={"x": {"y": 2.5}})
+    try:
+        with tracker:
+            tracker.log({"m": 1.0}, 3)
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt) as caught:
+        assert caught is error  # noqa: PT017 - it may also not be raised
+    found = MlflowClient(tracking_uri=store).get_run(tracker.run_id)
+    assert found.info.status == status
+    assert found.data.metrics == {"m": 1.0}
+    assert found.data.params == {"x.y": "2.5"}
+
+
+def test_more_metrics_than_one_call_carries(store):
+    with Tracker(uri=store, experiment="e", run_name="r", tags={}, parameters={}) as tracker:
+        for step in range(1250):
+            tracker.log({"a": step, "b": -step}, step)
+    client = MlflowClient(tracking_uri=store)
+    for name, sign in (("a", 1), ("b", -1)):
+        assert history(client, tracker.run_id, name) == [(step, sign * step) for step in range(1250)]
+
+
+def test_where_artifacts_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert artifact_location(None) == (tmp_path / "runs" / "mlartifacts").as_uri()
+    assert artifact_location(f"sqlite:///{tmp_path}/a/b.db") == (tmp_path / "a" / "mlartifacts").as_uri()
+    assert artifact_location("sqlite:///b.db") == (tmp_path / "mlartifacts").as_uri()
+    assert artifact_location("http://127.0.0.1:5000") is None
