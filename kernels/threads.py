@@ -1,8 +1,8 @@
 """Threads of one core each, for work that comes in independent jobs.
 
-A matrix product of one chunk is too small to share among cores, and what lies between two products is smaller still: every
-attempt makes all cores wait for the last one, which on a busy machine takes longer than the work. A job of its own for each
-thread waits once, at the end.
+A matrix product of one chunk is too small to share among cores, and what lies between two products is smaller still:
+every attempt makes all cores wait for the last one, which on a busy machine takes longer than the work. A job of its
+own for each thread waits once, at the end.
 """
 
 from collections.abc import Callable, Sequence

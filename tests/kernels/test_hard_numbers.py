@@ -13,6 +13,7 @@ from kernels import (
     DictionaryOptions,
     DictionaryState,
     ovq_attention,
+    reference,
     update,
 )
 
@@ -36,6 +37,29 @@ def test_identical_keys(seeds, read_out):
         o, _, grads = outputs_and_gradients(inputs, options, implementation)
         torch.testing.assert_close(o[:, -1], inputs.v.mean(1), atol=1e-5, rtol=1e-4)
         assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("write", [update, reference.update])
+def test_ties_go_to_the_lowest_slot_and_the_earliest_token(write):
+    options = DictionaryOptions(capacity=70, growth="all")
+    axes = torch.eye(2)
+    for first in (0, 5, 40, 66):  # of the slots that hold the token's key; all others hold one at a right angle
+        keys = axes[(torch.arange(70) >= first).long()]
+        state = DictionaryState.empty(1, 1, 70, 2, 1).replace(
+            counts=torch.ones(1, 1, 70, dtype=torch.int64),
+            keys=keys[None, None],
+            size=torch.tensor([[70]]),
+            tokens=torch.tensor([70]),
+        )
+        k = axes[1].view(1, 1, 1, 2)
+        _, slots = write(state, k, torch.zeros(1, 1, 1, 1), options, torch.ones(1, 1, dtype=torch.bool))
+        assert slots.item() == first
+    for assignment in ASSIGNMENT:
+        options = DictionaryOptions(capacity=3, growth="all", assignment=assignment)
+        empty = DictionaryState.empty(1, 1, 3, 2, 1)
+        k = axes[1].expand(1, 5, 1, 2)
+        _, slots = write(empty, k, torch.zeros(1, 5, 1, 1), options, torch.ones(1, 5, dtype=torch.bool))
+        assert slots.flatten().tolist() == [0, 1, 2, 0, 0]
 
 
 @pytest.mark.parametrize("read_out", READ_OUTS)
