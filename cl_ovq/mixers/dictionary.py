@@ -34,7 +34,7 @@ class PersistentDictionary(nn.Module):
         self.options = options
         self.writes = 0  # for tests and metrics: updates since this object was made
         self._recording = False
-        self._recorded: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         empty = DictionaryState.empty(1, heads, options.capacity, key_dim, value_dim)
         for name, tensor in empty.state_dict().items():
             self.register_buffer(name, tensor)
@@ -68,15 +68,19 @@ class PersistentDictionary(nn.Module):
             mask: `[B, T]`, true for tokens.
         """
         if self._recording:
+            if mask is None:
+                mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
             self._recorded.append((k.detach(), v.detach(), mask))
 
     @torch.no_grad()
     def write(self) -> None:
-        """Write what was recorded, all of it in one update (design: one write per training step)."""
+        """Write what was recorded, all of it in one update: the passes of a step whose gradients are accumulated too."""
         recorded, self._recorded = self._recorded, []
-        for k, v, mask in recorded:
-            self.state, _ = update(self.state, k, v, self.options, mask)
-            self.writes += 1
+        if not recorded:
+            return
+        k, v, mask = (torch.cat([part.flatten(0, 1) for part in parts])[None] for parts in zip(*recorded, strict=True))
+        self.state, _ = update(self.state, k, v, self.options, mask)
+        self.writes += 1
 
     def reset(self) -> None:
         """Empty the dictionary and forget what was recorded."""

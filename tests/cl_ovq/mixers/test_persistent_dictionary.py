@@ -174,3 +174,21 @@ def test_reset_empties_it_and_what_was_recorded(layer):
     layer.dictionary.reset()
     layer.dictionary.write()
     assert unchanged(layer, empty)
+
+
+def test_passes_recorded_before_a_write_are_one_update(layer):
+    """Gradients may be accumulated over several passes of one step, of unlike lengths."""
+    whole = copy.deepcopy(layer)
+    layer.train()
+    first, second = tokens(length=3), tokens(length=4)
+    with layer.dictionary.recording():
+        layer(first)
+        layer(second)
+    layer.dictionary.write()
+    with torch.no_grad():
+        parts = [whole.qkv(x).flatten(0, 1) for x in (first, second)]
+        _, k, v = torch.cat(parts).view(1, -1, 3, HEADS, WIDTH // HEADS).unbind(2)
+        expected, _ = update(whole.dictionary.state, k, v, OPTIONS)
+    assert layer.dictionary.writes == 1
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(getattr(layer.dictionary, name), tensor)
