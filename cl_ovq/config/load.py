@@ -29,11 +29,10 @@ SCALARS = tuple(
 
 def experiment_folders() -> list[Path]:
     """Return the folders that hold experiments: the working directory's, this checkout's, the installed ones."""
-    folders = [
-        Path("experiments"),
-        Path(__file__).resolve().parents[2] / "experiments",
-        Path(sys.prefix) / "share" / "cl-ovq" / "experiments",
-    ]
+    root = Path(__file__).resolve().parents[2]
+    installed = Path("share", "cl-ovq", "experiments")
+    # The last two: a folder given to `pip install --target`, and an environment.
+    folders = [Path("experiments"), root / "experiments", root / installed, sys.prefix / installed]
     return [folder for folder in folders if folder.is_dir()]
 
 
