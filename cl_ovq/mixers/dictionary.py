@@ -74,7 +74,7 @@ class PersistentDictionary(nn.Module):
 
     @torch.no_grad()
     def write(self) -> None:
-        """Write what was recorded, all of it in one update: the passes of a step whose gradients are accumulated too."""
+        """Write what was recorded, all of it in one update, also where a step accumulates gradients over passes."""
         recorded, self._recorded = self._recorded, []
         if not recorded:
             return
