@@ -120,7 +120,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(overrides=st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=8), VALUES), max_size=3))
 def test_any_override_is_accepted_or_a_mistake(overrides):
     _load("quickstart", overrides)
@@ -219,7 +219,7 @@ TREES_THAT_ARE_VALID = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=TREES_THAT_ARE_VALID)
 def test_resolved_configuration_written_as_yaml_loads_to_the_same(write, tree):
     from omegaconf import OmegaConf

@@ -23,13 +23,12 @@ def plain_evaluation(model, trained, experience):
     )
     rows = rows_of(list(trained.test)[experience].dataset).tolist()
     assert {int(digits[row]) for row in rows} == set(original)
+    model.eval()
+    x = torch.tensor(images[rows] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    every = model(x) if trained.stream.scenario != "task_incremental" else model(x, experience)
     hits = masked_hits = 0
     losses = []
-    model.eval()
-    for row in rows:
-        x = torch.tensor(images[row] / 16, dtype=torch.float32).view(1, 1, 8, 8)
-        task = () if trained.stream.scenario != "task_incremental" else (experience,)
-        logits = model(x, *task)[0].double().numpy()
+    for row, logits in zip(rows, every.double().numpy(), strict=True):
         target = labels[original.index(int(digits[row]))]
         hits += int(np.argmax(logits)) == target
         masked_hits += max(labels, key=lambda label: logits[label]) == target

@@ -70,7 +70,7 @@ def test_evaluation_changes_no_byte(session, scenario):
         writes = [dictionary.writes for dictionary in dictionaries(trained.model).values()]
         trained.strategy.eval(trained.test)
         after = trained.model.state_dict()
-        assert sum("dictionary" in name for name in before) == 16
+        assert sum("dictionary" in name for name in before) >= 16
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
         assert [dictionary.writes for dictionary in dictionaries(trained.model).values()] == writes
 
