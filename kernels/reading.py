@@ -6,13 +6,15 @@ own), so that the product with the slots is one for all of them.
 Letters: `G` dictionaries, `R` rows of each, `s` queries and `m` tokens of a row's chunk, `n` slots, `Dk`/`Dv` sizes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.numerics import normalise
+
+_TILE = 128  # queries
 
 
 class Sources(NamedTuple):
@@ -116,13 +118,29 @@ def attend(q: Tensor, x: Sources, scratch: Scratch) -> Tensor:
     return torch.softmax(weights, -1, out=weights)
 
 
-def combine(weights: Tensor, x: Sources) -> Tensor:
-    """Outputs `[G, R s, Dv]` under these weights."""
+def combine(weights: Tensor, x: Sources, out: Tensor) -> None:
+    """Outputs `[G, R s, Dv]` under these weights, into `out`."""
     n = x.mu.shape[1]
     gr = x.k.shape[0]
-    out = torch.bmm(weights[..., :n], x.nu)
+    torch.bmm(weights[..., :n], x.nu, out=out)
     out.view(gr, -1, out.shape[-1]).baddbmm_(weights.view(gr, -1, weights.shape[-1])[..., n:], x.v)
-    return out
+
+
+def tiles(x: Sources, queries: int) -> Iterator[tuple[slice, Sources]]:
+    """A row's `queries` in slices, with what each slice sees.
+
+    The scores of a slice stay in a core's cache, and tokens later than its last are left out. Dictionaries that rows
+    share are read in one: their chunks are short, and slices of every row would not lie together.
+    """
+    m, rows = x.k.shape[1], x.k.shape[0] // x.mu.shape[0]
+    if rows > 1 or queries <= _TILE:
+        yield slice(0, rows * queries), x
+        return
+    for first in range(0, queries, _TILE):
+        last = min(first + _TILE, queries)
+        seen = m - queries + last
+        bias = x.token_bias[:, first:last, :seen]
+        yield slice(first, last), x._replace(k=x.k[:, :seen], v=x.v[:, :seen], token_bias=bias)
 
 
 def attend_backward(
@@ -131,11 +149,12 @@ def attend_backward(
     weights: Tensor,
     x: Sources,
     scratch: Scratch,
+    d_q: Tensor,
     add_mu: Tensor | None,
     add_nu: Tensor | None,
     add_k: Tensor,
     add_v: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Gradient of `combine(attend(q, x), x)`; those of the sources are added to what is given.
 
     Args:
@@ -144,13 +163,14 @@ def attend_backward(
         weights: what `attend` gave.
         x: what it read.
         scratch: buffers.
+        d_q: `[G, R s, Dk]`, filled with the gradient of q.
         add_mu: `[G, n, Dk]`; None if nobody wants it.
         add_nu: `[G, n, Dv]`; None if nobody wants it.
         add_k: `[G R, m, Dk]`.
         add_v: `[G R, m, Dv]`.
 
     Returns:
-        Gradient `[G, R s, Dk]` of q, and `[G, R s, n + m]` of the logits, a buffer that the next read overwrites.
+        Gradient `[G, R s, n + m]` of the logits, a buffer that the next read overwrites.
     """
     n = x.mu.shape[1]
     gr = x.k.shape[0]
@@ -165,9 +185,9 @@ def attend_backward(
     # Softmax: d = weights * (d - sum of weights * d)
     d.mul_(weights)
     d.addcmul_(weights, d.sum(-1, keepdim=True), value=-1)
-    d_q = torch.bmm(d[..., :n], x.mu)
+    torch.bmm(d[..., :n], x.mu, out=d_q)
     d_q.view(gr, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
     if add_mu is not None:
         add_mu.baddbmm_(d[..., :n].mT, q)
     add_k.baddbmm_(d_own.mT, q_rows)
-    return d_q, d
+    return d

@@ -90,10 +90,13 @@ class Seen(NamedTuple):
     values: Tensor
 
 
-def in_use(used: int, counts: Tensor, means: Tensor, dk: int) -> Seen:
-    """The first `used` slots of counts `[X, Y, N]` and means `[X, Y, N, D]`."""
-    means = means[:, :, :used]
-    return Seen(counts[:, :, :used], means[..., :dk], means[..., dk:])
+def in_use(used: int, counts: Tensor, keys: Tensor, values: Tensor) -> Seen:
+    """The first `used` slots of counts `[X, Y or 1, N]`, keys `[X, Y or 1, N, Dk]` and values `[X, Y or 1, N, Dv]`.
+
+    And a few empty ones, which a count of zero hides, so that rows of scores begin where vector instructions like them.
+    """
+    seen = min(-(-used // 16) * 16, counts.shape[-1])
+    return Seen(counts[:, :, :seen], keys[:, :, :seen], values[:, :, :seen])
 
 
 def encode(choice: Assignment) -> Tensor:
@@ -140,8 +143,10 @@ def read_chunk(
     """Write the outputs of chunk `index` into `o [B, T, H, Dv]`."""
     positions = call.grid.queries(index)
     q, _ = load_queries(block.view(call.q)[:, :, positions], block.head_view(call.beta), valid, scratch)
-    weights = reading.attend(q.view(x.mu.shape[0], -1, q.shape[-1]), x, scratch)
-    out = reading.combine(weights, x).view(*q.shape[:3], -1)
+    out = scratch.take("out", q, *q.shape[:3], o.shape[-1])
+    lines_q, lines_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, out))
+    for tile, seen in reading.tiles(x, q.shape[2]):
+        reading.combine(reading.attend(lines_q[:, tile], seen, scratch), seen, lines_out[:, tile])
     if valid is not None:
         out.masked_fill_(~valid[..., -q.shape[2] :, None], 0.0)
     block.view(o)[:, :, positions] = out
@@ -161,8 +166,7 @@ def _open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor
     counts, keys, values, size = (block.dictionaries(t) for t in call.dictionary[:4])
     kv = keys.new_empty(x, y, m, keys.shape[-1] + values.shape[-1])
     valid, inverse = load_tokens(block, call.tokens, call.grid, 0, kv)
-    used = int(size.max())
-    return kv, valid, inverse, Seen(counts[:, :, :used], keys[:, :, :used], values[:, :, :used])
+    return kv, valid, inverse, in_use(int(size.max()), counts, keys, values)
 
 
 def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
@@ -186,7 +190,7 @@ def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
         queries = grid.queries(index)
         if queries.stop > queries.start:
             s = queries.stop - queries.start
-            x = sources(call, block, in_use(used, counts, means, dk), kv, valid, s, scratch)
+            x = sources(call, block, in_use(used, counts, means[..., :dk], means[..., dk:]), kv, valid, s, scratch)
             read_chunk(call, block, index, x, valid, scratch, o)
         if index < closes:
             mask = None if valid is None else valid[:, 0]
@@ -249,8 +253,6 @@ def read_backward(
     q, inverse = load_queries(block.view(call.q)[:, :, positions], beta, valid, scratch)
     x = sources(call, block, dictionary, kv, valid, q.shape[2], scratch)
     n = x.mu.shape[1]
-    lines = q.view(x.mu.shape[0], -1, dk)
-    weights = reading.attend(lines, x, scratch)
     d_out = scratch.take("d_out", kv, *q.shape[:3], d_o.shape[-1])
     d_out.copy_(block.view(d_o)[:, :, positions])
     if valid is not None:
@@ -259,21 +261,36 @@ def read_backward(
     if d_means is not None:
         d_nu = d_means.flatten(0, 1)[..., dk:]
         d_mu = d_means.flatten(0, 1)[..., :dk] if read_out == "raw" else torch.zeros_like(x.mu)
-    d_tokens = d_kv.flatten(0, 1)
-    d_q, logits = reading.attend_backward(
-        d_out.view(*lines.shape[:2], -1), lines, weights, x, scratch, d_mu, d_nu, d_tokens[..., :dk], d_tokens[..., dk:]
-    )
-    d_q = d_q.view(q.shape)
+    d_q = scratch.take("d_q", q, *q.shape)
+    lines_q, lines_d_q, lines_d_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, d_q, d_out))
+    of_logits = q.new_zeros(*kv.shape[:2], 1, n + kv.shape[2]) if read_out == "gmr" else None  # summed over queries
+    for tile, seen in reading.tiles(x, q.shape[2]):
+        weights = reading.attend(lines_q[:, tile], seen, scratch)
+        d_tokens = d_kv.flatten(0, 1)[:, : seen.k.shape[1]]
+        logits = reading.attend_backward(
+            lines_d_out[:, tile],
+            lines_q[:, tile],
+            weights,
+            seen,
+            scratch,
+            lines_d_q[:, tile],
+            d_mu,
+            d_nu,
+            d_tokens[..., :dk],
+            d_tokens[..., dk:],
+        )
+        if of_logits is not None:
+            of_logits[..., : logits.shape[-1]] += logits.view(*kv.shape[:2], -1, logits.shape[-1]).sum(2, keepdim=True)
     unit = q / beta
     d_beta = (d_q * unit).sum((-1, -2))
-    if read_out == "gmr":
-        d_slot_bias = logits[..., :n].sum(1, keepdim=True).view(*dictionary.counts.shape[:2], 1, n)
-        of_rows = logits.view(*kv.shape[:2], -1, logits.shape[-1]).sum(2, keepdim=True)  # [X, Y, 1, n + m]
-        d_kv[..., :dk] -= beta * of_rows[..., n:].mT * kv[..., :dk]
-        d_beta -= (of_rows[..., n:] * reading.half_square(kv[..., :dk])).sum((-1, -2))
-        d_beta -= (of_rows[..., :n] * reading.half_square(dictionary.keys)).sum((-1, -2))
+    if of_logits is not None:
+        of_slots, of_tokens = of_logits[..., :n], of_logits[..., n:]
+        d_kv[..., :dk] -= beta * of_tokens.mT * kv[..., :dk]
+        d_beta -= (of_tokens * reading.half_square(kv[..., :dk])).sum((-1, -2))
+        d_beta -= (of_slots * reading.half_square(dictionary.keys)).sum((-1, -2))
         if d_mu is not None:
-            d_mu -= (beta * d_slot_bias.mT * dictionary.keys).flatten(0, 1)
+            of_slots = of_slots.sum_to_size(*dictionary.counts.shape[:2], 1, n)
+            d_mu -= (beta * of_slots.mT * dictionary.keys).flatten(0, 1)
     if d_means is not None and d_mu is not None and read_out != "raw":
         if read_out == "unit":
             inverse_mu = inverse_norm(dictionary.keys).flatten(0, 1)
@@ -345,8 +362,8 @@ def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor 
     grid, options = call.grid, call.options
     scratch = Scratch()
     counts, keys, values = (block.view_lines(t) for t in call.dictionary[:3])
-    x, y, capacity, _ = keys.shape
-    d = keys.shape[-1] + values.shape[-1]
+    x, y, capacity, dk = keys.shape
+    d = dk + values.shape[-1]
     codes = block.view_lines(walk.slots)
     snapshots = walk.snapshots[:, block.rows, block.heads]
     d_dictionary = keys.new_zeros(x, y, capacity, d)
@@ -373,8 +390,8 @@ def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor 
             queries = grid.queries(index)
             if queries.stop > queries.start:
                 used = int((step.counts > 0).sum(-1).max())
-                seen = in_use(used, step.counts, means, keys.shape[-1])
-                d_seen = d_dictionary[:, :, :used]
+                seen = in_use(used, step.counts, means[..., :dk], means[..., dk:])
+                d_seen = d_dictionary[:, :, : seen.counts.shape[2]]
                 read_backward(call, block, index, seen, step.kv, step.valid, scratch, d_o, d_seen, d_kv, grads)
             store_token_gradients(call, block, index, step.kv, step.valid, step.inverse, d_kv, grads)
     if grads.means.shape[0]:

@@ -15,7 +15,7 @@ from kernels.numerics import counter_hash, gumbel
 from kernels.options import DictionaryOptions
 from kernels.threads import run, threads_for
 
-_TILE = 1 << 20  # similarities that a thread holds at once: a large batch write must not need m x n of them
+_TILE = 1 << 18  # similarities that a thread holds at once: a large batch write must not need m x n of them
 _DEVICE_TILE = 1 << 26  # and another device, which has more to do at a time
 _GROUP = 32
 

@@ -26,7 +26,10 @@ from kernels import (
     DictionaryOptions,
     DictionaryState,
     ovq_attention,
+    lines,
+    reading,
     reference,
+    selection,
     update,
 )
 
@@ -55,9 +58,19 @@ def test_every_combination_of_options(growth, seeds, assignment, learning_rate):
     assert_states_close(actual[1], expected[1])
 
 
-@given(all_inputs(), all_options(), st.integers(0, 8), st.booleans())
-@examples(60)
-def test_outputs_states_and_gradients(inputs, options, before, shared):
+@pytest.mark.parametrize("cut_small", [False, True])
+@given(inputs=all_inputs(), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
+@examples(40)
+def test_outputs_states_and_gradients(cut_small, inputs, options, before, shared):
+    with pytest.MonkeyPatch.context() as patch:
+        if cut_small:  # so that small inputs too are cut for caches and threads
+            patch.setattr(reading, "_TILE", 2)
+            patch.setattr(selection, "_TILE", 40)
+            patch.setattr(lines, "_SCORES", 16)
+        compare_with_the_reference(inputs, options, before, shared)
+
+
+def compare_with_the_reference(inputs, options, before, shared):
     """From states of one row or many, with and without pending tokens, every gradient that exists."""
     b = inputs.q.shape[0]
     history = random_inputs(1 if shared else b, before, *inputs.q.shape[2:], inputs.v.shape[-1], masked=0.2, seed=7)
