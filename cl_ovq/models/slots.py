@@ -1,0 +1,152 @@
+"""The slots of the memory head: per class, counts and running means, in as many bits as asked for.
+
+Letters: `L` samples written together, `F` features, `C` classes, `S` slots of a class, `n` slots looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cl_ovq.models.whitening import keep_dtype
+from kernels import DictionaryOptions, DictionaryState
+from kernels.growth import target_size
+
+STORAGE = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+GROWTH = ("plateau", "all", "linear", "dirichlet")  # `novelty` comes by itself: growth resumes with every new class
+
+_LEVELS = 255  # steps of int8 storage
+_LOWEST = -128
+_GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927  # multiples modulo one fill [0, 1) evenly
+
+
+class ClassSlots(nn.Module):
+    """Up to S slots for each class, every one the running mean of the samples of its class that were nearest to it.
+
+    Slots are numbered over all classes: slot s of class c is `c S + s`, so a slot's number tells its value. What a
+    class has in use grows with the number of its own samples; the sample at which the schedule steps up becomes the
+    new slot, and every other goes to the nearest, by Euclidean distance. Old classes neither lose slots to new ones
+    nor use up theirs.
+
+    The operator's `update` cannot serve: it normalises keys, compares by dot product, and looks at all slots where
+    here the class is known. `state` gives the dictionary as a `DictionaryState` to whole-dictionary operations and
+    metrics.
+
+    Args:
+        features: F.
+        classes: C.
+        slots: S.
+        growth: a name in `GROWTH`.
+        storage: a name in `STORAGE`; int8 adds a lowest value and a step per slot.
+
+    Buffers:
+        counts: `[C, S]` int64, samples of each slot; zero in an empty one.
+        means: `[C, S, F]` as stored.
+        ranges: `[C, S, 2]` lowest value and step of int8 storage; `[C, S, 0]` otherwise.
+    """
+
+    counts: Tensor
+    means: Tensor
+    ranges: Tensor
+
+    def __init__(self, *, features: int, classes: int, slots: int, growth: str, storage: str) -> None:
+        super().__init__()
+        for name, choice, known in (("growth", growth, GROWTH), ("storage", storage, tuple(STORAGE))):
+            if choice not in known:
+                raise ValueError(f"unknown {name} {choice!r}: known: {', '.join(known)}")
+        self.options = DictionaryOptions(capacity=slots, growth=growth)
+        self.register_buffer("counts", torch.zeros(classes, slots, dtype=torch.int64))
+        self.register_buffer("means", torch.zeros(classes, slots, features, dtype=STORAGE[storage]))
+        self.register_buffer("ranges", torch.zeros(classes, slots, 2 if storage == "int8" else 0))
+
+    @property
+    def state(self) -> DictionaryState:
+        """The dictionary: a row per class, one head, means as keys (not normalised), one-hot values, fp32."""
+        c, s, f = self.means.shape
+        used = self.counts > 0
+        values = torch.eye(c, device=used.device)[:, None] * used[..., None]  # [C, S, C]
+        return DictionaryState.empty(c, 1, s, f, c, device=used.device).replace(
+            counts=self.counts[:, None].clone(),
+            keys=self.read()[:, None],
+            values=values[:, None],
+            size=used.sum(1, keepdim=True),
+            tokens=self.counts.sum(1),
+        )
+
+    def read(self) -> Tensor:
+        """All means `[C, S, F]` fp32."""
+        return self._load(torch.arange(self.counts.numel(), device=self.counts.device)).view_as(self.means)
+
+    def replace(self, counts: Tensor, means: Tensor) -> None:
+        """Set all counts `[C, S]` and means `[C, S, F]`."""
+        self.counts.copy_(counts)
+        self._store(torch.arange(counts.numel(), device=counts.device), means.flatten(0, 1), 0)
+
+    def clear(self, classes: Tensor) -> None:
+        """Empty the slots of classes given as bool `[C]`."""
+        for statistic in (self.counts, self.means, self.ranges):
+            statistic[classes] = 0
+
+    def write(self, x: Tensor, y: Tensor, seen: Tensor, turn: int) -> None:
+        """Write samples as one chunk.
+
+        Args:
+            x: `[L, F]` fp32.
+            y: `[L]` int64.
+            seen: `[C]` int64, samples of each class before.
+            turn: a number that counts up from write to write: where rounding without bias stands.
+        """
+        touched, which = self._choose(x, y, seen).unique(return_inverse=True)
+        counts = self.counts.view(-1)
+        counts[touched] += torch.bincount(which, minlength=len(touched))
+        old = self._load(touched)
+        step = torch.zeros_like(old).index_add_(0, which, x - old[which])
+        self._store(touched, old + step / counts[touched][:, None], turn)
+
+    def _choose(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        """Slot of each sample `[L]`: a new one, or the nearest of its class, the chunk's new ones included."""
+        classes, s = self.counts.shape
+        size = (self.counts > 0).sum(1)
+        of_class = nn.functional.one_hot(y, classes)
+        after = seen[y] + (of_class.cumsum(0) * of_class).sum(1)  # samples of the class up to and including this one
+        # Merging may have left more slots than the schedule asks for.
+        seeds = target_size(after, self.options) > target_size(after - 1, self.options).maximum(size[y])
+        nth = ((of_class * seeds[:, None]).cumsum(0) * of_class).sum(1)
+        slots = y * s + size[y] + nth - 1
+        for label in y[~seeds].unique().tolist():
+            members, new = (y == label) & ~seeds, (y == label) & seeds
+            old = torch.arange(label * s, label * s + int(size[label]), device=y.device)
+            known, mu = torch.cat([old, slots[new]]), torch.cat([self._load(old), x[new]])
+            origin = x[members].mean(0)  # squares far from zero would drown the differences
+            similarity = (x[members] - origin) @ (mu - origin).mT - (mu - origin).square().sum(1) / 2
+            slots[members] = known[similarity.argmax(1)]
+        return slots
+
+    def _load(self, slots: Tensor) -> Tensor:
+        """Means `[n, F]` fp32 of slots `[n]`."""
+        means = self.means.flatten(0, 1)[slots].float()
+        if self.means.dtype != torch.int8:
+            return means
+        low, step = self.ranges.flatten(0, 1)[slots].split(1, 1)
+        return low + step * (means - _LOWEST)
+
+    def _store(self, slots: Tensor, means: Tensor, turn: int) -> None:
+        """Keep means `[n, F]` fp32 of slots `[n]`."""
+        if self.means.dtype == torch.int8:
+            low, high = means.aminmax(dim=1, keepdim=True)
+            step = (high - low) / _LEVELS
+            self.ranges.flatten(0, 1)[slots] = torch.cat([low, step], 1)
+            # The mean of many samples moves by less than a step, and would stand still if it were rounded to the
+            # nearest. What is added before rounding down runs evenly through [0, 1) over the turns, from another
+            # start in every feature.
+            feature = torch.arange(means.shape[1], dtype=torch.float64, device=means.device)
+            dither = (feature * _PLASTIC + turn % 65536 * _GOLDEN).frac().float()
+            levels = ((means - low) / step.clamp(min=torch.finfo(step.dtype).tiny) + dither).floor()
+            means = levels.clamp(0, _LEVELS) + _LOWEST
+        self.means.flatten(0, 1)[slots] = means.to(self.means.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassSlots:
+        """Move to another device, but keep the types."""
+        return super()._apply(keep_dtype(fn), recurse)
