@@ -13,7 +13,8 @@ def import_platform(path):
         [sys.executable, "-P", "-c", "import sys, cl_ovq; print('torch' in sys.modules)"],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(path)},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)},
         cwd=path,
         check=False,
     )

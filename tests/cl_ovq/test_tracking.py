@@ -243,11 +243,11 @@ def test_how_a_run_ends(store, error, status):
 
 def test_more_metrics_than_one_call_carries(store):
     with Tracker(uri=store, experiment="e", run_name="r", tags={}, parameters={}) as tracker:
-        for step in range(1250):
-            tracker.log({"a": step, "b": -step}, step)
+        for step in range(700):
+            tracker.log({"a": step, "b": -step, "c": 2 * step}, step)  # 3 do not divide what a call carries
     client = MlflowClient(tracking_uri=store)
-    for name, sign in (("a", 1), ("b", -1)):
-        assert history(client, tracker.run_id, name) == [(step, sign * step) for step in range(1250)]
+    for name, factor in (("a", 1), ("b", -1), ("c", 2)):
+        assert history(client, tracker.run_id, name) == [(step, factor * step) for step in range(700)]
 
 
 def test_where_artifacts_go(tmp_path, monkeypatch):

@@ -173,6 +173,7 @@ def test_reset_empties_it_and_what_was_recorded(layer):
         layer(tokens())
     layer.dictionary.reset()
     layer.dictionary.write()
+    empty["dictionary.writes" if "dictionary.writes" in empty else "writes"] += 1  # the count of writes goes on
     assert unchanged(layer, empty)
 
 
@@ -192,3 +193,27 @@ def test_passes_recorded_before_a_write_are_one_update(layer):
     assert layer.dictionary.writes == 1
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(getattr(layer.dictionary, name), tensor)
+
+
+def test_the_diary_says_which_task_wrote_what_and_when(layer):
+    written = []
+    for task in (0, 2):
+        layer.dictionary.begin_task(task)
+        before = layer.dictionary.state.counts[0]
+        train_step(layer, tokens(seed=task))
+        written.append(layer.dictionary.state.counts[0] - before)
+    diary = layer.dictionary.written
+    assert len(diary) == 3
+    assert torch.equal(diary[0], written[0])
+    assert not diary[1].any()
+    assert torch.equal(diary[2], written[1])
+    expected = torch.where(written[1] > 0, 2, torch.where(written[0] > 0, 1, 0))
+    assert torch.equal(layer.dictionary.last_write, expected)
+
+
+def test_a_diary_of_several_tasks_loads_into_a_new_layer(layer):
+    layer.dictionary.begin_task(3)
+    train_step(layer, tokens())
+    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+    other.load_state_dict(layer.state_dict())
+    assert unchanged(other, bytes_of(layer))
