@@ -1,8 +1,8 @@
 """OVQ attention chunk by chunk in matrix products, registered as a PyTorch operator with its own gradient.
 
 `torch.compile`, `torch.export` and autograd see one operator, `ovq::attention`, and its gradient,
-`ovq::attention_backward`. What both do is in `scan`; here is what makes them operators: tensors in, tensors out,
-shapes without data, and the state put together around them.
+`ovq::attention_backward`. What both do is in `scan` and `scan_backward`; here is what makes them operators: tensors
+in, tensors out, shapes without data, and the state put together around them.
 
 Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `p` pending positions,
 `B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import scan
-from kernels.lines import Grid, Tokens, blocks
+from kernels import scan, scan_backward
+from kernels.lines import Block, Grid, Tokens, blocks
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, options_of
-from kernels.scan import Call, Dictionary, Gradients, Walk
+from kernels.scan import Call, Dictionary, Walk
+from kernels.scan_backward import Gradients
 from kernels.state import DictionaryState
 from kernels.threads import run, threads_for
 
@@ -107,7 +108,7 @@ def _call(
     pending_mask: Tensor,
     options: str,
     closes: int,
-) -> tuple[Call, list[scan.Block], int]:
+) -> tuple[Call, list[Block], int]:
     """The call that these arguments of the operator make, its blocks, and the threads to share them.
 
     Autograd is told about none of it, so tensors are detached: threads of a block's own would record otherwise.
@@ -161,10 +162,8 @@ def _attention(
     outputs = _outputs(*arguments, options, closes, differentiate)
     if not q.numel() and not v.numel():
         return outputs
-    with (
-        torch.autocast(q.device.type, enabled=False),
-        torch.no_grad(),
-    ):  # statistics stay fp32 whatever surrounds the call
+    # Statistics stay fp32 whatever surrounds the call.
+    with torch.autocast(q.device.type, enabled=False), torch.no_grad():
         call, parts, threads = _call(*arguments, options, closes)
         o, *walk = outputs
         if closes:
@@ -243,12 +242,12 @@ def _attention_backward(
         grads = Gradients(*outputs)
         if closes:
             walk = Walk(snapshots, counts, size, slots, snapshots)
-            jobs = [partial(scan.backward, call, block, walk, d_o, d_means, grads) for block in parts]
+            jobs = [partial(scan_backward.backward, call, block, walk, d_o, d_means, grads) for block in parts]
         else:
             if wants_means and parts[0].shared:
                 # Rows that share a dictionary add to one gradient: one block must have them all.
                 parts = list({block.heads.start: block._replace(rows=slice(0, q.shape[0])) for block in parts}.values())
-            jobs = [partial(scan.read_only_backward, call, block, d_o, grads) for block in parts]
+            jobs = [partial(scan_backward.read_only_backward, call, block, d_o, grads) for block in parts]
         run(jobs, threads)
     return outputs
 
