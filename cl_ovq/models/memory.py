@@ -6,6 +6,7 @@ Letters: `B` samples, `F` features, `C` classes, `N` capacity, `S` slots of a cl
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,12 +16,21 @@ from torch import Tensor, nn
 
 import kernels
 from cl_ovq.models.slots import ClassSlots
-from cl_ovq.models.whitening import ClassCovariance, keep_dtype, whitening
+from cl_ovq.models.whitening import ClassCovariance, whitening
 from kernels import DictionaryState
 
 PRIORS = ("balanced", "counts")
 FLOOR = 1e-6  # probability of all classes together, if none of them has been seen
 _LOGITS = 1 << 22  # held at once
+
+
+class Settings(NamedTuple):
+    """What a read-out leaves to choose, see `MemoryHead`."""
+
+    beta: float
+    shrinkage: float
+    class_weight: float
+    confidence: float
 
 
 class Reading(NamedTuple):
@@ -69,6 +79,9 @@ class MemoryHead(nn.Module):
         beta: inverse temperature; None for `default_beta`. `calibrate` chooses it on validation data.
         shrinkage: of the covariance, from 0 to 1; `calibrate` chooses it too.
         class_weight: power of the LDA; likewise.
+        confidence: power of the class probabilities, which are too sure of themselves at the beta that decides best;
+            likewise.
+        normalise: scale every feature vector to length sqrt(F) first.
         prior: of classes: all seen alike (`balanced`) or by samples seen (`counts`).
         storage: of the means: `float32`, `float16` or `int8`.
 
@@ -79,7 +92,7 @@ class MemoryHead(nn.Module):
     pending_features: Tensor
     pending_targets: Tensor
     pending: Tensor
-    settings: Tensor
+    chosen: Tensor
 
     def __init__(
         self,
@@ -87,11 +100,13 @@ class MemoryHead(nn.Module):
         features: int,
         classes: int,
         capacity: int,
-        chunk_size: int = 16,
+        chunk_size: int = 32,
         growth: str = "plateau",
         beta: float | None = None,
         shrinkage: float = 0.1,
         class_weight: float = 0.05,
+        confidence: float = 0.6,
+        normalise: bool = False,
         prior: str = "balanced",
         storage: str = "float32",
     ) -> None:
@@ -104,13 +119,13 @@ class MemoryHead(nn.Module):
         if prior not in PRIORS:
             raise ValueError(f"unknown prior {prior!r}: known: {', '.join(PRIORS)}")
         beta = default_beta(features) if beta is None else beta
-        if not (beta > 0 and 0 <= shrinkage <= 1 and class_weight >= 0):
+        settings = Settings(beta, shrinkage, class_weight, confidence)
+        if not (beta > 0 and confidence > 0 and 0 <= shrinkage <= 1 and class_weight >= 0):
             raise ValueError(
-                "beta must be positive, shrinkage in [0, 1] and class_weight not negative, got "
-                f"{beta}, {shrinkage} and {class_weight}"
+                f"beta and confidence must be positive, shrinkage in [0, 1], class_weight not negative: {settings}"
             )
         self.features, self.classes, self.capacity = features, classes, capacity
-        self.chunk_size, self.prior = chunk_size, prior
+        self.chunk_size, self.prior, self.normalise = chunk_size, prior, normalise
         self.covariance = ClassCovariance(features=features, classes=classes)
         self.slots = ClassSlots(
             features=features, classes=classes, slots=capacity // classes, growth=growth, storage=storage
@@ -118,7 +133,7 @@ class MemoryHead(nn.Module):
         self.register_buffer("pending_features", torch.zeros(chunk_size, features))
         self.register_buffer("pending_targets", torch.zeros(chunk_size, dtype=torch.int64))
         self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("settings", torch.tensor([beta, shrinkage, class_weight], dtype=torch.float64))
+        self.register_buffer("chosen", torch.tensor(settings, dtype=torch.float64))
         self._cache: Reading | None = None
 
     @property
@@ -137,26 +152,14 @@ class MemoryHead(nn.Module):
         return sum(t.numel() * t.element_size() for t in self.buffers())
 
     @property
-    def beta(self) -> float:
-        """Inverse temperature."""
-        return float(self.settings[0])
-
-    @property
-    def shrinkage(self) -> float:
-        """Share of the identity in the covariance."""
-        return float(self.settings[1])
-
-    @property
-    def class_weight(self) -> float:
-        """Power of the LDA."""
-        return float(self.settings[2])
+    def settings(self) -> Settings:
+        """As given, or as `calibrate` chose them."""
+        return Settings(*self.chosen.tolist())
 
     @property
     def state(self) -> DictionaryState:
         """The dictionary of the chunks that have closed, see `ClassSlots.state`."""
         return self.slots.state
-
-    # Writing
 
     @torch.no_grad()
     def observe(self, features: Tensor, targets: Tensor) -> None:
@@ -223,8 +226,6 @@ class MemoryHead(nn.Module):
         self.slots.write(x, y, self.covariance.counts, turn)
         self.covariance.update(x, y)
 
-    # Reading
-
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[B, F]` to log-probabilities `[B, C]` fp32.
 
@@ -235,13 +236,13 @@ class MemoryHead(nn.Module):
             ValueError: where the shape does not fit.
         """
         x = self._checked(features)
-        if self._cache is None:
-            self._cache = self._reading(self.shrinkage)
-        parts = [
-            _log_probabilities(_mixture(slots, self._cache, self.beta), means, self._cache, self.class_weight)
-            for slots, means in self._similarities(x, self._cache)
+        settings = self.settings
+        reading = self._cache = self._cache or self._reading(settings.shrinkage)
+        scores = [
+            _scores(slots, means, reading, settings.beta, settings.class_weight)
+            for slots, means in self._similarities(x, reading)
         ]
-        return torch.cat(parts)
+        return _log_probabilities(torch.cat(scores), reading, settings.confidence)
 
     @torch.no_grad()
     def calibrate(
@@ -249,19 +250,21 @@ class MemoryHead(nn.Module):
         features: Tensor,
         targets: Tensor,
         *,
-        betas: Sequence[float] = tuple(0.01 * 2 ** (i / 2) for i in range(17)),
-        shrinkages: Sequence[float] = (0.003, 0.03, 0.1, 0.2, 0.3, 0.4),
+        betas: Sequence[float] | None = None,
+        shrinkages: Sequence[float] = (0.01, 0.03, 0.1, 0.2, 0.4),
         class_weights: Sequence[float] = (0.0, 0.05, 0.1),
+        confidences: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.3),
         most: int = 2000,
     ) -> float:
-        """Choose beta, shrinkage and class weight by the likelihood of validation data, which is not written.
+        """Choose the settings by the likelihood of validation data, which is not written.
 
         Args:
             features: `[B, F]` of classes seen so far.
             targets: `[B]`.
-            betas: to choose from.
+            betas: to choose from; None for a quarter to four times `default_beta`.
             shrinkages: to choose from; one costs a whitening.
             class_weights: to choose from.
+            confidences: to choose from.
             most: samples used, evenly taken from those given.
 
         Returns:
@@ -276,26 +279,25 @@ class MemoryHead(nn.Module):
             raise ValueError("calibration needs at least one sample")
         taken = torch.linspace(0, len(y) - 1, min(most, len(y)), device=y.device).round().long()
         x, y = x[taken], y[taken]
-        best, chosen, self._cache = math.inf, (self.beta, self.shrinkage, self.class_weight), None
+        if betas is None:
+            betas = [default_beta(self.features) * 2 ** (i / 2) for i in range(-4, 5)]
+        best, chosen, self._cache = math.inf, self.settings, None
         for shrinkage in shrinkages:
             reading = self._reading(shrinkage)
-            slots, means = zip(*self._similarities(x, reading), strict=True)
-            for beta in betas:
-                mixtures = torch.cat([_mixture(part, reading, beta) for part in slots])
-                for weight in class_weights:
-                    scores = _log_probabilities(mixtures, torch.cat(means), reading, weight)
-                    loss = float(nn.functional.nll_loss(scores, y))
+            parts = list(self._similarities(x, reading))
+            for beta, weight in itertools.product(betas, class_weights):
+                scores = torch.cat([_scores(*part, reading, beta, weight) for part in parts])
+                for confidence in confidences:
+                    loss = float(nn.functional.nll_loss(_log_probabilities(scores, reading, confidence), y))
                     if loss < best:
-                        best, chosen, self._cache = loss, (beta, shrinkage, weight), reading
-        self.settings.copy_(torch.tensor(chosen, dtype=torch.float64))
+                        best, self._cache = loss, reading
+                        chosen = Settings(beta, shrinkage, weight, confidence)
+        self.chosen.copy_(torch.tensor(chosen, dtype=torch.float64))
         return best
 
     def extra_repr(self) -> str:
         """What a printed model says of this head."""
-        return (
-            f"features={self.features}, classes={self.classes}, capacity={self.capacity}, beta={self.beta:.3g}, "
-            f"shrinkage={self.shrinkage:.3g}, class_weight={self.class_weight:.3g}"
-        )
+        return f"features={self.features}, classes={self.classes}, capacity={self.capacity}, {self.settings}"
 
     @torch.no_grad()
     def _reading(self, shrinkage: float) -> Reading:
@@ -346,7 +348,8 @@ class MemoryHead(nn.Module):
             )
         if not features.isfinite().all():
             raise ValueError("features must be finite: a memory would keep a NaN for ever")
-        return features.float()
+        x = features.float()
+        return nn.functional.normalize(x) * math.sqrt(self.features) if self.normalise else x
 
     def _checked_targets(self, targets: Tensor, samples: int) -> Tensor:
         if targets.shape != (samples,) or targets.is_floating_point():
@@ -357,9 +360,14 @@ class MemoryHead(nn.Module):
         return targets.to(self.pending.device, torch.int64)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryHead:
-        """Move to another device, but keep the types."""
+        """Move to another device, but keep the types: sums in fp64 must outlive `model.half()`."""
         self._cache = None
-        return super()._apply(keep_dtype(fn), recurse)
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_type, recurse)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._cache = None
@@ -370,21 +378,21 @@ class MemoryHead(nn.Module):
 
 
 def default_beta(features: int) -> float:
-    """The inverse temperature where none was chosen: `min(1, 4 / sqrt(F))`.
+    """The inverse temperature where none was chosen: `min(1, 6 / sqrt(F))`.
 
     The more features there are, the more of them say the same, and the less evidence they are than an exact Gaussian
     would make of them. Measured on 64 to 1500 features; accuracy hardly changes between half and twice of it.
     """
-    return min(1.0, 4 / math.sqrt(features))
+    return min(1.0, 6 / math.sqrt(features))
 
 
-def _mixture(slots: Tensor, reading: Reading, beta: float) -> Tensor:
-    """Log-density of each class's mixture `[b, C]`, given those of slots `[b, C, S]`."""
-    return (beta * slots + reading.weights).logsumexp(2)
+def _scores(slots: Tensor, means: Tensor, reading: Reading, beta: float, class_weight: float) -> Tensor:
+    """Log-densities `[b, C]` of classes but for a constant, given those of slots `[b, C, S]` and means `[b, C]`."""
+    return (beta * slots + reading.weights).logsumexp(2) + class_weight * means + reading.prior
 
 
-def _log_probabilities(mixtures: Tensor, means: Tensor, reading: Reading, class_weight: float) -> Tensor:
-    """Log-probabilities `[b, C]` of log-densities of the mixtures and of the class means, both `[b, C]`."""
-    scores = (mixtures + class_weight * means + reading.prior).log_softmax(1)
+def _log_probabilities(scores: Tensor, reading: Reading, confidence: float) -> Tensor:
+    """Log-probabilities `[B, C]` of such scores."""
     unseen, share = reading.prior.isinf(), FLOOR / scores.shape[1]
-    return (scores + torch.log1p(-share * unseen.sum())).masked_fill(unseen, math.log(share))
+    log = (confidence * scores).log_softmax(1) + torch.log1p(-share * unseen.sum())
+    return log.masked_fill(unseen, math.log(share))

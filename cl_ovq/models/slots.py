@@ -5,12 +5,9 @@ Letters: `L` samples written together, `F` features, `C` classes, `S` slots of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.models.whitening import keep_dtype
 from kernels import DictionaryOptions, DictionaryState
 from kernels.growth import target_size
 
@@ -146,7 +143,3 @@ class ClassSlots(nn.Module):
             levels = ((means - low) / step.clamp(min=torch.finfo(step.dtype).tiny) + dither).floor()
             means = levels.clamp(0, _LEVELS) + _LOWEST
         self.means.flatten(0, 1)[slots] = means.to(self.means.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassSlots:
-        """Move to another device, but keep the types."""
-        return super()._apply(keep_dtype(fn), recurse)

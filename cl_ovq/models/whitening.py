@@ -5,7 +5,7 @@ Letters: `B` samples, `F` features, `C` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -110,20 +110,6 @@ class ClassCovariance(nn.Module):
         sizes = [rows * columns for _, rows, columns in self._shapes()]
         for (start, rows, columns), strip in zip(self._shapes(), self.scatter.split(sizes), strict=True):
             yield start, strip.view(rows, columns)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassCovariance:
-        """Move to another device, but keep the types: sums in fp64 must outlive `model.half()`."""
-        return super()._apply(keep_dtype(fn), recurse)
-
-
-def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Of what `fn` does to a tensor, the move to another device only, where it would change the type."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        result = fn(tensor)
-        return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-    return moved
 
 
 def whitening(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -119,18 +119,18 @@ def test_nothing_to_whiten():
 
 def brute_force(head: MemoryHead, x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor, priors: np.ndarray):
     """Class probabilities of the mixture by scipy's densities, from the head's slots and numpy's covariance."""
-    covariance = shrunk_covariance(pooled(x.double().numpy(), y.numpy()), head.shrinkage)
+    covariance = shrunk_covariance(pooled(x.double().numpy(), y.numpy()), head.settings.shrinkage)
     state = head.state
     log = np.full((len(queries), head.classes), -np.inf)
     for c in range(head.classes):
         counts = state.counts[c, 0]
         for count, mean in zip(counts, state.keys[c, 0], strict=True):
             if count:
-                normal = multivariate_normal(mean.double().numpy(), covariance / head.beta)
+                normal = multivariate_normal(mean.double().numpy(), covariance / head.settings.beta)
                 density = normal.logpdf(queries.double().numpy()) + np.log(float(count / counts.sum()))
                 log[:, c] = np.logaddexp(log[:, c], density)
         normal = multivariate_normal(x[y == c].double().numpy().mean(0), covariance)
-        log[:, c] += head.class_weight * normal.logpdf(queries.double().numpy()) + np.log(priors[c])
+        log[:, c] += head.settings.class_weight * normal.logpdf(queries.double().numpy()) + np.log(priors[c])
     p = np.exp(log - log.max(1, keepdims=True))
     return p / p.sum(1, keepdims=True)
 
@@ -138,19 +138,22 @@ def brute_force(head: MemoryHead, x: torch.Tensor, y: torch.Tensor, queries: tor
 @pytest.mark.parametrize("class_weight", [0.0, 0.3])
 @pytest.mark.parametrize("prior", ["balanced", "counts"])
 def test_read_out_is_gaussian_mixture_regression(class_weight, prior):
-    head, x, y = filled(304, beta=0.6, shrinkage=0.2, class_weight=class_weight, prior=prior)  # 19 chunks, none open
+    # 19 chunks, none open
+    head, x, y = filled(
+        304, chunk_size=16, beta=0.6, shrinkage=0.2, class_weight=class_weight, prior=prior, confidence=1.0
+    )
     queries, _ = samples(50, seed=1)
     priors = np.bincount(y) / len(y) if prior == "counts" else np.full(4, 0.25)
     np.testing.assert_allclose(head(queries).exp(), brute_force(head, x, y, queries, priors), atol=1e-4)
-    # The same as a conditional mean of values, in the operator's terms
-    assert head(queries).shape == (50, 4)
-    np.testing.assert_allclose(head(queries).exp().sum(1), np.ones(50), atol=1e-5)
+    head.chosen[3] = 0.5
+    p = np.sqrt(brute_force(head, x, y, queries, priors))
+    np.testing.assert_allclose(head(queries).exp(), p / p.sum(1, keepdims=True), atol=1e-4)
 
 
 @pytest.mark.parametrize("prior", ["balanced", "counts"])
 @pytest.mark.parametrize("class_weight", [0.0, 0.5])
 def test_one_slot_a_class_is_lda(prior, class_weight):
-    options = {"capacity": 4, "shrinkage": 0.1, "prior": prior}
+    options = {"capacity": 4, "shrinkage": 0.1, "prior": prior, "confidence": 1.0}
     head, x, y = filled(beta=1.0 - class_weight, class_weight=class_weight, **options)
     priors = None if prior == "counts" else [0.25] * 4
     # scikit-learn pools with the priors as weights, so equal priors need equal classes for an equal covariance.
@@ -166,7 +169,9 @@ def test_one_slot_a_class_is_lda(prior, class_weight):
 
 def test_every_sample_a_slot_and_no_covariance_is_a_kernel_density():
     x, y = samples(40)
-    head = MemoryHead(features=6, classes=4, capacity=160, growth="all", shrinkage=1.0, beta=0.5, class_weight=0.0)
+    head = MemoryHead(
+        features=6, classes=4, capacity=160, growth="all", shrinkage=1.0, beta=0.5, class_weight=0.0, confidence=1.0
+    )
     head.observe(x, y)
     scale = np.trace(pooled(x.double().numpy(), y.numpy())) / 6
     queries, _ = samples(20, seed=1)
@@ -262,6 +267,14 @@ def test_single_samples_are_as_good_as_batches():
     assert bytes_of(single) == bytes_of(whole)
 
 
+def test_normalised_features_have_no_length():
+    head, x, y = filled(normalise=True)
+    scaled = MemoryHead(features=6, classes=4, capacity=40, normalise=True)
+    scaled.observe(x * torch.rand(300, 1).add(0.5), y)
+    torch.testing.assert_close(scaled(3 * x), head(x), rtol=1e-3, atol=1e-3)
+    assert head(torch.zeros(1, 6)).isfinite().all()
+
+
 def test_what_waits_is_read():
     head = MemoryHead(features=6, classes=4, capacity=40, chunk_size=64)
     x, y = samples(63)
@@ -281,7 +294,7 @@ def test_reading_and_calibrating_write_nothing():
     assert bytes_of(head) == before
     head.calibrate(x, y)
     after = head.state_dict()
-    assert all(torch.equal(after[k], v) for k, v in filled()[0].state_dict().items() if k != "settings")
+    assert all(torch.equal(after[k], v) for k, v in filled()[0].state_dict().items() if k != "chosen")
 
 
 def test_an_empty_memory_knows_nothing():
@@ -375,7 +388,7 @@ def test_calibration_finds_a_better_likelihood():
     loss = head.calibrate(validation, labels)
     assert loss < before
     torch.testing.assert_close(torch.nn.functional.nll_loss(head(validation), labels), torch.tensor(loss))
-    assert (head.beta, head.shrinkage, head.class_weight) == tuple(head.settings.tolist())
+    assert head.settings.beta != 1e-3
     fresh = copy.deepcopy(head)  # has no cached reading
     torch.testing.assert_close(fresh(validation), head(validation))
 
@@ -403,11 +416,11 @@ def test_merged_heads_know_what_both_learned():
 
 
 def test_forgetting_a_class_leaves_the_others():
-    head, x, y = filled(304)
+    head, x, y = filled(320)
     before = head(x)
     head.forget([2])
     log = head(x)
-    torch.testing.assert_close(log[:, 2].exp(), torch.full((304,), FLOOR / 4))
+    torch.testing.assert_close(log[:, 2].exp(), torch.full((320,), FLOOR / 4))
     kept = [0, 1, 3]
     torch.testing.assert_close(log[:, kept].log_softmax(1), before[:, kept].log_softmax(1), rtol=1e-3, atol=1e-2)
     head.observe(x[y == 2], y[y == 2])
@@ -415,7 +428,7 @@ def test_forgetting_a_class_leaves_the_others():
 
 
 def test_state_is_a_dictionary_of_one_row_a_class():
-    head, _, _ = filled(304)
+    head, _, _ = filled(320)
     state = head.state
     state.check()
     assert (state.batch, state.heads, state.capacity) == (4, 1, 10)
@@ -433,7 +446,7 @@ def test_state_is_a_dictionary_of_one_row_a_class():
         ({"growth": "novelty"}, "unknown growth 'novelty': known: plateau"),
         ({"storage": "fp8"}, "unknown storage 'fp8': known: float32, float16, int8"),
         ({"prior": "flat"}, "unknown prior 'flat'"),
-        ({"beta": 0.0}, "beta must be positive"),
+        ({"beta": 0.0}, "beta and confidence must be positive"),
         ({"shrinkage": 1.5}, "shrinkage in"),
     ],
 )
@@ -463,4 +476,4 @@ def test_wrong_data_is_refused_and_not_written():
 
 def test_default_beta():
     assert default_beta(4) == 1.0
-    assert default_beta(784) == pytest.approx(1 / 7)
+    assert default_beta(784) == pytest.approx(6 / 28)
