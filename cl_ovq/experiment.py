@@ -6,9 +6,10 @@ import datetime
 import logging
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -18,16 +19,22 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics, forward_transfer
 from cl_ovq.learning import OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
+from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
-from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, write_atomically
+from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, to_matrix, write_atomically
 from cl_ovq.tracking import RUNS, Tracker, open_client
 from streams import StreamDataError, build_stream
 
 if TYPE_CHECKING:
+    # These import Avalanche or matplotlib, which `cl-ovq show` does not need.
     from avalanche.training.templates import SupervisedTemplate
+    from matplotlib.figure import Figure
 
+    from cl_ovq.evaluation.census import CensusRecorder
+    from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+    from cl_ovq.evaluation.matrix import MatrixRecorder
     from streams import Stream
 
 
@@ -145,56 +152,26 @@ def _run(
     console: Console,
 ) -> Result:
     """Train and evaluate over the stream, and write what was found."""
-    from cl_ovq.evaluation import figures
-    from cl_ovq.evaluation.dictionaries import DictionaryRecorder, summarize
+    from cl_ovq.evaluation.census import CensusRecorder
+    from cl_ovq.evaluation.dictionaries import DictionaryRecorder
     from cl_ovq.evaluation.matrix import MatrixRecorder
-    from cl_ovq.learning.progress import ExperienceProgress
 
     started = time.perf_counter()
     reset_peak_memory(device)
     seed_everything(config.seed, "training")
-    matrix = MatrixRecorder(stream.classes_per_experience)
-    growth = DictionaryRecorder(config.evaluation.dictionary_every)
-    train, test = list(stream.benchmark.streams["train"]), stream.benchmark.streams[config.evaluation.stream]
-    joint = config.strategy.name == "joint"
-    progress = ExperienceProgress(console, 1 if joint else len(train))
-    strategy = build_strategy(
-        config, stream, model, device, metrics=(matrix, growth), progress=progress, tracker=tracker
+    recorders = Recorders(
+        MatrixRecorder(stream.classes_per_experience),
+        DictionaryRecorder(config.evaluation.dictionary_every),
+        CensusRecorder(),
     )
-
-    console.print(f"[bold]{name}[/] on {stream.name}, {stream.scenario.replace('_', '-')}, {len(train)} experiences")
-    strategy.eval(test)
-    train_seconds = 0.0
-    try:
-        for number, part in [(len(train), train)] if joint else list(enumerate(train, start=1)):
-            begun = time.perf_counter()
-            strategy.train(part, eval_streams=[])
-            train_seconds += time.perf_counter() - begun
-            matrix.row = number
-            strategy.eval(test)
-            if tracker is not None:
-                tracker.flush()
-    finally:
-        progress.close()
-
-    model.eval()
-    steps = strategy.clock.train_iterations
-    probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(device)
-    dictionary = summarize(model, probe, steps, len(train))
-    dictionary["history"] = [asdict(record) for record in growth.result()]
-    matrices = matrix.result()
-    metrics = all_metrics(matrices["accuracy"])
-    masked = all_metrics(matrices["task_masked_accuracy"])
-    metrics["forward_transfer_task_masked"] = masked[forward_transfer.__name__]
-    held = replay_samples(strategy)
+    console.print(f"[bold]{name}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
+    strategy, train_seconds = _train(config, stream, model, device, recorders, tracker, console)
     result = Result(
         run_id=tracker.run_id if tracker else None,
         run_name=name,
-        matrix=to_lists(matrices["accuracy"]),
-        matrices={key: to_lists(value) for key, value in matrices.items() if key != "accuracy"},
-        metrics=metrics,
-        dictionary=dictionary,
+        output_dir=str(directory),
         config=to_dict(config),
+        **_findings(stream, strategy, recorders),
         provenance={
             "seed": config.seed,
             "code": code_revision(),
@@ -203,30 +180,112 @@ def _run(
             "device": device_name(device),
             "wall_seconds": time.perf_counter() - started,
             "train_seconds": train_seconds,
-            "train_steps": steps,
+            "train_steps": strategy.clock.train_iterations,
             "peak_memory_bytes": peak_memory_bytes(device),
-            "dictionary_bytes": dictionary["bytes"],
-            "replay_samples": held,
-            "replay_bytes": held * stream.samples.images[0].nbytes,
+            "replay_samples": replay_samples(strategy),
+            "replay_bytes": replay_samples(strategy) * stream.samples.images[0].nbytes,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
-        output_dir=str(directory),
     )
+    result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
+    _write(result, _draw(result, model, recorders), directory, tracker)
+    return result
 
-    drawn = {"matrix.png": figures.matrix_figure(matrices["accuracy"], name)}
-    if growth.records:
-        drawn["dictionary_growth.png"] = figures.growth_figure(growth.records, config.dictionary.capacity, name)
+
+class Recorders(NamedTuple):
+    """What is recorded while a strategy trains."""
+
+    matrix: MatrixRecorder
+    growth: DictionaryRecorder
+    census: CensusRecorder
+
+
+def _train(
+    config: ExperimentConfig,
+    stream: Stream,
+    model: torch.nn.Module,
+    device: torch.device,
+    recorders: Recorders,
+    tracker: Tracker | None,
+    console: Console,
+) -> tuple[SupervisedTemplate, float]:
+    """Learn experience after experience, evaluating before the first and after each; return the seconds of learning."""
+    from cl_ovq.learning.progress import ExperienceProgress
+
+    train, test = list(stream.benchmark.streams["train"]), stream.benchmark.streams[config.evaluation.stream]
+    joint = config.strategy.name == "joint"
+    parts = [(len(train), train)] if joint else list(enumerate(train, start=1))
+    progress = ExperienceProgress(console, len(parts))
+    strategy = build_strategy(config, stream, model, device, metrics=recorders, progress=progress, tracker=tracker)
+    strategy.eval(test)
+    seconds = 0.0
+    try:
+        for row, part in parts:
+            begun = time.perf_counter()
+            strategy.train(part, eval_streams=[])
+            seconds += time.perf_counter() - begun
+            recorders.matrix.row = row
+            strategy.eval(test)
+            if tracker is not None:
+                tracker.flush()
+    finally:
+        progress.close()
+    model.eval()
+    return strategy, seconds
+
+
+def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders) -> dict[str, Any]:
+    """Return the fields of a result that say what was found."""
+    from cl_ovq.evaluation.dictionaries import summarize
+    from cl_ovq.evaluation.plateaus import growth_plateaus
+
+    matrices = recorders.matrix.result()
+    metrics = all_metrics(matrices["accuracy"])
+    metrics["forward_transfer_task_masked"] = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
+    probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
+    experiences = len(stream.classes_per_experience)
+    history = recorders.growth.result()
+    return {
+        "matrix": to_lists(matrices["accuracy"]),
+        "matrices": {key: to_lists(value) for key, value in matrices.items() if key != "accuracy"},
+        "metrics": metrics,
+        "dictionary": summarize(strategy.model, probe, strategy.clock.train_iterations, experiences)
+        | {
+            "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
+            "census": [asdict(census) for census in recorders.census.result()],
+            "history": [asdict(record) for record in history],
+        },
+    }
+
+
+def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
+    """Return the figures of a run by file name."""
+    from cl_ovq.evaluation import figures
+
+    name = result.run_name
+    drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name)}
+    shared = dictionaries(model)
+    if shared and recorders.growth.records:
+        layer, dictionary = list(shared.items())[-1]
+        capacity = dictionary.options.capacity
+        drawn["dictionary_growth.png"] = figures.growth_figure(recorders.growth.records, capacity, name)
+        drawn["dictionary_owners.png"] = figures.ownership_figure(recorders.census.records, name)
+        drawn["dictionary_entries.png"] = figures.entries_figure(dictionary, f"{name}, {layer}")
+    return drawn
+
+
+def _write(result: Result, drawn: Mapping[str, Figure], directory: Path, tracker: Tracker | None) -> None:
+    """Write a run's files, and hand them and the summary metrics to the tracker."""
     for file, figure in drawn.items():
         figure.savefig(directory / file, dpi=120)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(result.config)))
     result.artifacts = {Path(file).stem: file for file in (FILE_NAME, "config.yaml", *drawn)}
     result.write(directory)
     if tracker is not None:
-        tracker.log(summary_metrics(result), step=len(train))
+        tracker.log(summary_metrics(result), step=len(result.matrix) - 1)
         for file in result.artifacts.values():
             tracker.log_file(directory / file)
-    return result
 
 
 def build_strategy(
@@ -235,7 +294,7 @@ def build_strategy(
     model: torch.nn.Module,
     device: torch.device,
     *,
-    metrics: tuple[Any, ...] = (),
+    metrics: Sequence[Any] = (),
     progress: Any = None,
     tracker: Tracker | None = None,
     batched: bool = True,

@@ -1,14 +1,20 @@
-"""Figures of a run: the results matrix, and the growth of its dictionaries."""
+"""Figures of a run: the results matrix, and the growth, the owners and the entries of its dictionaries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from cl_ovq.evaluation.census import Census
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
 from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
+from cl_ovq.mixers import PersistentDictionary
 
 
 def matrix_figure(matrix: Matrix, title: str) -> Figure:
@@ -37,9 +43,12 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: int, title: str
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    tokens = _cumulative([record.tokens for record in records])
+    tokens = cumulative([record.tokens for record in records])
     axes.plot(tokens, [record.size for record in records], label="slots in use")
     axes.plot(tokens, [record.effective_size for record in records], label="effective size", linestyle="--")
+    for i, plateau in enumerate(growth_plateaus(records)):
+        end = tokens[-1] if plateau.end_tokens is None else plateau.end_tokens
+        axes.axvspan(plateau.start_tokens, end, color="tab:blue", alpha=0.08, label="_" if i else "plateau")
     axes.axhline(capacity, color="grey", linewidth=0.8, label="capacity")
     for i in range(1, len(records)):
         if records[i].experience != records[i - 1].experience:
@@ -52,12 +61,52 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: int, title: str
     return figure
 
 
-def _cumulative(tokens: Sequence[float]) -> list[float]:
-    """Return running totals of a counter that starts again at every reset."""
-    base, last, totals = 0.0, 0.0, []
-    for count in tokens:
-        if count < last:
-            base += last
-        totals.append(base + count)
-        last = count
-    return totals
+def ownership_figure(censuses: Sequence[Census], title: str) -> Figure:
+    """Draw the slots in use after each experience, stacked by the experience that gave most of their tokens."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    experiences = [census.experience for census in censuses]
+    tasks = max(len(census.owners) for census in censuses)
+    bands = [
+        [census.owners[task] if task < len(census.owners) else 0.0 for census in censuses] for task in range(tasks)
+    ]
+    colors = [task_color(task, tasks) for task in range(tasks)]
+    axes.stackplot(experiences, bands, labels=[f"experience {task + 1}" for task in range(tasks)], colors=colors)
+    axes.set_xticks(experiences)
+    axes.set_xlabel("experiences learned")
+    axes.set_ylabel("slots per head, by owner")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def entries_figure(dictionary: PersistentDictionary, title: str) -> Figure:
+    """Draw the key means of a dictionary's first head on their two principal axes, coloured by owner.
+
+    The area of a point is proportional to the logarithm of its slot's tokens.
+    """
+    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    used = dictionary.state.counts[0, 0] > 0
+    keys = dictionary.state.keys[0, 0][used].double().cpu()
+    counts = dictionary.state.counts[0, 0][used].double().cpu()
+    owner = dictionary.written[:, 0][:, used].argmax(0).cpu()
+    centred = keys - keys.mean(0)
+    basis = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    points = (centred @ basis.T).numpy()
+    tasks = len(dictionary.written)
+    for task in owner.unique().tolist():
+        chosen = (owner == task).numpy()
+        x, y = points[chosen, 0], points[chosen, -1]  # one axis only, where there are fewer entries than axes
+        color, label = task_color(task, tasks), f"experience {task + 1}"
+        axes.scatter(x, y, s=4 + 4 * counts.log1p().numpy()[chosen], color=color, label=label, alpha=0.8)
+    axes.set_xlabel("first principal axis of the key means")
+    axes.set_ylabel("second")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def task_color(task: int, tasks: int) -> Any:
+    """Return the colour of an experience, the same in every figure."""
+    return colormaps["viridis"](task / max(1, tasks - 1))

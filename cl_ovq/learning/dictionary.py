@@ -26,10 +26,11 @@ class DictionaryScope(SupervisedPlugin):
         self._recording = ExitStack()
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Empty the dictionaries of the last experience where they belong to it alone."""
-        if self.scope == "task":
-            for dictionary in dictionaries(strategy.model).values():
+        """Empty the dictionaries of the last experience where they are its own, and begin a page of the diary."""
+        for dictionary in dictionaries(strategy.model).values():
+            if self.scope == "task":
                 dictionary.reset()
+            dictionary.begin_task(strategy.experience.current_experience)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Record the pass that begins."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,34 @@ class PersistentDictionary(nn.Module):
         key_dim: features of a key (Dk).
         value_dim: features of a value (Dv).
         options: the operator's options; `capacity` is the number of slots (N) per head.
+
+    Attributes:
+        writes: number of writes, int64.
+        written: tokens that each task wrote into each slot, `[tasks, H, N]` int64.
+        last_write: number of the last write into each slot, counted from 1, `[H, N]` int64; 0 where there was none.
+        task: the task that writes are credited to (`begin_task`).
+        last_written: keys `[m, H, Dk]` of the last write, and the slot of each, `[m, H]`; -1 where masked.
     """
+
+    writes: Tensor
+    written: Tensor
+    last_write: Tensor
 
     def __init__(self, *, heads: int, key_dim: int, value_dim: int, options: DictionaryOptions) -> None:
         super().__init__()
         self.options = options
-        self.writes = 0  # for tests and metrics: updates since this object was made
+        self.task = 0
         self._recording = False
         self._recorded: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.last_written: tuple[Tensor, Tensor] | None = None
         empty = DictionaryState.empty(1, heads, options.capacity, key_dim, value_dim)
         for name, tensor in empty.state_dict().items():
             self.register_buffer(name, tensor)
         self._names = tuple(empty.state_dict())
+        # The diary: who wrote what, and when. Metrics read it; the operator does not.
+        self.register_buffer("writes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("written", torch.zeros(1, heads, options.capacity, dtype=torch.int64))
+        self.register_buffer("last_write", torch.zeros(heads, options.capacity, dtype=torch.int64))
 
     @property
     def state(self) -> DictionaryState:
@@ -79,13 +96,38 @@ class PersistentDictionary(nn.Module):
         if not recorded:
             return
         k, v, mask = (torch.cat([part.flatten(0, 1) for part in parts])[None] for parts in zip(*recorded, strict=True))
-        self.state, _ = update(self.state, k, v, self.options, mask)
-        self.writes += 1
+        self.state, slots = update(self.state, k, v, self.options, mask)
+        self.last_written = k[0], slots[0]
+        self._note(slots[0].T)
+
+    def begin_task(self, task: int) -> None:
+        """Credit the writes to come to a task, counted from 0."""
+        self.task = task
+        missing = task + 1 - len(self.written)
+        if missing > 0:
+            self.written = torch.cat((self.written, self.written.new_zeros(missing, *self.written.shape[1:])))
 
     def reset(self) -> None:
-        """Empty the dictionary and forget what was recorded."""
+        """Empty the dictionary and its diary, and forget what was recorded; the number of writes goes on."""
         self._recorded = []
         self.state = self.state.reset()
+        self.written = torch.zeros_like(self.written)
+        self.last_write = torch.zeros_like(self.last_write)
+
+    def _note(self, slots: Tensor) -> None:
+        """Enter a write into the diary: the slot of each token, `[H, m]`, -1 for those that were masked."""
+        self.writes = self.writes + 1
+        valid = slots >= 0
+        tokens = torch.zeros_like(self.last_write).scatter_add_(1, slots.clamp(min=0), valid.long())
+        self.written = self.written.index_add(0, self.written.new_tensor([self.task]), tokens[None])
+        self.last_write = torch.where(tokens > 0, self.writes, self.last_write)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load a state; the diary has as many tasks as the one that was saved."""
+        saved = state_dict.get(f"{prefix}written")
+        if saved is not None:
+            self.written = self.written.new_zeros(len(saved), *self.written.shape[1:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def dictionaries(model: nn.Module) -> dict[str, PersistentDictionary]:
