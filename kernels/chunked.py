@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import scan, scan_backward
+from kernels import reading, scan, scan_backward
 from kernels.lines import Block, Grid, Tokens, blocks
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, options_of
@@ -134,7 +134,7 @@ def _call(
     )
     chunk = min(parsed.chunk_size, grid.pending + t)
     most = min(parsed.capacity, int(size.max()) + closes * parsed.chunk_size) if size.numel() else 0
-    scores = chunk * (most + chunk)
+    scores = min(chunk, reading.TILE) * (most + chunk)
     threads = threads_for(b * h * t * (most + chunk), q.device)
     return call, blocks(b, h, scores, threads, shared), threads
 

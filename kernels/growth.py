@@ -57,6 +57,4 @@ def target_size(tokens: Tensor, options: "DictionaryOptions") -> Tensor:
     Returns:
         int64 tensor of the same shape, in `[0, N]`, and at least 1 where a token has come.
     """
-    return torch.minimum(GROWTH[options.growth](tokens, options), torch.full_like(tokens, options.capacity)).maximum(
-        tokens.clamp(max=1)
-    )
+    return GROWTH[options.growth](tokens, options).clamp(max=options.capacity).maximum(tokens.clamp(max=1))

@@ -100,13 +100,14 @@ def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool) -> l
     Args:
         batch: B.
         heads: H.
-        scores: logits per line and chunk.
+        scores: logits that a line holds at a time.
         threads: that will share the blocks; zero for one block that keeps the device busy.
         shared: whether all rows read one dictionary.
     """
     most = batch * heads
     if threads:
         most = max(1, min(-(-batch * heads // threads), _SCORES // max(1, scores)))
+    most = -(-batch * heads // -(-batch * heads // most))  # as many in every block
     if shared:  # rows of one head in one block
         many_rows, many_heads = min(batch, most), max(1, most // batch)
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.numerics import normalise
 
-_TILE = 128  # queries
+TILE = 128  # queries read at a time
 
 
 class Sources(NamedTuple):
@@ -133,11 +133,11 @@ def tiles(x: Sources, queries: int) -> Iterator[tuple[slice, Sources]]:
     share are read in one: their chunks are short, and slices of every row would not lie together.
     """
     m, rows = x.k.shape[1], x.k.shape[0] // x.mu.shape[0]
-    if rows > 1 or queries <= _TILE:
+    if rows > 1 or queries <= TILE:
         yield slice(0, rows * queries), x
         return
-    for first in range(0, queries, _TILE):
-        last = min(first + _TILE, queries)
+    for first in range(0, queries, TILE):
+        last = min(first + TILE, queries)
         seen = m - queries + last
         bias = x.token_bias[:, first:last, :seen]
         yield slice(first, last), x._replace(k=x.k[:, :seen], v=x.v[:, :seen], token_bias=bias)

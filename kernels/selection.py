@@ -15,7 +15,7 @@ from kernels.numerics import counter_hash, gumbel
 from kernels.options import DictionaryOptions
 from kernels.threads import run, threads_for
 
-_TILE = 1 << 18  # similarities that a thread holds at once: a large batch write must not need m x n of them
+_TILE = 1 << 19  # similarities that a thread holds at once: a large batch write must not need m x n of them
 _DEVICE_TILE = 1 << 26  # and another device, which has more to do at a time
 _GROUP = 32
 
@@ -118,28 +118,31 @@ def choose_slots(
             torch.zeros_like(nearest, dtype=torch.bool),
         ), size
 
-    valid = (
-        torch.ones(b, h, m, dtype=torch.bool, device=keys.device) if valid is None else valid[:, None].expand(b, h, m)
-    )
-    # In an empty dictionary the chunk's first valid token becomes slot 0 and counts as old.
-    empty = (size == 0)[..., None]
-    first = valid & (valid.cumsum(-1) == 1) & empty  # [B, H, m], at most one per row and head
-    if bool(empty.any()):
+    everyone = torch.ones(b, h, m, dtype=torch.bool, device=keys.device)
+    valid = everyone if valid is None else valid[:, None].expand(b, h, m)
+    candidates, old, first = valid, size, None
+    if int(size.min()) == 0:  # in an empty dictionary the chunk's first valid token becomes slot 0 and counts as old
+        empty = (size == 0)[..., None]
+        first = valid & (valid.cumsum(-1) == 1) & empty  # [B, H, m], at most one per row and head
         first_key = (keys * first[..., None]).sum(2, keepdim=True)  # [B, H, 1, D]
         to_first = (keys @ first_key.mT).squeeze(-1)
         similarity = torch.where(empty, to_first, similarity)
         nearest = torch.where(empty, 0, nearest)
-
-    candidates = valid & ~first
+        candidates, old, new = valid & ~first, size + first.sum(-1), new - first.sum(-1)
     if options.growth == "novelty":
         candidates = candidates & (similarity < options.novelty_threshold)
-    chosen = _choose_seeds(keys, similarity, candidates, new - first.sum(-1), valid, tokens, options, origin)
-    seeds = chosen | first
-    number = size[..., None] + seeds.cumsum(-1) - 1  # slots in order of position
+        new = new.minimum(candidates.sum(-1))
+
+    seeds = chosen = _choose_seeds(keys, similarity, candidates, new, valid, tokens, options, origin)
     if options.assignment == "all" and bool(chosen.any()):
-        nearest = _match_seeds(keys, chosen, size + first.sum(-1), similarity, nearest)
-    slots = torch.where(seeds, number, nearest)
-    return Assignment(slots.masked_fill(~valid, -1), seeds), size + seeds.sum(-1)
+        nearest = _match_seeds(keys, chosen, old, similarity, nearest)
+    if first is not None:
+        seeds = chosen | first
+    count = seeds.cumsum(-1)
+    slots = torch.where(seeds, size[..., None] - 1 + count, nearest)  # new slots in order of position
+    if valid is not everyone:
+        slots = slots.masked_fill(~valid, -1)
+    return Assignment(slots, seeds), size + count[..., -1]
 
 
 def _nothing(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,10 +170,7 @@ def _choose_seeds(
     options: DictionaryOptions,
     origin: tuple[int, int],
 ) -> Tensor:
-    """At most `wanted [B, H]` of the `candidates [B, H, m]`, bool `[B, H, m]`, by the rule `options.seeds`."""
-    wanted = torch.minimum(wanted, candidates.sum(-1))
-    if not bool((wanted > 0).any()):
-        return torch.zeros_like(candidates)
+    """`wanted [B, H]` of the `candidates [B, H, m]`, who suffice, as bool `[B, H, m]`, by `options.seeds`."""
     if options.seeds == "spread":
         return _lowest(similarity, candidates, wanted)
     b, h, _ = candidates.shape
@@ -203,4 +203,4 @@ def _lowest(rank: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
     """The `count [B, H]` candidates `[B, H, m]` of lowest rank, the earlier position first on ties."""
     order = rank.masked_fill(~candidates, torch.inf).argsort(dim=-1, stable=True)
     taken = torch.arange(rank.shape[-1], device=rank.device) < count[..., None]
-    return torch.zeros_like(candidates).scatter(-1, order, taken) & candidates
+    return torch.empty_like(candidates).scatter_(-1, order, taken)

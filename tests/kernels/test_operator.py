@@ -64,7 +64,7 @@ def test_every_combination_of_options(growth, seeds, assignment, learning_rate):
 def test_outputs_states_and_gradients(cut_small, inputs, options, before, shared):
     with pytest.MonkeyPatch.context() as patch:
         if cut_small:  # so that small inputs too are cut for caches and threads
-            patch.setattr(reading, "_TILE", 2)
+            patch.setattr(reading, "TILE", 2)
             patch.setattr(selection, "_TILE", 40)
             patch.setattr(lines, "_SCORES", 16)
         compare_with_the_reference(inputs, options, before, shared)
