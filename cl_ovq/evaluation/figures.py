@@ -76,7 +76,7 @@ def ownership_figure(censuses: Sequence[Census], title: str) -> Figure:
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("slots per head, by owner")
     axes.set_title(title, fontsize="medium")
-    axes.legend(loc="upper left", fontsize="small")
+    figure.legend(loc="outside right center", fontsize="small")
     return figure
 
 

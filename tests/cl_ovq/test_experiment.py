@@ -26,10 +26,12 @@ def test_the_directory_holds_the_result(run):
         "config": "config.yaml",
         "matrix": "matrix.png",
         "dictionary_growth": "dictionary_growth.png",
+        "dictionary_owners": "dictionary_owners.png",
+        "dictionary_entries": "dictionary_entries.png",
     }
     assert {path.name for path in folder.iterdir()} == set(result.artifacts.values())
     assert yaml.safe_load((folder / "config.yaml").read_text()) == result.config
-    for name in ("matrix.png", "dictionary_growth.png"):
+    for name in (name for name in result.artifacts.values() if name.endswith(".png")):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG"
             assert min(picture.size) > 200
