@@ -20,6 +20,7 @@ def ovq_attention(
     *,
     mask: Tensor | None = None,
     initial_state: DictionaryState | None = None,
+    slot_bias: Tensor | None = None,
     output_final_state: bool = False,
     implementation: str = "auto",
 ) -> tuple[Tensor, DictionaryState | None]:
@@ -29,14 +30,19 @@ def ovq_attention(
     the tokens of its chunk up to and including s, with logit `beta q.k_j`. When a chunk is full its tokens update the
     dictionary. (`gmr` subtracts `beta |mu|^2 / 2` from the logit of a slot and, as |k| = 1, beta / 2 from a token's.)
 
+    k, v and the state may have fewer heads: with G of them, query head h reads the dictionary and the tokens of head
+    h // (H / G), which are not copied.
+
     Args:
         q: `[B, T, H, Dk]`, normalised here.
-        k: `[B, T, H, Dk]`, normalised here.
-        v: `[B, T, H, Dv]`.
+        k: `[B, T, G, Dk]`, normalised here; H is a multiple of G.
+        v: `[B, T, G, Dv]`.
         beta: `[H]` inverse temperature, positive.
         options: of the dictionary.
         mask: `[B, T]` bool, True for valid tokens. A masked token is neither read nor written, and its output is zero.
         initial_state: where to go on from; of B rows, or of one row that all rows start from.
+        slot_bias: `[H]`, added to every slot's logit beside `log c_i`, at every chunk, and not to those of the chunk's
+            own tokens: `log(w / t)` makes a dictionary of t tokens count for w. Minus infinity hides the dictionary.
         output_final_state: whether to return the state after the last token.
         implementation: a name in `IMPLEMENTATIONS`; `auto` chooses by device.
 
@@ -47,21 +53,21 @@ def ovq_attention(
         ValueError: where names, shapes or dtypes do not fit together.
 
     Masked positions count on the chunk grid, so that all rows close their chunks together; growth counts valid tokens.
-    Gradients flow to q, k, v, beta and to the means and pending tokens of the initial state, through the read-out and
-    through the means of all later chunks; the choice of slots carries none.
+    Gradients flow to q, k, v, beta, slot_bias and to the means and pending tokens of the initial state, through the
+    read-out and through the means of all later chunks; the choice of slots carries none.
     """
     check_name("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "triton":
         raise ValueError("implementation 'triton' is not available yet; available: auto, reference, chunked")
     if implementation == "auto":
         implementation = "chunked"
-    b, t, h, dk, dv = _check(q, k, v, beta, mask)
+    b, t, g, dk, dv = _check(q, k, v, beta, slot_bias, mask)
     dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
     if mask is None:
         mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
     if initial_state is None:
-        initial_state = DictionaryState.empty(b, h, options.capacity, dk, dv, dtype, q.device)
-    check_fits(initial_state, options, h, dk, dv)
+        initial_state = DictionaryState.empty(b, g, options.capacity, dk, dv, dtype, q.device)
+    check_fits(initial_state, options, g, dk, dv)
     if initial_state.keys.dtype != dtype:
         raise ValueError(f"the state's means are {initial_state.keys.dtype}, these inputs need {dtype}")
     if initial_state.pending >= options.chunk_size:
@@ -73,22 +79,35 @@ def ovq_attention(
     if implementation == "reference":
         with torch.autocast(q.device.type, enabled=False):
             q, k, beta = q.to(dtype), k.to(dtype), beta.to(dtype)
-            o, final = reference.attention(q, k, v.to(dtype), beta, options, mask, initial_state.expand(b))
+            bias = None if slot_bias is None else slot_bias.to(dtype)
+            o, final = reference.attention(q, k, v.to(dtype), beta, bias, options, mask, initial_state.expand(b))
         return o.to(v.dtype), final if output_final_state else None
-    return chunked.attention(q, k, v, beta, options, mask, initial_state, output_final_state)
+    return chunked.attention(q, k, v, beta, slot_bias, options, mask, initial_state, output_final_state)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, mask: Tensor | None) -> tuple[int, int, int, int, int]:
-    """B, T, H, Dk, Dv, or a ValueError that says which shape does not fit."""
-    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, slot_bias: Tensor | None, mask: Tensor | None
+) -> tuple[int, int, int, int, int]:
+    """B, T, G, Dk, Dv, or a ValueError that says which shape does not fit."""
+    four = q.dim() == k.dim() == v.dim() == 4
+    if not four or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3] or v.shape[:3] != k.shape[:3]:
         raise ValueError(
-            f"expected q and k [B, T, H, Dk] and v [B, T, H, Dv], got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+            "expected q [B, T, H, Dk], k [B, T, G, Dk] and v [B, T, G, Dv], got "
+            f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
-    b, t, h, dk = q.shape
+    b, t, g, dk = k.shape
+    h = q.shape[2]
+    if h != g and (g == 0 or h % g):
+        raise ValueError(f"q has {h} heads, k and v have {g}: the query heads must be a multiple of the others")
     if beta.shape != (h,):
         raise ValueError(f"beta must have shape [{h}], one inverse temperature per head, got {list(beta.shape)}")
+    if slot_bias is not None and (slot_bias.shape != (h,) or not slot_bias.is_floating_point()):
+        raise ValueError(
+            f"slot_bias must be floating of shape [{h}], one number per head of q, "
+            f"got {slot_bias.dtype} {list(slot_bias.shape)}"
+        )
     if mask is not None and (mask.shape != (b, t) or mask.dtype != torch.bool):
         raise ValueError(f"mask must be bool [{b}, {t}], got {mask.dtype} {list(mask.shape)}")
     if not all(x.is_floating_point() for x in (q, k, v, beta)):
         raise ValueError(f"q, k, v and beta must be floating, got {q.dtype}, {k.dtype}, {v.dtype}, {beta.dtype}")
-    return b, t, h, dk, v.shape[-1]
+    return b, t, g, dk, v.shape[-1]

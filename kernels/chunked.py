@@ -4,8 +4,8 @@
 `ovq::attention_backward`. What both do is in `scan` and `scan_backward`; here is what makes them operators: tensors
 in, tensors out, shapes without data, and the state put together around them.
 
-Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `p` pending positions,
-`B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
+Letters: `B` rows, `T` tokens, `H` query heads, `G` key/value heads, `Dk`/`Dv` key and value size, `N` capacity, `L`
+chunk, `p` pending positions, `B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
 """
 
 from functools import partial
@@ -29,6 +29,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     options: DictionaryOptions,
     mask: Tensor,
     state: DictionaryState,
@@ -44,12 +45,14 @@ def attention(
     # The last chunk's update serves the final state alone.
     closes = (p + t) // length if output_final_state else max(p + t - 1, 0) // length
     inputs = (q, k, v, beta, state.keys, state.values, state.pending_keys, state.pending_values)
-    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    learned = inputs if slot_bias is None else (*inputs, slot_bias)
+    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in learned)
     o, means, counts, size, _, _ = torch.ops.ovq.attention(
         q,
         k,
         v,
         beta,
+        slot_bias,
         mask,
         state.counts,
         state.keys,
@@ -97,6 +100,7 @@ def _call(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     mask: Tensor,
     counts: Tensor,
     keys: Tensor,
@@ -113,7 +117,8 @@ def _call(
 
     Autograd is told about none of it, so tensors are detached: threads of a block's own would record otherwise.
     """
-    b, t, h, _ = q.shape
+    (b, t, h, _), g = q.shape, k.shape[2]
+    group = h // g
     parsed = options_of(options)
     grid = Grid(pending_mask.shape[1], t, parsed.chunk_size)
     shared = closes == 0 and keys.shape[0] == 1 and b > 1
@@ -127,6 +132,7 @@ def _call(
         q.detach(),
         Tokens(k.detach(), v.detach(), mask, pending_k, pending_v, pending_mask, all_valid),
         beta.detach().to(keys.dtype),
+        None if slot_bias is None else slot_bias.detach().to(keys.dtype),
         Dictionary(counts, keys.detach(), values.detach(), size, tokens),
         parsed,
         grid,
@@ -134,9 +140,9 @@ def _call(
     )
     chunk = min(parsed.chunk_size, grid.pending + t)
     most = min(parsed.capacity, int(size.max()) + closes * parsed.chunk_size) if size.numel() else 0
-    scores = min(chunk, reading.TILE) * (most + chunk)
+    scores = min(chunk * group, reading.TILE) * (most + chunk)
     threads = threads_for(b * h * t * (most + chunk), q.device)
-    return call, blocks(b, h, scores, threads, shared), threads
+    return call, blocks(b, g, group, scores, threads, shared), threads
 
 
 def _attention(
@@ -144,6 +150,7 @@ def _attention(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     mask: Tensor,
     counts: Tensor,
     keys: Tensor,
@@ -158,7 +165,7 @@ def _attention(
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, Dv]` and, where chunks close, what `scan.Walk` holds; the last two only to `differentiate`."""
-    arguments = (q, k, v, beta, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
+    arguments = (q, k, v, beta, slot_bias, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
     outputs = _outputs(*arguments, options, closes, differentiate)
     if not q.numel() and not v.numel():
         return outputs
@@ -178,6 +185,7 @@ def _outputs(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     mask: Tensor,
     counts: Tensor,
     keys: Tensor,
@@ -192,7 +200,7 @@ def _outputs(
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs of the right shapes, to be filled."""
-    b, t, h, dk = k.shape
+    b, t, g, dk = k.shape
     dv = v.shape[-1]
     parsed = options_of(options)
     n, length = parsed.capacity, parsed.chunk_size
@@ -200,13 +208,13 @@ def _outputs(
     chunks = (pending_mask.shape[1] + t + length - 1) // length
     snapshots = (chunks - 1) // scan.segment_length(parsed) if closes and differentiate else 0
     return (
-        v.new_empty(b, t, h, dv),
-        keys.new_zeros(rows, h, n, dk + dv),
-        counts.new_zeros(rows, h, n),
-        size.new_zeros(rows, h),
-        counts.new_zeros(rows, h, closes * length if differentiate else 0, dtype=torch.int32),
+        v.new_empty(b, t, q.shape[2], dv),
+        keys.new_zeros(rows, g, n, dk + dv),
+        counts.new_zeros(rows, g, n),
+        size.new_zeros(rows, g),
+        counts.new_zeros(rows, g, closes * length if differentiate else 0, dtype=torch.int32),
         # Zeros that nobody touches take no memory, and most of a snapshot of a dictionary that still grows is such.
-        keys.new_zeros(snapshots, rows, h, n, dk + dv),
+        keys.new_zeros(snapshots, rows, g, n, dk + dv),
     )
 
 
@@ -217,6 +225,7 @@ def _attention_backward(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     mask: Tensor,
     counts: Tensor,
     keys: Tensor,
@@ -231,9 +240,9 @@ def _attention_backward(
     options: str,
     closes: int,
     wants_means: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, beta `[B, H]`, pending keys and values `[B, p, H, .]`, and means `[B or B', H, N, D]`."""
-    arguments = (q, k, v, beta, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, beta and slot bias `[B, H]`, pending keys and values, and means `[B or B', G, N, D]`."""
+    arguments = (q, k, v, beta, slot_bias, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
     outputs = _gradients(d_o, d_means, *arguments, slots, snapshots, options, closes, wants_means)
     if not q.numel() and not v.numel():
         return outputs
@@ -259,6 +268,7 @@ def _gradients(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
+    slot_bias: Tensor | None,
     mask: Tensor,
     counts: Tensor,
     keys: Tensor,
@@ -273,9 +283,9 @@ def _gradients(
     options: str,
     closes: int,
     wants_means: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the right shapes, to be filled."""
-    b, _, h, dk = q.shape
+    (b, _, h, dk), g = q.shape, k.shape[2]
     p = pending_mask.shape[1]
     rows = (b if closes else keys.shape[0]) if wants_means else 0
     return (
@@ -283,9 +293,10 @@ def _gradients(
         torch.empty_like(k, memory_format=torch.contiguous_format),
         torch.empty_like(v, memory_format=torch.contiguous_format),
         keys.new_zeros(b, h),
-        keys.new_zeros(b, p, h, dk),
-        keys.new_zeros(b, p, h, v.shape[-1]),
-        keys.new_zeros(rows, h, keys.shape[2], dk + v.shape[-1]),
+        keys.new_zeros(0 if slot_bias is None else b, h),
+        keys.new_zeros(b, p, g, dk),
+        keys.new_zeros(b, p, g, v.shape[-1]),
+        keys.new_zeros(rows, g, keys.shape[2], dk + v.shape[-1]),
     )
 
 
@@ -299,15 +310,15 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _differentiate(
     ctx: Any, d_o: Tensor | None, d_means: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the operator's sixteen arguments."""
+    """Gradients of the operator's seventeen arguments."""
     *arguments, slots, snapshots = ctx.saved_tensors
-    q, _, v, beta = arguments[:4]
-    keys, pending_k = arguments[6], arguments[10]
-    wanted = ctx.needs_input_grad
+    q, _, v, beta, slot_bias = arguments[:5]
+    keys, pending_k = arguments[7], arguments[11]
+    wants_means = ctx.needs_input_grad[7] or ctx.needs_input_grad[8]
     if d_o is None:
-        d_o = torch.zeros_like(v)
+        d_o = v.new_zeros(*q.shape[:3], v.shape[-1])
     dk = q.shape[-1]
-    d_q, d_k, d_v, d_beta, d_pending_k, d_pending_v, d_initial = torch.ops.ovq.attention_backward(
+    d_q, d_k, d_v, d_beta, d_slot_bias, d_pending_k, d_pending_v, d_initial = torch.ops.ovq.attention_backward(
         d_o,
         d_means if ctx.closes else None,
         *arguments,
@@ -315,9 +326,9 @@ def _differentiate(
         snapshots,
         ctx.options,
         ctx.closes,
-        wanted[6] or wanted[7],
+        wants_means,
     )
-    d_initial = _to_rows(d_initial, keys.shape[0]) if wanted[6] or wanted[7] else None
+    d_initial = _to_rows(d_initial, keys.shape[0]) if wants_means else None
     d_pending_k, d_pending_v = (_to_rows(x, pending_k.shape[0]) for x in (d_pending_k, d_pending_v))
     none = (None,) * 2
     return (
@@ -325,6 +336,7 @@ def _differentiate(
         d_k,
         d_v,
         d_beta.sum(0).to(beta.dtype),
+        None if slot_bias is None else d_slot_bias.sum(0).to(slot_bias.dtype),
         *none,  # mask, counts
         None if d_initial is None else d_initial[..., :dk],
         None if d_initial is None else d_initial[..., dk:],

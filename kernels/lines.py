@@ -1,10 +1,11 @@
-"""How a call is cut into pieces of work: lines (one row and head each) across, chunks along.
+"""How a call is cut into pieces of work: lines (one row and key/value head each) across, chunks along.
 
 Lines do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its own
 work, which on a CPU is much faster than many threads inside each small matrix product.
 
-Letters: `B` rows, `H` heads, `T` new tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block
-(rows and heads, in either order), `m` tokens of a chunk.
+Letters: `B` rows, `H` query heads, `G` key/value heads, `g = H / G` query heads that read one dictionary, `T` new
+tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block (rows and key/value heads, in either
+order), `m` tokens of a chunk, `s` of them with queries.
 """
 
 from collections.abc import Iterator
@@ -46,11 +47,11 @@ class Tokens(NamedTuple):
     """Keys, values and mask, pending ones apart because their keys are normalised already.
 
     Args:
-        k: `[B, T, H, Dk]`.
-        v: `[B, T, H, Dv]`.
+        k: `[B, T, G, Dk]`.
+        v: `[B, T, G, Dv]`.
         mask: `[B, T]`.
-        pending_k: `[B, p, H, Dk]`.
-        pending_v: `[B, p, H, Dv]`.
+        pending_k: `[B, p, G, Dk]`.
+        pending_v: `[B, p, G, Dv]`.
         pending_mask: `[B, p]`.
         all_valid: whether no token is masked.
     """
@@ -65,41 +66,51 @@ class Tokens(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some rows and heads. `shared` puts heads first: all rows of a head then read one dictionary."""
+    """Some rows and key/value heads, each with `group` query heads.
+
+    `shared` puts heads first: all rows of a head then read one dictionary.
+    """
 
     rows: slice
     heads: slice
+    group: int
     shared: bool
 
     def view(self, x: Tensor) -> Tensor:
-        """`[B, T, H, D]` as `[X, Y, T, D]` of this block."""
+        """`[B, T, G, ...]` as `[X, Y, T, ...]` of this block."""
         x = x[self.rows, :, self.heads]
-        return x.permute(2, 0, 1, 3) if self.shared else x.permute(0, 2, 1, 3)
+        return x.movedim(2, 0) if self.shared else x.transpose(1, 2)
+
+    def view_queries(self, x: Tensor) -> Tensor:
+        """`[B, T, H, D]` as `[X, Y, T, g, D]`: a group's members side by side, so that tokens are rows in order."""
+        return self.view(x.unflatten(2, (-1, self.group)))
 
     def row_view(self, x: Tensor) -> Tensor:
         """`[B, T]` so that it broadcasts against `[X, Y, T]`."""
         return x[self.rows][None] if self.shared else x[self.rows][:, None]
 
     def head_view(self, x: Tensor) -> Tensor:
-        """`[H]` so that it broadcasts against `[X, Y, 1, 1]`."""
-        return x[self.heads].view(-1, 1, 1, 1) if self.shared else x[self.heads].view(1, -1, 1, 1)
+        """`[H]` so that it broadcasts against `[X, Y, g, 1]`."""
+        x = x.unflatten(0, (-1, self.group))[self.heads]
+        return x[:, None, :, None] if self.shared else x[None, :, :, None]
 
     def view_lines(self, x: Tensor) -> Tensor:
-        """`[B, H, ...]` as `[X, Y, ...]`."""
+        """`[B, G, ...]` as `[X, Y, ...]`."""
         x = x[self.rows, self.heads]
         return x.transpose(0, 1) if self.shared else x
 
     def dictionaries(self, x: Tensor) -> Tensor:
-        """`[B' , H, ...]` of a dictionary as `[X, Y or 1, ...]`."""
+        """`[B', G, ...]` of a dictionary as `[X, Y or 1, ...]`."""
         return x[:, self.heads].transpose(0, 1) if self.shared else x[self.rows, self.heads]
 
 
-def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool) -> list[Block]:
+def blocks(batch: int, heads: int, group: int, scores: int, threads: int, shared: bool) -> list[Block]:
     """All lines of a call in blocks.
 
     Args:
         batch: B.
-        heads: H.
+        heads: G.
+        group: g.
         scores: logits that a line holds at a time.
         threads: that will share the blocks; zero for one block that keeps the device busy.
         shared: whether all rows read one dictionary.
@@ -113,7 +124,7 @@ def blocks(batch: int, heads: int, scores: int, threads: int, shared: bool) -> l
     else:
         many_rows, many_heads = max(1, most // heads), min(heads, most)
     return [
-        Block(slice(b, min(b + many_rows, batch)), slice(h, min(h + many_heads, heads)), shared)
+        Block(slice(b, min(b + many_rows, batch)), slice(h, min(h + many_heads, heads)), group, shared)
         for b in range(0, batch, many_rows)
         for h in range(0, heads, many_heads)
     ]
@@ -157,17 +168,17 @@ def chunk_mask(block: Block, tokens: Tokens, grid: Grid, index: int) -> Tensor |
 
 
 def load_queries(q: Tensor, scale: Tensor, valid: Tensor | None, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Normalised queries `q [X, Y, s, Dk]` times `scale`, contiguous, and their inverse norms; zero where not valid.
+    """Normalised queries `q [X, Y, s, g, Dk]` times `scale`, contiguous, and their inverse norms; zero if not valid.
 
     Args:
         q: of any layout.
-        scale: broadcasts against `[X, Y, 1, 1]`.
+        scale: broadcasts against `[X, Y, 1, g, 1]`.
         valid: of the chunk, bool, broadcasts against `[X, Y, m]` with the queries last; None if all are.
         scratch: buffers.
     """
     q = q.to(scale.dtype)
     if valid is not None:
-        q = q.masked_fill(~valid[..., -q.shape[2] :, None], 0.0)
+        q = q.masked_fill(~valid[..., -q.shape[2] :, None, None], 0.0)
     inverse = inverse_norm(q)
     out = scratch.take("queries", q, *q.shape)
     return torch.mul(q, inverse * scale, out=out), inverse

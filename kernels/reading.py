@@ -1,9 +1,11 @@
 """The read of one chunk: one softmax over slots and tokens, as matrix products, with its gradient.
 
-Dictionaries may be shared: `R` rows of queries and tokens read each of `G` dictionaries (R = 1 when every row has its
-own), so that the product with the slots is one for all of them.
+Dictionaries may be shared: `R` rows of queries and tokens read each of `E` dictionaries (R = 1 when every row has its
+own), so that the product with the slots is one for all of them. A group of `g` query heads that have one key/value head
+are so many queries at each position, side by side.
 
-Letters: `G` dictionaries, `R` rows of each, `s` queries and `m` tokens of a row's chunk, `n` slots, `Dk`/`Dv` sizes.
+Letters: `E` dictionaries, `R` rows of each, `s` queries (g at each position) and `m` tokens of a row's chunk, `n`
+slots, `Dk`/`Dv` sizes.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,12 +23,13 @@ class Sources(NamedTuple):
     """What the queries of a chunk see.
 
     Args:
-        mu: `[G, n, Dk]` key means as the read-out uses them.
-        nu: `[G, n, Dv]` value means.
-        slot_bias: `[G, 1, n]` what is added to a slot's logit; minus infinity hides it.
-        k: `[G R, m, Dk]` normalised keys.
-        v: `[G R, m, Dv]`.
-        token_bias: `[G R or 1, s, m]`, minus infinity where a query does not see a token.
+        mu: `[E, n, Dk]` key means as the read-out uses them.
+        nu: `[E, n, Dv]` value means.
+        slot_bias: `[E, g or 1, n]` what is added to a slot's logit, by member of the group where they differ; minus
+            infinity hides it.
+        k: `[E R, m, Dk]` normalised keys.
+        v: `[E R, m, Dv]`.
+        token_bias: `[E R or 1, s, m]`, minus infinity where a query does not see a token.
     """
 
     mu: Tensor
@@ -59,19 +62,24 @@ class Scratch:
         return self._made[name][1]
 
 
-def slot_sources(keys: Tensor, counts: Tensor, beta: Tensor, read_out: str) -> tuple[Tensor, Tensor]:
+def slot_sources(
+    keys: Tensor, counts: Tensor, beta: Tensor, added: Tensor | None, read_out: str
+) -> tuple[Tensor, Tensor]:
     """Key means as the read-out uses them, and the bias of their logits.
 
     Args:
         keys: `[..., n, Dk]`.
         counts: `[..., n]` int64.
-        beta: broadcasts against `[..., 1, 1]`.
+        beta: broadcasts against `[..., g, 1]`.
+        added: to the logits of all slots, likewise; None adds nothing.
         read_out: a name in `READ_OUTS`.
 
     Returns:
-        `[..., n, Dk]`, `[..., 1, n]`.
+        `[..., n, Dk]`; `[..., g, n]`, or `[..., 1, n]` where all members of a group have the same.
     """
     bias = counts.to(keys.dtype).log()[..., None, :]
+    if added is not None:
+        bias = bias + added
     if read_out == "unit":
         return normalise(keys), bias
     if read_out == "gmr":
@@ -84,14 +92,15 @@ def half_square(x: Tensor) -> Tensor:
     return (x.square().sum(-1) / 2)[..., None, :]
 
 
-def visibility(queries: int, tokens: int, valid: Tensor | None, like: Tensor) -> Tensor:
+def visibility(queries: int, group: int, tokens: int, valid: Tensor | None, like: Tensor) -> Tensor:
     """Bias of the chunk's own tokens for its last `queries` positions: 0 where seen, minus infinity where not.
 
     Every query sees its own position even where that is masked, so that no softmax is empty; the output there is set
     to zero later.
 
     Args:
-        queries: s.
+        queries: positions that ask.
+        group: g, queries at each.
         tokens: m.
         valid: bool `[..., m]`, or None if all are.
         like: gives dtype and device.
@@ -103,44 +112,48 @@ def visibility(queries: int, tokens: int, valid: Tensor | None, like: Tensor) ->
     if valid is not None:
         own = torch.ones_like(seen).tril(tokens - queries) & torch.ones_like(seen).triu(tokens - queries)
         seen = (seen & valid[..., None, :]) | own
-    return like.new_zeros(()).where(seen, -torch.inf)
+    bias = like.new_zeros(()).where(seen, -torch.inf)
+    return bias if group == 1 else bias.repeat_interleave(group, -2)
 
 
 def attend(q: Tensor, x: Sources, scratch: Scratch) -> Tensor:
-    """Softmax weights `[G, R s, n + m]` of queries `q [G, R s, Dk]`, which beta has scaled."""
-    g, rs, _ = q.shape
-    n, (gr, m, _) = x.mu.shape[1], x.k.shape
-    weights = scratch.take("weights", q, g, rs, n + m)
-    own = weights.view(gr, -1, n + m)[..., n:]
-    if n:
-        torch.baddbmm(x.slot_bias, q, x.mu.mT, out=weights[..., :n])
-    torch.baddbmm(x.token_bias.expand_as(own), q.view(gr, -1, q.shape[-1]), x.k.mT, out=own)
+    """Softmax weights `[E, R s, n + m]` of queries `q [E, R s, Dk]`, which beta has scaled."""
+    n, (lines, m, _) = x.mu.shape[1], x.k.shape
+    weights = scratch.take("weights", q, *q.shape[:2], n + m)
+    own = weights.view(lines, -1, n + m)[..., n:]
+    of_slots, group = weights[..., :n], x.slot_bias.shape[1]
+    if n and group == 1:
+        torch.baddbmm(x.slot_bias, q, x.mu.mT, out=of_slots)
+    elif n:
+        of_slots.unflatten(1, (-1, group)).copy_(x.slot_bias[:, None])
+        of_slots.baddbmm_(q, x.mu.mT)
+    torch.baddbmm(x.token_bias.expand_as(own), q.view(lines, -1, q.shape[-1]), x.k.mT, out=own)
     return torch.softmax(weights, -1, out=weights)
 
 
 def combine(weights: Tensor, x: Sources, out: Tensor) -> None:
-    """Outputs `[G, R s, Dv]` under these weights, into `out`."""
+    """Outputs `[E, R s, Dv]` under these weights, into `out`."""
     n = x.mu.shape[1]
-    gr = x.k.shape[0]
+    lines = x.k.shape[0]
     torch.bmm(weights[..., :n], x.nu, out=out)
-    out.view(gr, -1, out.shape[-1]).baddbmm_(weights.view(gr, -1, weights.shape[-1])[..., n:], x.v)
+    out.view(lines, -1, out.shape[-1]).baddbmm_(weights.view(lines, -1, weights.shape[-1])[..., n:], x.v)
 
 
-def tiles(x: Sources, queries: int) -> Iterator[tuple[slice, Sources]]:
-    """A row's `queries` in slices, with what each slice sees.
+def tiles(x: Sources, queries: int, group: int) -> Iterator[tuple[slice, Sources]]:
+    """The queries of a row's `queries` positions, `group` at each, in slices, with what each slice sees.
 
     The scores of a slice stay in a core's cache, and tokens later than its last are left out. Dictionaries that rows
     share are read in one: their chunks are short, and slices of every row would not lie together.
     """
     m, rows = x.k.shape[1], x.k.shape[0] // x.mu.shape[0]
-    if rows > 1 or queries <= TILE:
-        yield slice(0, rows * queries), x
+    if rows > 1 or queries * group <= TILE:
+        yield slice(0, rows * queries * group), x
         return
-    for first in range(0, queries, TILE):
-        last = min(first + TILE, queries)
-        seen = m - queries + last
-        bias = x.token_bias[:, first:last, :seen]
-        yield slice(first, last), x._replace(k=x.k[:, :seen], v=x.v[:, :seen], token_bias=bias)
+    step = max(1, TILE // group)
+    for first in range(0, queries, step):
+        last = min(first + step, queries)
+        seen, tile = m - queries + last, slice(first * group, last * group)
+        yield tile, x._replace(k=x.k[:, :seen], v=x.v[:, :seen], token_bias=x.token_bias[:, tile, :seen])
 
 
 def attend_backward(
@@ -158,25 +171,25 @@ def attend_backward(
     """Gradient of `combine(attend(q, x), x)`; those of the sources are added to what is given.
 
     Args:
-        gradient: `[G, R s, Dv]` of the outputs.
-        q: `[G, R s, Dk]` scaled.
+        gradient: `[E, R s, Dv]` of the outputs.
+        q: `[E, R s, Dk]` scaled.
         weights: what `attend` gave.
         x: what it read.
         scratch: buffers.
-        d_q: `[G, R s, Dk]`, filled with the gradient of q.
-        add_mu: `[G, n, Dk]`; None if nobody wants it.
-        add_nu: `[G, n, Dv]`; None if nobody wants it.
-        add_k: `[G R, m, Dk]`.
-        add_v: `[G R, m, Dv]`.
+        d_q: `[E, R s, Dk]`, filled with the gradient of q.
+        add_mu: `[E, n, Dk]`; None if nobody wants it.
+        add_nu: `[E, n, Dv]`; None if nobody wants it.
+        add_k: `[E R, m, Dk]`.
+        add_v: `[E R, m, Dv]`.
 
     Returns:
-        Gradient `[G, R s, n + m]` of the logits, a buffer that the next read overwrites.
+        Gradient `[E, R s, n + m]` of the logits, a buffer that the next read overwrites.
     """
     n = x.mu.shape[1]
-    gr = x.k.shape[0]
+    lines = x.k.shape[0]
     d = scratch.take("gradients", q, *weights.shape)
-    d_own, own = (t.view(gr, -1, t.shape[-1])[..., n:] for t in (d, weights))
-    gradient_rows, q_rows = (t.view(gr, -1, t.shape[-1]) for t in (gradient, q))
+    d_own, own = (t.view(lines, -1, t.shape[-1])[..., n:] for t in (d, weights))
+    gradient_rows, q_rows = (t.view(lines, -1, t.shape[-1]) for t in (gradient, q))
     torch.bmm(gradient, x.nu.mT, out=d[..., :n])
     torch.bmm(gradient_rows, x.v.mT, out=d_own)
     if add_nu is not None:
@@ -186,7 +199,7 @@ def attend_backward(
     d.mul_(weights)
     d.addcmul_(weights, d.sum(-1, keepdim=True), value=-1)
     torch.bmm(d[..., :n], x.mu, out=d_q)
-    d_q.view(gr, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
+    d_q.view(lines, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
     if add_mu is not None:
         add_mu.baddbmm_(d[..., :n].mT, q)
     add_k.baddbmm_(d_own.mT, q_rows)

@@ -4,8 +4,8 @@ Online Vector Quantized Attention, Alonso, Figliolia, Millidge 2026, arXiv 2602.
 token at a time; every tensor here is a vector or a list of them. A query is computed from the same numbers in the same
 order whatever pieces the sequence comes in, so results do not change by a bit with the split.
 
-Letters: `B` rows, `T` tokens, `H` heads, `Dk`/`Dv` key and value size, `N` capacity, `L` chunk, `n` slots in use, `m`
-valid tokens of a chunk.
+Letters: `B` rows, `T` tokens, `H` query heads, `G` key/value heads, `Dk`/`Dv` key and value size, `N` capacity, `L`
+chunk, `n` slots in use, `m` valid tokens of a chunk.
 """
 
 import math
@@ -37,7 +37,13 @@ class Slots:
 
 
 def read(
-    q: Tensor, slots: Slots, keys: list[Tensor], values: list[Tensor], beta: Tensor, options: DictionaryOptions
+    q: Tensor,
+    slots: Slots,
+    keys: list[Tensor],
+    values: list[Tensor],
+    beta: Tensor,
+    slot_bias: Tensor,
+    options: DictionaryOptions,
 ) -> Tensor:
     """One query's output: one softmax over the slots and the chunk's tokens so far.
 
@@ -47,6 +53,7 @@ def read(
         keys: normalised keys `[Dk]` of the valid tokens of the chunk up to and including the query's own.
         values: their values `[Dv]`.
         beta: inverse temperature, a scalar.
+        slot_bias: a scalar that every slot's logit gets beside the logarithm of its count.
         options: read-out.
     """
     logits, seen = [], []
@@ -57,7 +64,7 @@ def read(
             similarity = dot(q, normalise(mu))
         else:  # gmr: log of a Gaussian at distance |q - mu|, without what all components share
             similarity = dot(q, mu) - dot(mu, mu) / 2
-        logits.append(beta * similarity + math.log(c))
+        logits.append(beta * similarity + math.log(c) + slot_bias)
         seen.append(nu)
     for k, v in zip(keys, values, strict=True):
         # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.
@@ -188,15 +195,23 @@ def learning_rate(a: int, c: int, options: DictionaryOptions) -> float:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, options: DictionaryOptions, mask: Tensor, state: DictionaryState
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    slot_bias: Tensor | None,
+    options: DictionaryOptions,
+    mask: Tensor,
+    state: DictionaryState,
 ) -> tuple[Tensor, DictionaryState]:
     """OVQ attention of a whole sequence; plain autograd differentiates it.
 
     Args:
         q: `[B, T, H, Dk]` in the state's dtype, like k, v and beta.
-        k: `[B, T, H, Dk]`.
-        v: `[B, T, H, Dv]`.
+        k: `[B, T, G, Dk]`.
+        v: `[B, T, G, Dv]`.
         beta: `[H]`.
+        slot_bias: `[H]`; None is zero.
         options: of the dictionary.
         mask: `[B, T]` bool, True for valid tokens.
         state: of B rows.
@@ -204,7 +219,10 @@ def attention(
     Returns:
         Output `[B, T, H, Dv]`, and the state after the T tokens.
     """
-    b, t, h, _ = q.shape
+    (b, t, h, _), heads = q.shape, k.shape[2]
+    group = h // heads  # query heads that read one dictionary
+    if slot_bias is None:
+        slot_bias = torch.zeros_like(beta)
     p, length = state.pending, options.chunk_size
     q, k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (q, k, v))  # whatever masked tokens hold
     valid = torch.cat([state.pending_mask, mask], 1)
@@ -212,7 +230,7 @@ def attention(
 
     outputs, pending_keys, pending_values, dictionaries = [], [], [], []
     for row in range(b):
-        for head in range(h):
+        for head in range(heads):
             slots = Slots(state, row, head)
             chunk: list[tuple[Tensor, Tensor, bool]] = []  # key, value and validity of the open chunk's positions
             for s in range(p + t):
@@ -223,10 +241,10 @@ def attention(
                 chunk.append((key, value, bool(valid[row, s])))
                 keys = [key for key, _, is_valid in chunk if is_valid]
                 values = [value for _, value, is_valid in chunk if is_valid]
-                if s >= p:
-                    query = normalise(q[row, s - p, head])
+                for i in range(head * group, (head + 1) * group) if s >= p else ():
+                    query = normalise(q[row, s - p, i])
                     o = (
-                        read(query, slots, keys, values, beta[head], options)
+                        read(query, slots, keys, values, beta[i], slot_bias[i], options)
                         if valid[row, s]
                         else torch.zeros_like(value)
                     )
@@ -239,17 +257,17 @@ def attention(
             dictionaries.append(slots)
 
     def by_position(vectors: list[Tensor], like: Tensor, positions: int) -> Tensor:
-        """Vectors in order of row, head and position as `[B, positions, H, D]`."""
+        """Vectors in order of row, head and position as `[B, positions, G, D]`, those of a group side by side."""
         if not vectors:
             return like[:, :positions]
-        return torch.stack(vectors).view(b, h, positions, -1).transpose(1, 2)
+        return torch.stack(vectors).view(b, heads, positions, -1).transpose(1, 2)
 
     final = _collect(dictionaries, state).replace(
         pending_keys=by_position(pending_keys, k, kept),
         pending_values=by_position(pending_values, v, kept),
         pending_mask=valid[:, p + t - kept :],
     )
-    return by_position(outputs, v, t), final
+    return by_position(outputs, v, t).reshape(b, t, h, v.shape[-1]), final
 
 
 def update(

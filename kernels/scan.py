@@ -25,10 +25,10 @@ class Dictionary(NamedTuple):
     """Dictionaries of all rows and heads, or of one row that all share.
 
     Args:
-        counts: `[B, H, N]` int64.
-        keys: `[B, H, N, Dk]`.
-        values: `[B, H, N, Dv]`.
-        size: `[B, H]` int64.
+        counts: `[B, G, N]` int64.
+        keys: `[B, G, N, Dk]`.
+        values: `[B, G, N, Dv]`.
+        size: `[B, G]` int64.
         tokens: `[B]` int64.
     """
 
@@ -43,11 +43,11 @@ class Walk(NamedTuple):
     """What a forward walk leaves behind, of all rows and heads; a block fills its part.
 
     Args:
-        means: `[B, H, N, D]` keys beside values after the last update.
-        counts: `[B, H, N]` int64.
-        size: `[B, H]` int64.
-        slots: `[B, H, closes L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the slot.
-        snapshots: `[segments - 1, B, H, N, D]` means at the start of every segment but the first.
+        means: `[B, G, N, D]` keys beside values after the last update.
+        counts: `[B, G, N]` int64.
+        size: `[B, G]` int64.
+        slots: `[B, G, closes L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the slot.
+        snapshots: `[segments - 1, B, G, N, D]` means at the start of every segment but the first.
     """
 
     means: Tensor
@@ -63,6 +63,7 @@ class Call(NamedTuple):
     q: Tensor
     tokens: Tokens
     beta: Tensor
+    slot_bias: Tensor | None
     dictionary: Dictionary
     options: DictionaryOptions
     grid: Grid
@@ -113,18 +114,20 @@ def sources(
     scratch: Scratch,
 ) -> Sources:
     """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, of the dictionary and of the chunk."""
-    m, dk = kv.shape[2], call.q.shape[-1]
+    m, dk, group = kv.shape[2], call.q.shape[-1], block.group
     read_out = call.options.read_out
     beta = block.head_view(call.beta)
-    mu, slot_bias = reading.slot_sources(dictionary.keys, dictionary.counts, beta, read_out)
+    added = None if call.slot_bias is None else block.head_view(call.slot_bias)
+    mu, slot_bias = reading.slot_sources(dictionary.keys, dictionary.counts, beta, added, read_out)
     if valid is None:
-        token_bias = scratch.once("visibility", (queries, m), lambda: reading.visibility(queries, m, None, kv))
+        token_bias = scratch.once("visibility", (queries, m), lambda: reading.visibility(queries, group, m, None, kv))
     else:
-        token_bias = reading.visibility(queries, m, valid, kv)
+        token_bias = reading.visibility(queries, group, m, valid, kv)
     if read_out == "gmr":
-        token_bias = token_bias - beta * reading.half_square(kv[..., :dk])
+        of_tokens = (beta * reading.half_square(kv[..., :dk]))[:, :, None]
+        token_bias = (token_bias.unflatten(-2, (queries, group)) - of_tokens).flatten(2, 3)
     if token_bias.dim() == 4:
-        token_bias = token_bias.expand(*kv.shape[:2], queries, m).flatten(0, 1)
+        token_bias = token_bias.expand(*kv.shape[:2], queries * group, m).flatten(0, 1)
     tokens = kv.flatten(0, 1)
     nu = dictionary.values.flatten(0, 1)
     return Sources(mu.flatten(0, 1), nu, slot_bias.flatten(0, 1), tokens[..., :dk], tokens[..., dk:], token_bias)
@@ -135,14 +138,15 @@ def read_chunk(
 ) -> None:
     """Write the outputs of chunk `index` into `o [B, T, H, Dv]`."""
     positions = call.grid.queries(index)
-    q, _ = load_queries(block.view(call.q)[:, :, positions], block.head_view(call.beta), valid, scratch)
-    out = scratch.take("out", q, *q.shape[:3], o.shape[-1])
+    beta = block.head_view(call.beta)[:, :, None]
+    q, _ = load_queries(block.view_queries(call.q)[:, :, positions], beta, valid, scratch)
+    out = scratch.take("out", q, *q.shape[:4], o.shape[-1])
     lines_q, lines_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, out))
-    for tile, seen in reading.tiles(x, q.shape[2]):
+    for tile, seen in reading.tiles(x, q.shape[2], block.group):
         reading.combine(reading.attend(lines_q[:, tile], seen, scratch), seen, lines_out[:, tile])
     if valid is not None:
-        out.masked_fill_(~valid[..., -q.shape[2] :, None], 0.0)
-    block.view(o)[:, :, positions] = out
+        out.masked_fill_(~valid[..., -q.shape[2] :, None, None], 0.0)
+    block.view_queries(o)[:, :, positions] = out
 
 
 def read_only(call: Call, block: Block, o: Tensor) -> None:
@@ -154,7 +158,7 @@ def read_only(call: Call, block: Block, o: Tensor) -> None:
 
 def open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Seen]:
     """Tokens, mask and inverse norms of the only chunk, and the dictionary without a copy of it."""
-    x, y = block.view(call.q).shape[:2]
+    x, y = block.view(call.tokens.k).shape[:2]
     _, m = call.grid.bounds(0)
     counts, keys, values, size = (block.dictionaries(t) for t in call.dictionary[:4])
     kv = keys.new_empty(x, y, m, keys.shape[-1] + values.shape[-1])

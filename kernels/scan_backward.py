@@ -26,18 +26,20 @@ class Gradients(NamedTuple):
 
     Args:
         q: `[B, T, H, Dk]`.
-        k: `[B, T, H, Dk]`.
-        v: `[B, T, H, Dv]`.
+        k: `[B, T, G, Dk]`.
+        v: `[B, T, G, Dv]`.
         beta: `[B, H]`, to be summed over rows.
-        pending_k: `[B, p, H, Dk]`.
-        pending_v: `[B, p, H, Dv]`.
-        means: `[B, H, N, D]` of the initial dictionary; of one row where that is shared, of no row if nobody wants it.
+        slot_bias: `[B, H]`, likewise; of no row if there is none.
+        pending_k: `[B, p, G, Dk]`.
+        pending_v: `[B, p, G, Dv]`.
+        means: `[B, G, N, D]` of the initial dictionary; of one row where that is shared, of no row if nobody wants it.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     beta: Tensor
+    slot_bias: Tensor
     pending_k: Tensor
     pending_v: Tensor
     means: Tensor
@@ -59,26 +61,29 @@ def read_backward(
     """Back through the read of one chunk.
 
     Adds to `d_means [X, Y or 1, n, D]` and to `d_kv [X, Y, m, D]`, the gradient of the chunk's normalised keys and
-    values; fills those of the queries and adds that of beta in `grads`.
+    values; fills those of the queries and adds those of beta and of the slots' bias in `grads`.
     """
-    read_out, dk = call.options.read_out, call.q.shape[-1]
+    read_out, dk, group = call.options.read_out, call.q.shape[-1], block.group
     beta = block.head_view(call.beta)
+    scale = beta[:, :, None]
     positions = call.grid.queries(index)
-    q, inverse = load_queries(block.view(call.q)[:, :, positions], beta, valid, scratch)
+    q, inverse = load_queries(block.view_queries(call.q)[:, :, positions], scale, valid, scratch)
     x = sources(call, block, dictionary, kv, valid, q.shape[2], scratch)
     n = x.mu.shape[1]
-    d_out = scratch.take("d_out", kv, *q.shape[:3], d_o.shape[-1])
-    d_out.copy_(block.view(d_o)[:, :, positions])
+    d_out = scratch.take("d_out", kv, *q.shape[:4], d_o.shape[-1])
+    d_out.copy_(block.view_queries(d_o)[:, :, positions])
     if valid is not None:
-        d_out.masked_fill_(~valid[..., -q.shape[2] :, None], 0.0)
+        d_out.masked_fill_(~valid[..., -q.shape[2] :, None, None], 0.0)
     d_mu = d_nu = None
     if d_means is not None:
         d_nu = d_means.flatten(0, 1)[..., dk:]
         d_mu = d_means.flatten(0, 1)[..., :dk] if read_out == "raw" else torch.zeros_like(x.mu)
     d_q = scratch.take("d_q", q, *q.shape)
     lines_q, lines_d_q, lines_d_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, d_q, d_out))
-    of_logits = q.new_zeros(*kv.shape[:2], 1, n + kv.shape[2]) if read_out == "gmr" else None  # summed over queries
-    for tile, seen in reading.tiles(x, q.shape[2]):
+    of_logits = None  # summed over queries
+    if read_out == "gmr" or call.slot_bias is not None:
+        of_logits = q.new_zeros(*kv.shape[:2], group, n + kv.shape[2])
+    for tile, seen in reading.tiles(x, q.shape[2], group):
         weights = reading.attend(lines_q[:, tile], seen, scratch)
         d_tokens = d_kv.flatten(0, 1)[:, : seen.k.shape[1]]
         logits = reading.attend_backward(
@@ -94,24 +99,32 @@ def read_backward(
             d_tokens[..., dk:],
         )
         if of_logits is not None:
-            of_logits[..., : logits.shape[-1]] += logits.view(*kv.shape[:2], -1, logits.shape[-1]).sum(2, keepdim=True)
-    unit = q / beta
-    d_beta = (d_q * unit).sum((-1, -2))
+            of_logits[..., : logits.shape[-1]] += logits.view(*kv.shape[:2], -1, group, logits.shape[-1]).sum(2)
+    unit = q / scale
+    d_beta = (d_q * unit).sum((2, 4))
     if of_logits is not None:
         of_slots, of_tokens = of_logits[..., :n], of_logits[..., n:]
-        d_kv[..., :dk] -= beta * of_tokens.mT * kv[..., :dk]
-        d_beta -= (of_tokens * reading.half_square(kv[..., :dk])).sum((-1, -2))
-        d_beta -= (of_slots * reading.half_square(dictionary.keys)).sum((-1, -2))
-        if d_mu is not None:
-            of_slots = of_slots.sum_to_size(*dictionary.counts.shape[:2], 1, n)
-            d_mu -= (beta * of_slots.mT * dictionary.keys).flatten(0, 1)
+        if call.slot_bias is not None:
+            _by_query_head(block, grads.slot_bias).add_(of_slots.sum(-1))
+        if read_out == "gmr":
+            d_kv[..., :dk] -= (beta * of_tokens).sum(2)[..., None] * kv[..., :dk]
+            d_beta -= (of_tokens * reading.half_square(kv[..., :dk])).sum(-1)
+            d_beta -= (of_slots * reading.half_square(dictionary.keys)).sum(-1)
+            if d_mu is not None:
+                of_slots = (beta * of_slots).sum_to_size(*dictionary.counts.shape[:2], 1, n)
+                d_mu -= (of_slots.mT * dictionary.keys).flatten(0, 1)
     if d_means is not None and d_mu is not None and read_out != "raw":
         if read_out == "unit":
             inverse_mu = inverse_norm(dictionary.keys).flatten(0, 1)
             d_mu = normalise_backward(x.mu, inverse_mu, d_mu)
         d_means[..., :dk] += d_mu.view(dictionary.keys.shape)
-    block.view_lines(grads.beta).add_(d_beta)
-    block.view(grads.q)[:, :, positions] = normalise_backward(unit, inverse, beta * d_q)
+    _by_query_head(block, grads.beta).add_(d_beta)
+    block.view_queries(grads.q)[:, :, positions] = normalise_backward(unit, inverse, scale * d_q)
+
+
+def _by_query_head(block: Block, x: Tensor) -> Tensor:
+    """`[B, H]` as `[X, Y, g]` of this block."""
+    return block.view_lines(x.unflatten(1, (-1, block.group)))
 
 
 def store_token_gradients(
@@ -172,7 +185,7 @@ class Undo(NamedTuple):
 
 
 def backward(call: Call, block: Block, walk: Walk, d_o: Tensor, d_means: Tensor | None, grads: Gradients) -> None:
-    """Walk a block's chunks back; `d_means [B, H, N, D]` is the gradient of the last dictionary, if there is one."""
+    """Walk a block's chunks back; `d_means [B, G, N, D]` is the gradient of the last dictionary, if there is one."""
     grid, options = call.grid, call.options
     scratch = Scratch()
     counts, keys, values = (block.view_lines(t) for t in call.dictionary[:3])

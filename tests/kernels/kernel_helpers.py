@@ -1,6 +1,6 @@
 """What several tests of the operator need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import settings
@@ -26,21 +26,32 @@ def examples(count: int = 25) -> settings:
 
 @dataclass
 class Inputs:
-    """q, k `[B, T, H, Dk]`, v `[B, T, H, Dv]`, beta `[H]`, mask `[B, T]`."""
+    """q `[B, T, H, Dk]`, k `[B, T, G, Dk]`, v `[B, T, G, Dv]`, beta `[H]`, mask `[B, T]`, perhaps slot_bias `[H]`."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     beta: Tensor
     mask: Tensor
+    slot_bias: Tensor | None = None
 
     def cut(self, start: int, stop: int) -> "Inputs":
         """The tokens from `start` to `stop`."""
-        return Inputs(*(x[:, start:stop] for x in (self.q, self.k, self.v)), self.beta, self.mask[:, start:stop])
+        return self.on_tokens(lambda x: x[:, start:stop])
+
+    def on_tokens(self, change) -> "Inputs":
+        """With q, k, v and mask changed."""
+        return replace(self, **{name: change(getattr(self, name)) for name in ("q", "k", "v", "mask")})
 
     def leaves(self) -> list[Tensor]:
-        """q, k, v, beta as leaves of a new graph."""
-        return [x.detach().clone().requires_grad_() for x in (self.q, self.k, self.v, self.beta)]
+        """q, k, v, beta, and slot_bias if there is one, as leaves of a new graph."""
+        tensors = (self.q, self.k, self.v, self.beta, self.slot_bias)
+        return [x.detach().clone().requires_grad_() for x in tensors if x is not None]
+
+    def with_leaves(self, leaves: list[Tensor]) -> "Inputs":
+        """The same with what `leaves` made."""
+        names = ("q", "k", "v", "beta", "slot_bias")[: len(leaves)]
+        return replace(self, **dict(zip(names, leaves, strict=True)))
 
     def run(self, options, implementation, state=None):
         """Outputs and final state."""
@@ -52,26 +63,36 @@ class Inputs:
             options,
             mask=self.mask,
             initial_state=state,
+            slot_bias=self.slot_bias,
             output_final_state=True,
             implementation=implementation,
         )
 
 
-def random_inputs(b=1, t=12, h=2, dk=4, dv=3, *, masked=0.0, dtype=torch.float64, seed=0) -> Inputs:
-    """Normal inputs; `masked` is the share of masked tokens, whose contents are NaN: they must not matter."""
+def random_inputs(
+    b=1, t=12, h=2, dk=4, dv=3, *, group=1, biased=False, masked=0.0, dtype=torch.float64, seed=0
+) -> Inputs:
+    """Normal inputs of h key/value heads, with `group` query heads each, and a slot bias if `biased`.
+
+    `masked` is the share of masked tokens, whose contents are NaN: they must not matter.
+    """
     g = torch.Generator().manual_seed(seed)
     q, k = torch.randn(2, b, t, h, dk, generator=g, dtype=torch.float64).to(dtype)
     v = torch.randn(b, t, h, dv, generator=g, dtype=torch.float64).to(dtype)
     beta = (torch.rand(h, generator=g, dtype=torch.float64) * 4 + 0.5).to(torch.promote_types(dtype, torch.float32))
     mask = torch.rand(b, t, generator=g) >= masked
+    if group > 1:
+        q = torch.randn(b, t, h * group, dk, generator=g, dtype=torch.float64).to(dtype)
+        beta = (torch.rand(h * group, generator=g, dtype=torch.float64) * 4 + 0.5).to(beta.dtype)
+    slot_bias = (torch.randn(h * group, generator=g, dtype=torch.float64) * 2).to(beta.dtype) if biased else None
     for x in (q, k, v):
         x[~mask] = torch.nan
-    return Inputs(q, k, v, beta, mask)
+    return Inputs(q, k, v, beta, mask, slot_bias)
 
 
 def empty_state(inputs: Inputs, options: DictionaryOptions, batch: int | None = None) -> DictionaryState:
     """An empty state for these inputs."""
-    b, _, h, dk = inputs.q.shape
+    b, _, h, dk = inputs.k.shape
     return DictionaryState.empty(batch or b, h, options.capacity, dk, inputs.v.shape[-1], inputs.q.dtype)
 
 
@@ -102,6 +123,8 @@ def all_inputs(draw, dtype=torch.float64) -> Inputs:
         b=draw(st.integers(1, 3)),
         t=draw(st.integers(1, 20)),
         h=draw(st.integers(1, 2)),
+        group=draw(st.sampled_from([1, 1, 2, 3])),
+        biased=draw(st.booleans()),
         dk=draw(st.integers(2, 5)),
         dv=draw(st.integers(1, 4)),
         masked=draw(st.sampled_from([0.0, 0.0, 0.3, 0.9])),

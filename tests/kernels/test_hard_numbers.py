@@ -22,7 +22,7 @@ IMPLEMENTATIONS = ("reference", "chunked")
 
 def outputs_and_gradients(inputs, options, implementation="chunked"):
     leaves = inputs.leaves()
-    o, final = Inputs(*leaves, inputs.mask).run(options, implementation)
+    o, final = inputs.with_leaves(leaves).run(options, implementation)
     return o, final, torch.autograd.grad(o.pow(2).sum() + final.keys.pow(2).sum(), leaves)
 
 

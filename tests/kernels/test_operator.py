@@ -73,14 +73,14 @@ def test_outputs_states_and_gradients(cut_small, inputs, options, before, shared
 def compare_with_the_reference(inputs, options, before, shared):
     """From states of one row or many, with and without pending tokens, every gradient that exists."""
     b = inputs.q.shape[0]
-    history = random_inputs(1 if shared else b, before, *inputs.q.shape[2:], inputs.v.shape[-1], masked=0.2, seed=7)
+    history = random_inputs(1 if shared else b, before, *inputs.k.shape[2:], inputs.v.shape[-1], masked=0.2, seed=7)
     if before:
         with torch.no_grad():
             _, state = history.run(options, "chunked")
     else:
         state = empty_state(inputs, options, 1 if shared else b)
     g = torch.Generator().manual_seed(1)
-    weight = torch.randn(inputs.v.shape, generator=g, dtype=torch.float64)
+    weight = torch.randn(*inputs.q.shape[:3], inputs.v.shape[-1], generator=g, dtype=torch.float64)
     results = []
     for name in ("reference", "chunked"):
         leaves = inputs.leaves()
@@ -89,7 +89,7 @@ def compare_with_the_reference(inputs, options, before, shared):
             for field, tensor in state.state_dict().items()
             if tensor.is_floating_point()
         }
-        o, final = Inputs(*leaves, inputs.mask).run(options, name, state.replace(**learned))
+        o, final = inputs.with_leaves(leaves).run(options, name, state.replace(**learned))
         loss = (o * weight).sum()
         for tensor in (final.keys, final.values, final.pending_keys, final.pending_values):
             loss = loss + tensor.pow(3).sum()
@@ -176,7 +176,7 @@ def test_a_large_call_is_the_same_on_threads():
         for threads in (1, 4):
             torch.set_num_threads(threads)
             leaves = inputs.leaves()
-            o, final = Inputs(*leaves, inputs.mask).run(options, "chunked")
+            o, final = inputs.with_leaves(leaves).run(options, "chunked")
             results.append([o, *final.state_dict().values(), *torch.autograd.grad(o.sum(), leaves)])
             assert torch.get_num_threads() == threads
     finally:
@@ -191,7 +191,7 @@ def test_opcheck():
     for t, closes, differentiate in ((28, 5, True), (4, 0, True), (4, 0, False), (28, 5, False)):
         inputs = random_inputs(b=2, t=t, dtype=torch.float32)
         tensors = inputs.leaves() if differentiate else [inputs.q, inputs.k, inputs.v, inputs.beta]
-        arguments = (*tensors, inputs.mask, *state.state_dict().values(), options.text, closes, differentiate)
+        arguments = (*tensors, None, inputs.mask, *state.state_dict().values(), options.text, closes, differentiate)
         torch.library.opcheck(torch.ops.ovq.attention.default, arguments)
 
 
@@ -264,7 +264,7 @@ def test_second_derivatives():
     options = DictionaryOptions(capacity=4, chunk_size=4)
     for name in ("reference", "chunked"):
         leaves = inputs.leaves()
-        o, _ = Inputs(*leaves, inputs.mask).run(options, name)
+        o, _ = inputs.with_leaves(leaves).run(options, name)
         (grad,) = torch.autograd.grad(o.sum(), leaves[1], create_graph=True)
         if name == "reference":
             assert torch.autograd.grad(grad.pow(2).sum(), leaves[1])[0].any()

@@ -24,7 +24,7 @@ def test_every_token_a_slot_is_softmax_attention(t, read_out, implementation):
     options = DictionaryOptions(capacity=40, chunk_size=8, growth="all", read_out=read_out)
     inputs = random_inputs(b=2, t=t, dtype=torch.float32)
     leaves, expected_leaves = inputs.leaves(), inputs.leaves()
-    o, _ = Inputs(*leaves, inputs.mask).run(options, implementation)
+    o, _ = inputs.with_leaves(leaves).run(options, implementation)
     q, k, v, beta = expected_leaves
     q, k = (normalize(x, dim=-1).transpose(1, 2) for x in (q, k))
     expected = scaled_dot_product_attention(q * beta[:, None, None], k, v.transpose(1, 2), is_causal=True, scale=1.0)
@@ -197,9 +197,8 @@ def test_a_masked_chunk_might_as_well_not_be(inputs, options, data):
     inputs.mask[:, gone] = False
     o, final = inputs.run(options, "chunked")
     assert not o[~inputs.mask].any()
-    tensors = (torch.cat([x[:, :chunk], x[:, chunk + length :]], 1) for x in (inputs.q, inputs.k, inputs.v))
-    mask = torch.cat([inputs.mask[:, :chunk], inputs.mask[:, chunk + length :]], 1)
-    shorter, without = Inputs(*tensors, inputs.beta, mask).run(options, "chunked")
+    rest = inputs.on_tokens(lambda x: torch.cat([x[:, :chunk], x[:, chunk + length :]], 1))
+    shorter, without = rest.run(options, "chunked")
     torch.testing.assert_close(torch.cat([o[:, :chunk], o[:, chunk + length :]], 1), shorter)
     for name in ("counts", "keys", "values", "size", "tokens"):
         torch.testing.assert_close(getattr(final, name), getattr(without, name))
@@ -208,7 +207,7 @@ def test_a_masked_chunk_might_as_well_not_be(inputs, options, data):
 @given(all_inputs(), all_options())
 @examples()
 def test_rows_that_share_a_dictionary_see_it_as_their_own(inputs, options):
-    history = random_inputs(1, 2 * options.chunk_size, *inputs.q.shape[2:], inputs.v.shape[-1], seed=5)
+    history = random_inputs(1, 2 * options.chunk_size, *inputs.k.shape[2:], inputs.v.shape[-1], seed=5)
     _, state = history.run(options, "chunked")
     b = inputs.q.shape[0]
     copies = DictionaryState(**{k: t.expand(b, *t.shape[1:]).clone() for k, t in state.state_dict().items()})

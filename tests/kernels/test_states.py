@@ -156,7 +156,7 @@ def test_merge_needs_states_that_fit():
 def test_a_larger_dictionary_reads_the_same(inputs, options, more):
     """And goes on growing; a dictionary cut to the slots in use reads the same too."""
     with torch.no_grad():
-        _, state = random_inputs(inputs.q.shape[0], 11, *inputs.q.shape[2:], inputs.v.shape[-1]).run(options, "chunked")
+        _, state = random_inputs(inputs.q.shape[0], 11, *inputs.k.shape[2:], inputs.v.shape[-1]).run(options, "chunked")
     short = inputs.cut(0, min(inputs.q.shape[1], options.chunk_size - state.pending))  # no update between
     expected, _ = short.run(options, "chunked", state)
     for capacity in (options.capacity + more, max(1, int(state.size.max()))):
