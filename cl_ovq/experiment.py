@@ -80,10 +80,14 @@ def find_device(name: str) -> torch.device:
 
 def describe(config: ExperimentConfig) -> str:
     """Return the name of a run: model, strategy and seed."""
-    mixer = config.model.mixer
-    if mixer == "ovq":
-        mixer += f"-{config.dictionary.scope}"
-    return config.tracking.run_name or f"{mixer} {config.strategy.name} seed {config.seed}"
+    model = config.model.name
+    if model == "patch_transformer":
+        model = config.model.mixer
+        if model == "ovq":
+            model += f"-{config.dictionary.scope}"
+    if config.model.head == "memory":
+        model += "-memory"
+    return config.tracking.run_name or f"{model} {config.strategy.name} seed {config.seed}"
 
 
 def run_experiment(config: ExperimentConfig, console: Console) -> Result:
@@ -103,7 +107,7 @@ def run_experiment(config: ExperimentConfig, console: Console) -> Result:
     device = find_device(config.device)
     stream = load_stream(config)
     seed_everything(config.seed, "model")
-    model = build_model(config.model, config.dictionary, stream)
+    model = build_model(config, stream)
 
     name = describe(config)
     if config.tracking.enabled:
@@ -133,6 +137,8 @@ def load_stream(config: ExperimentConfig) -> Stream:
         stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
     except StreamDataError as error:
         raise UserError(f"stream: {error}") from error
+    if config.memory.calibrate and "validation" not in stream.benchmark.streams:
+        raise UserError("memory.calibrate: needs a validation stream: stream.validation_fraction is 0")
     if config.evaluation.stream not in stream.benchmark.streams:
         raise UserError(
             f"evaluation.stream: '{stream.name}' has no stream '{config.evaluation.stream}' with these options: "
@@ -265,11 +271,11 @@ def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[
 
     name = result.run_name
     drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name)}
-    shared = dictionaries(model)
-    if shared and recorders.growth.records:
-        layer, dictionary = list(shared.items())[-1]
-        capacity = dictionary.options.capacity
+    if recorders.growth.records:
+        capacity = result.dictionary["capacity"]
         drawn["dictionary_growth.png"] = figures.growth_figure(recorders.growth.records, capacity, name)
+    if shared := dictionaries(model):
+        layer, dictionary = list(shared.items())[-1]
         drawn["dictionary_owners.png"] = figures.ownership_figure(recorders.census.records, name)
         drawn["dictionary_entries.png"] = figures.entries_figure(dictionary, f"{name}, {layer}")
     return drawn
@@ -317,9 +323,12 @@ def build_strategy(
     from cl_ovq.evaluation.training import TrainingLoss
     from cl_ovq.learning.batches import BatchedData
     from cl_ovq.learning.dictionary import DictionaryScope
+    from cl_ovq.learning.memory import MemoryWrites
 
     plugins: list[Any] = [BatchedData(stream.samples)] if batched else []
     plugins.append(DictionaryScope(config.dictionary.scope))
+    if config.model.head == "memory":
+        plugins.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
     if progress is not None:
         plugins.append(progress)
     if tracker is not None:

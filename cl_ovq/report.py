@@ -44,7 +44,7 @@ def summary_table(results: Sequence[Result]) -> Table:
         )
     for metric, name in names.items():
         table.add_row(name, *(_number(result.metrics[metric]) for result in results))
-    for key, name in (("size", "dictionary slots per head"), ("effective_size", "effective slots per head")):
+    for key, name in (("size", "dictionary slots"), ("effective_size", "effective slots")):
         table.add_row(name, *(_slots(result, key) for result in results))
     table.add_row("seconds", *(f"{result.provenance['wall_seconds']:.1f}" for result in results))
     return table

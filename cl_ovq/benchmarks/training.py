@@ -74,7 +74,7 @@ def measure_training(config: ExperimentConfig, rounds: int = 5) -> dict[str, Any
 
 def _model(config: ExperimentConfig, stream: Stream) -> nn.Module:
     seed_everything(config.seed, "model")
-    return build_model(config.model, config.dictionary, stream)
+    return build_model(config, stream)
 
 
 def _strategy_loop(

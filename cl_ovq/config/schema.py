@@ -11,6 +11,7 @@ from typing import Any
 
 from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
 
+CLASS_GROWTH = ("plateau", "all", "linear", "dirichlet")
 SCOPES = ("sequence", "task", "stream")
 
 
@@ -59,9 +60,15 @@ class ModelConfig:
     """The network."""
 
     name: str = option("patch_transformer", "model: a name from `cl-ovq list models`")
+    head: str = option(
+        "linear",
+        "what names the class: a linear map, or a memory that learns without gradients (beside a linear map where an "
+        "encoder is to be trained)",
+        choices=("linear", "memory"),
+    )
     mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`")
-    width: int = option(64, "features per token", minimum=1)
-    depth: int = option(2, "number of blocks", minimum=1)
+    width: int = option(64, "features per token or hidden layer, or random features or filters", minimum=1)
+    depth: int = option(2, "number of blocks, or of hidden layers", minimum=1)
     heads: int = option(4, "attention heads; divides width", minimum=1)
     key_value_heads: int | None = option(
         None, "heads of keys and values, and so dictionaries; as many as heads if null; divides heads (ovq)", minimum=1
@@ -99,6 +106,30 @@ class DictionaryConfig:
     learning_rate: str = option("adaptive", "step of a slot's means", choices=tuple(LEARNING_RATES))
     rate: float = option(0.05, "rho of the `constant` and `floored` learning rates", exclusive_minimum=0, maximum=1)
     read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))
+
+
+@dataclass
+class MemoryConfig:
+    """The memory head (`model.head: memory`; ignored otherwise)."""
+
+    capacity: int = option(2000, "slots of all classes together (N)", minimum=1)
+    chunk_size: int = option(32, "samples that are written together (L)", minimum=1)
+    growth: str = option("plateau", "schedule of a class's slots over its own samples", choices=tuple(CLASS_GROWTH))
+    beta: float | None = option(
+        None, "inverse temperature of the read-out; from the number of features if null", exclusive_minimum=0
+    )
+    shrinkage: float = option(0.3, "of the covariance, towards a multiple of the identity", minimum=0, maximum=1)
+    class_weight: float = option(0.05, "power of the linear discriminant that is multiplied in", minimum=0)
+    confidence: float = option(0.6, "power of the class probabilities", exclusive_minimum=0)
+    normalise: bool = option(True, "whether features are scaled to one length first")
+    prior: str = option(
+        "balanced", "of the classes seen: all alike, or by their samples", choices=("balanced", "counts")
+    )
+    storage: str = option("float32", "of the slots' means", choices=("float32", "float16", "int8"))
+    calibrate: bool = option(
+        False,
+        "whether beta, shrinkage, class_weight and confidence are chosen on validation data after each experience",
+    )
 
 
 @dataclass
@@ -160,6 +191,7 @@ class ExperimentConfig:
     stream: StreamConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
 from cl_ovq.mixers import OVQAttention, dictionaries
+from cl_ovq.models.memory import MemoryHead
 from kernels import DictionaryState
 
 
@@ -54,7 +55,7 @@ def measure(state: DictionaryState, step: int, experience: int) -> DictionaryRec
 
 
 class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
-    """Records size and effective size of persistent dictionaries over training, averaged over layers.
+    """Records size and effective size of dictionaries that outlive sequences over training, averaged over layers.
 
     Besides every so many steps it records when an experience begins and when it ends, so that no tokens are missed
     where a dictionary is emptied in between.
@@ -85,10 +86,10 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
         return self._record(strategy, step) if step % self.every else []
 
     def _record(self, strategy: Any, step: int) -> list[MetricValue]:
-        layers = [measure(d.state, step, self.experience) for d in dictionaries(strategy.model).values()]
+        layers = shared_layers(strategy.model, step, self.experience)
         if not layers:
             return []
-        record = average(layers)
+        record = average([layer.record for layer in layers.values()])
         self.records.append(record)
         return [
             MetricValue(self, "dictionary/size", record.size, step),
@@ -114,6 +115,52 @@ def average(records: list[DictionaryRecord]) -> DictionaryRecord:
     return DictionaryRecord(step=records[0].step, experience=records[0].experience, **mean)
 
 
+class Layer(NamedTuple):
+    """One dictionary of a model, as it is now."""
+
+    record: DictionaryRecord
+    capacity: int
+    bytes: int
+
+
+def shared_layers(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
+    """Return the dictionaries of a model that outlive sequences: those of its layers, or its memory where it has none.
+
+    Args:
+        model: any model.
+        step: training steps done.
+        experience: experiences begun.
+    """
+    found = {
+        name.removesuffix(".dictionary"): _layer(dictionary.state, step, experience)
+        for name, dictionary in dictionaries(model).items()
+    }
+    return found or memories(model, step, experience)
+
+
+def memories(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
+    """Return the memory heads of a model: slots of all classes together, and bytes with all that a memory keeps."""
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, MemoryHead)}
+    return {
+        name: Layer(
+            DictionaryRecord(
+                step=step,
+                experience=experience,
+                tokens=float(head.tokens),
+                size=float(head.size),
+                effective_size=float(effective_size(head.slots.counts.flatten())),
+            ),
+            head.capacity,
+            head.nbytes,
+        )
+        for name, head in heads.items()
+    }
+
+
+def _layer(state: DictionaryState, step: int, experience: int) -> Layer:
+    return Layer(measure(state, step, experience), state.capacity, state.nbytes // state.batch)
+
+
 @torch.no_grad()
 def summarize(model: nn.Module, inputs: Tensor, step: int, experience: int) -> dict[str, Any]:
     """Describe the dictionaries of a model at the end of a run.
@@ -127,27 +174,26 @@ def summarize(model: nn.Module, inputs: Tensor, step: int, experience: int) -> d
     Returns:
         `scope` (`sequence`, `shared` or `none`), `size`, `effective_size`, `tokens` and `capacity_used` averaged over
         layers, `bytes` of all layers (of one sequence where each has its own), and the same per layer under `layers`.
+        A memory head is under `memory` too, if there is one beside the layers' dictionaries.
     """
-    states = {name.removesuffix(".dictionary"): dictionary.state for name, dictionary in dictionaries(model).items()}
-    shared = bool(states)
-    if not shared:
-        states = _states_of_sequences(model, inputs)
-    if not states:
+    scope, layers = "shared", shared_layers(model, step, experience)
+    if not dictionaries(model) and (states := _states_of_sequences(model, inputs)):
+        scope, layers = "sequence", {name: _layer(state, step, experience) for name, state in states.items()}
+    if not layers:
         return {"scope": "none", "size": 0.0, "effective_size": 0.0, "tokens": 0.0, "bytes": 0, "layers": {}}
-    layers = {}
-    for name, state in states.items():
-        rows = len(state.tokens)
-        layers[name] = asdict(measure(state, step, experience)) | {
-            "capacity": state.counts.shape[-1],
-            "bytes": state.nbytes // rows,
-        }
-    overall = asdict(average([measure(state, step, experience) for state in states.values()]))
-    capacity = sum(layer["capacity"] for layer in layers.values()) / len(layers)
-    return overall | {
-        "scope": "shared" if shared else "sequence",
-        "capacity_used": overall["size"] / capacity,
-        "bytes": sum(layer["bytes"] for layer in layers.values()),
-        "layers": layers,
+    described = {name: _describe([layer]) for name, layer in layers.items()}
+    beside = {name: layer for name, layer in memories(model, step, experience).items() if name not in layers}
+    memory = {"memory": _describe(list(beside.values()))} if beside else {}
+    return _describe(list(layers.values())) | {"scope": scope, "layers": described} | memory
+
+
+def _describe(layers: list[Layer]) -> dict[str, Any]:
+    record = average([layer.record for layer in layers])
+    capacity = sum(layer.capacity for layer in layers) / len(layers)
+    return asdict(record) | {
+        "capacity": capacity,
+        "capacity_used": record.size / capacity,
+        "bytes": sum(layer.bytes for layer in layers),
     }
 
 

@@ -35,7 +35,7 @@ def matrix_figure(matrix: Matrix, title: str) -> Figure:
     return figure
 
 
-def growth_figure(records: Sequence[DictionaryRecord], capacity: int, title: str) -> Figure:
+def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: str) -> Figure:
     """Draw slots in use and effective size over training, with the boundaries between experiences.
 
     The horizontal axis counts the tokens written since training began, also where an experience starts with an empty

@@ -28,6 +28,7 @@ class _BatchedView(Dataset[Any]):
     def __init__(self, datasets: Sequence[AvalancheDataset], samples: TensorSamples) -> None:
         self.samples = samples
         self.rows = torch.cat([rows_of(dataset) for dataset in datasets])
+        self.last = self.rows[:0]
         self.tasks = torch.cat([torch.tensor(dataset.targets_task_labels[:]) for dataset in datasets])
 
     def __len__(self) -> int:
@@ -36,7 +37,7 @@ class _BatchedView(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return inputs, targets and task labels of a batch; PyTorch's loader calls this where it exists."""
         index = torch.tensor(indices)
-        rows = self.rows[index]
+        rows = self.last = self.rows[index]
         return [self.samples.gather(rows), self.samples.targets[rows], self.tasks[index]]
 
 
@@ -51,6 +52,11 @@ class BatchedLoader:
     def __init__(self, loader: MultiDatasetDataLoader, samples: TensorSamples) -> None:
         self.loader = loader
         self.view = _BatchedView(loader.datasets, samples)
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows in the stream's samples of the batch that was given last."""
+        return self.view.last
 
     def __len__(self) -> int:
         return len(self.loader)

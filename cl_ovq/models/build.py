@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
+from cl_ovq.config.schema import DictionaryConfig, ExperimentConfig, MemoryConfig, ModelConfig
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models.classifier import PatchTransformer
+from cl_ovq.models.fixed import FixedFeatureModel, RandomConvolution, RandomFeatures
+from cl_ovq.models.memory import MemoryHead
+from cl_ovq.models.perceptron import Perceptron
 from cl_ovq.registry import Registry
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 MODELS: Registry[Callable[[ModelConfig, DictionaryConfig, Stream], nn.Module]] = Registry("model")
 
 
-@MODELS.enter("patch_transformer", "image patches as a causal sequence, any mixer, mean over tokens, linear head")
+@MODELS.enter("patch_transformer", "image patches as a causal sequence, any mixer, mean over tokens")
 def _patch_transformer(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
     return PatchTransformer(
         image_shape=stream.samples.image_shape,
@@ -30,6 +34,33 @@ def _patch_transformer(model: ModelConfig, dictionary: DictionaryConfig, stream:
         mlp_ratio=model.mlp_ratio,
         dropout=model.dropout,
     )
+
+
+@MODELS.enter("mlp", "multilayer perceptron on pixels: depth layers of width features")
+def _mlp(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
+    shape, classes = stream.samples.image_shape, stream.n_classes
+    return Perceptron(image_shape=shape, n_classes=classes, width=model.width, depth=model.depth)
+
+
+@MODELS.enter("pixels", "the pixels as features, nothing learned before the head")
+def _pixels(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
+    return FixedFeatureModel(nn.Flatten(), image_shape=stream.samples.image_shape, n_classes=stream.n_classes)
+
+
+@MODELS.enter("random_features", "fixed random functions of all pixels (Rahimi and Recht 2008): width features")
+def _random_features(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
+    shape = stream.samples.image_shape
+    features = RandomFeatures(pixels=math.prod(shape), features=model.width)
+    return FixedFeatureModel(features, image_shape=shape, n_classes=stream.n_classes)
+
+
+@MODELS.enter(
+    "random_convolution", "fixed random filters, pooled over 4 x 4 cells: width filters, 16 times as many features"
+)
+def _random_convolution(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
+    shape = stream.samples.image_shape
+    features = RandomConvolution(channels=shape[0], filters=model.width)
+    return FixedFeatureModel(features, image_shape=shape, n_classes=stream.n_classes)
 
 
 def check_model(model: ModelConfig) -> None:
@@ -49,15 +80,48 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.key_value_heads: {model.key_value_heads} does not divide model.heads={model.heads}")
 
 
-def build_model(model: ModelConfig, dictionary: DictionaryConfig, stream: Stream) -> nn.Module:
+def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
     """Return the configured model; in a task-incremental stream it takes task labels.
 
     Raises:
         UserError: the configuration does not fit the stream.
     """
-    network = MODELS[model.name](model, dictionary, stream)
+    network = MODELS[config.model.name](config.model, config.dictionary, stream)
+    if config.model.head == "memory":
+        _remember(network, config.memory, stream)
     if stream.scenario != "task_incremental":
         return network
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import
 
     return TaskMaskedModel(network, stream.classes_per_experience, stream.n_classes)
+
+
+def _remember(network: nn.Module, memory: MemoryConfig, stream: Stream) -> None:
+    """Put a memory in the place of a network's linear head, or beside it where an encoder is to be trained."""
+    from cl_ovq.models.heads import RememberingHead
+
+    linear = network.head
+    assert isinstance(linear, nn.Linear)
+    learns = any(
+        parameter.requires_grad for name, parameter in network.named_parameters() if not name.startswith("head.")
+    )
+    if memory.capacity < stream.n_classes:
+        raise UserError(
+            f"memory.capacity: {memory.capacity} is too small: it must be at least one slot for each of the "
+            f"{stream.n_classes} classes"
+        )
+    head = MemoryHead(
+        features=linear.in_features,
+        classes=stream.n_classes,
+        capacity=memory.capacity,
+        chunk_size=memory.chunk_size,
+        growth=memory.growth,
+        beta=memory.beta,
+        shrinkage=memory.shrinkage,
+        class_weight=memory.class_weight,
+        confidence=memory.confidence,
+        normalise=memory.normalise,
+        prior=memory.prior,
+        storage=memory.storage,
+    )
+    network.head = RememberingHead(head, linear if learns else None)

@@ -71,7 +71,7 @@ class PatchTransformer(nn.Module):
             Block(width=width, mixer=mixer, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, n_classes)
+        self.head: nn.Module = nn.Linear(width, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Map images `[B, channels, height, width]` to features `[B, C]`."""

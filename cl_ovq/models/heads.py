@@ -1,4 +1,4 @@
-"""Heads that use task labels."""
+"""Heads that do more than map features to logits: with task labels, or with a memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,39 @@ from collections.abc import Sequence
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
+
+from cl_ovq.models.memory import MemoryHead
+
+
+class RememberingHead(nn.Module):
+    """A memory head in the place of a linear one, beside which a linear head may train the encoder.
+
+    In evaluation the memory answers. In training the linear head does, whose loss gives the encoder its gradient; where
+    nothing is left to train (`linear` is None), training has logits of zero, since reading a memory between two writes
+    costs more than writing it. A forward pass's features are kept in `observed`, for the plugin that writes them.
+
+    Args:
+        memory: learns from features and targets, and maps features to log-probabilities.
+        linear: maps features to logits; None for a memory alone.
+    """
+
+    def __init__(self, memory: MemoryHead, linear: nn.Module | None) -> None:
+        super().__init__()
+        self.memory = memory
+        self.linear = linear
+        self.observed: Tensor | None = None
+        # Avalanche takes the gradient of every loss: this gives a loss without any other parameter one of zero.
+        self.anchor = nn.Parameter(torch.zeros(())) if linear is None else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features `[B, F]` to logits or log-probabilities `[B, n_classes]`."""
+        if not self.training:
+            return self.memory(features)
+        self.observed = features.detach()
+        if self.linear is not None:
+            return self.linear(features)
+        assert self.anchor is not None
+        return 0 * self.anchor * features.new_ones(len(features), self.memory.classes)
 
 
 class TaskMaskedModel(MultiTaskModule):

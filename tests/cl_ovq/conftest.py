@@ -72,7 +72,7 @@ class Session:
         self.config = config
         self.stream = load_stream(config)
         seed_everything(config.seed, "model")
-        self.model = build_model(config.model, config.dictionary, self.stream)
+        self.model = build_model(config, self.stream)
         self.train = list(self.stream.benchmark.streams["train"])
         self.test = self.stream.benchmark.streams["test"]
         self.strategy = build_strategy(config, self.stream, self.model, torch.device("cpu"), metrics=metrics)

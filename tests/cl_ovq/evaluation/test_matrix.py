@@ -87,7 +87,7 @@ def test_matrix_does_not_depend_on_the_evaluation_batch(run, batch_size):
 def test_row_0_is_before_training(run, session):
     fresh = session()
     seed_everything(0, "model")
-    model = build_model(fresh.config.model, fresh.config.dictionary, fresh.stream)
+    model = build_model(fresh.config, fresh.stream)
     expected = [plain_evaluation(model, fresh, column) for column in range(2)]
     assert run().matrix[0] == [accuracy for accuracy, _, _ in expected]
     assert run().matrices["task_masked_accuracy"][0] == [masked for _, masked, _ in expected]

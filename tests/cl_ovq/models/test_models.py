@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
+from cl_ovq.config.schema import DictionaryConfig, ExperimentConfig, ModelConfig, StreamConfig
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import SoftmaxAttention, dictionaries
 from cl_ovq.models import MODELS, PatchTransformer, build_model
@@ -72,13 +72,20 @@ def test_patch_size_that_does_not_divide_the_image():
         PatchTransformer(image_shape=(1, 8, 8), n_classes=3, patch_size=3, width=8, mixers=[])
 
 
+@pytest.mark.parametrize("head", ["linear", "memory"])
 @pytest.mark.parametrize("scope", ["sequence", "task", "stream"])
 @pytest.mark.parametrize("scenario", ["class_incremental", "task_incremental", "domain_incremental"])
-def test_every_model_of_the_registry_is_built_for_every_scenario(scope, scenario):
+def test_every_model_of_the_registry_is_built_for_every_scenario(head, scope, scenario):
     stream = build_stream("split_digits", SplitOptions(scenario=scenario, experiences=2), seed=0)
     x = stream.samples.gather(torch.arange(4))
     for name in MODELS:
-        model = build_model(ModelConfig(name=name, width=8, heads=2, depth=3), DictionaryConfig(scope=scope), stream)
+        config = ExperimentConfig(
+            stream=StreamConfig("split_digits", SplitOptions()),
+            model=ModelConfig(name=name, width=8, heads=2, depth=3, head=head),
+            dictionary=DictionaryConfig(scope=scope),
+        )
+        model = build_model(config, stream).eval()
         logits = model(x, 1) if scenario == "task_incremental" else model(x)
         assert logits.shape == (4, 5 if scenario == "domain_incremental" else 10)
-        assert len(dictionaries(model)) == (0 if scope == "sequence" else 3)
+        shared = name == "patch_transformer" and scope != "sequence"
+        assert len(dictionaries(model)) == (3 if shared else 0)

@@ -1,0 +1,64 @@
+"""Writes the memory head as training goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from cl_ovq.models.heads import RememberingHead
+from streams import Stream, rows_of
+
+
+class MemoryWrites(SupervisedPlugin):
+    """Writes each sample into the memory head once, when it is seen in the last epoch of an experience.
+
+    Then the features are the freshest that a trained encoder gives. A sample that comes again, replayed or because a
+    strategy trains on all data so far, is not written again.
+
+    Args:
+        stream: the stream, whose validation samples calibrate the memory.
+        calibrate: whether to choose the read-out's settings after every experience, on validation data so far.
+    """
+
+    def __init__(self, stream: Stream, *, calibrate: bool) -> None:
+        super().__init__()
+        self.stream = stream
+        self.calibrate = calibrate
+        self.written = torch.zeros(len(stream.samples), dtype=torch.bool)
+        self._features: dict[RememberingHead, Tensor | None] = {}
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the features of the strategy's own pass."""
+        self._features = {head: head.observed for head in _heads(strategy.model)}
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Write the batch's samples that were not written before, if this is the experience's last epoch."""
+        features, self._features = self._features, {}
+        if strategy.clock.train_exp_epochs + 1 < strategy.train_epochs:
+            return
+        rows = strategy.dataloader.rows
+        new = ~self.written[rows]
+        self.written[rows] = True
+        for head, observed in features.items():
+            if observed is not None:
+                chosen = new.to(observed.device)
+                head.memory.observe(observed[chosen], strategy.mb_y[chosen])
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Calibrate."""
+        if not self.calibrate:
+            return
+        learned = strategy.experience.current_experience + 1
+        experiences = list(self.stream.benchmark.streams["validation"])[:learned]
+        rows = torch.cat([rows_of(experience.dataset) for experience in experiences])
+        x = self.stream.samples.gather(rows).to(strategy.device)
+        for head in _heads(strategy.model):
+            with torch.no_grad():
+                head.memory.calibrate(strategy.model.features(x), self.stream.samples.targets[rows].to(strategy.device))
+
+
+def _heads(model: torch.nn.Module) -> list[RememberingHead]:
+    return [module for module in model.modules() if isinstance(module, RememberingHead)]
