@@ -119,15 +119,16 @@ def test_update_agrees_and_leaves_its_input_alone(inputs, options, shared):
         state = written
 
 
-def test_gradcheck():
+@pytest.mark.parametrize(("group", "biased"), [(1, False), (1, True), (2, True)])
+def test_gradcheck(group, biased):
     """Against finite differences, in fp64, where no assignment is near a tie."""
-    inputs = random_inputs(t=11, dk=3, dv=2, masked=0.15)
-    inputs = Inputs(*(x.nan_to_num() for x in (inputs.q, inputs.k, inputs.v)), inputs.beta, inputs.mask)
+    inputs = random_inputs(t=11, dk=3, dv=2, masked=0.15, group=group, biased=biased)
+    inputs = inputs.on_tokens(torch.nan_to_num)
     for read_out in READ_OUTS:
         options = DictionaryOptions(capacity=3, chunk_size=4, read_out=read_out)
 
-        def run(q, k, v, beta, options=options):
-            o, final = Inputs(q, k, v, beta, inputs.mask).run(options, "chunked")
+        def run(*leaves, options=options):
+            o, final = inputs.with_leaves(leaves).run(options, "chunked")
             return o, final.keys, final.values, final.pending_keys
 
         assert torch.autograd.gradcheck(run, inputs.leaves(), eps=1e-7, atol=1e-5)
@@ -185,36 +186,53 @@ def test_a_large_call_is_the_same_on_threads():
     torch.testing.assert_close(*results)
 
 
-def test_opcheck():
+@pytest.mark.parametrize(("group", "biased"), [(1, False), (3, True)])
+def test_opcheck(group, biased):
     options = DictionaryOptions(capacity=6, chunk_size=5)
     state = DictionaryState.empty(1, 2, 6, 4, 3)
     for t, closes, differentiate in ((28, 5, True), (4, 0, True), (4, 0, False), (28, 5, False)):
-        inputs = random_inputs(b=2, t=t, dtype=torch.float32)
-        tensors = inputs.leaves() if differentiate else [inputs.q, inputs.k, inputs.v, inputs.beta]
-        arguments = (*tensors, None, inputs.mask, *state.state_dict().values(), options.text, closes, differentiate)
+        inputs = random_inputs(b=2, t=t, dtype=torch.float32, group=group, biased=biased)
+        tensors = inputs.leaves() if differentiate else [x.detach() for x in inputs.leaves()]
+        bias = [] if biased else [None]
+        arguments = (*tensors, *bias, inputs.mask, *state.state_dict().values(), options.text, closes, differentiate)
         torch.library.opcheck(torch.ops.ovq.attention.default, arguments)
 
 
 class Model(torch.nn.Module):
-    """The operator between two projections, with the state that it leaves."""
+    """The operator between two projections, with the state that it leaves.
 
-    def __init__(self, options):
+    As many heads of keys and of values as `kv_heads`, for 2 of queries; a slot bias if `biased`.
+    """
+
+    def __init__(self, options, kv_heads=2, biased=False):
         super().__init__()
         self.options = options
-        self.inner, self.outer = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+        self.heads = [2, kv_heads, kv_heads]
+        self.inner, self.outer = torch.nn.Linear(8, 4 * sum(self.heads)), torch.nn.Linear(8, 8)
         self.beta = torch.nn.Parameter(torch.ones(2))
+        self.slot_bias = torch.nn.Parameter(torch.tensor([-0.5, 0.5])) if biased else None
 
     def forward(self, x, state=None):
         """x `[B, T, 8]`."""
-        q, k, v = self.inner(x).unflatten(-1, (3, 2, 4)).unbind(-3)
-        o, state = ovq_attention(q, k, v, self.beta, self.options, initial_state=state, output_final_state=True)
+        q, k, v = self.inner(x).unflatten(-1, (-1, 4)).split(self.heads, -2)
+        o, state = ovq_attention(
+            q,
+            k,
+            v,
+            self.beta,
+            self.options,
+            initial_state=state,
+            slot_bias=self.slot_bias,
+            output_final_state=True,
+        )
         return self.outer(o.flatten(-2)), state
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_without_a_graph_break(backend):
+@pytest.mark.parametrize(("kv_heads", "biased"), [(2, False), (1, True)])
+def test_compiles_without_a_graph_break(kv_heads, biased, backend):
     torch.manual_seed(0)
-    model = Model(DictionaryOptions(capacity=6, chunk_size=5))
+    model = Model(DictionaryOptions(capacity=6, chunk_size=5), kv_heads, biased)
     x = torch.randn(2, 13, 8)
     results = []
     for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
