@@ -43,13 +43,23 @@ def run(
     """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
     from cl_ovq.config import load_config
     from cl_ovq.experiment import run_experiment
-    from cl_ovq.report import matrix_table, summary_table
+    from cl_ovq.report import matrix_table, seeds_table, summary_table
+    from cl_ovq.seeds import run_seeds
 
-    result = run_experiment(load_config(config, overrides or ()), Console(stderr=True))
+    loaded, console = load_config(config, overrides or ()), Console()
+    if loaded.seeds > 1:
+        over_seeds = run_seeds(loaded, Console(stderr=True))
+        if json:
+            print(over_seeds.to_json())
+            return
+        console.print(seeds_table(over_seeds))
+        for result in over_seeds.runs:
+            console.print(f"results: {result.output_dir}", soft_wrap=True)
+        return
+    result = run_experiment(loaded, Console(stderr=True))
     if json:
         print(result.to_json())
         return
-    console = Console()
     console.print(matrix_table(result))
     console.print(summary_table([result]))
     console.print(f"results: {result.output_dir}", soft_wrap=True)

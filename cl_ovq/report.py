@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from cl_ovq.results import Result
+from cl_ovq.seeds import SeedsResult
 
 CLASS_INCREMENTAL = "class_incremental"
 
@@ -47,6 +48,20 @@ def summary_table(results: Sequence[Result]) -> Table:
     for key, name in (("size", "dictionary slots"), ("effective_size", "effective slots")):
         table.add_row(name, *(_slots(result, key) for result in results))
     table.add_row("seconds", *(f"{result.provenance['wall_seconds']:.1f}" for result in results))
+    return table
+
+
+def seeds_table(result: SeedsResult) -> Table:
+    """Return one row per metric: mean, standard deviation and 95 % confidence interval over seeds."""
+    name = result.runs[0].run_name.rsplit(" seed ", 1)[0]
+    table = Table(title=f"{name}, {len(result.runs)} seeds", title_justify="left")
+    for column in ("", "mean", "standard deviation", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for metric, found in result.metrics.items():
+        if found.standard_deviation is None or found.interval is None:
+            table.add_row(metric, f"{found.mean:.4g}", "-", "-")
+        else:
+            table.add_row(metric, f"{found.mean:.4g}", f"{found.standard_deviation:.2g}", f"+- {found.interval:.2g}")
     return table
 
 

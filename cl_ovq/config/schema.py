@@ -197,6 +197,7 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = option(0, "the number from which every source of randomness is derived", minimum=0)
+    seeds: int = option(1, "runs with consecutive seeds, from `seed` on; their metrics are aggregated", minimum=1)
     device: str = option("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
     threads: int | None = option(None, "CPU threads of PyTorch; its own choice if null", minimum=1)
     output_dir: str | None = option(None, "directory of the run's results; a new one under `runs/` if null")
