@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format bench ui clean
+.PHONY: setup demo test test-slow lint format bench results-memory ui clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,20 @@ format: setup
 
 bench: setup
 	$(BIN)/cl-ovq bench training
+
+# The table of memory heads in docs/RESULTS.md: five seeds each, a few minutes on one core.
+MEMORY_RUN := $(BIN)/cl-ovq run
+MEMORY_KEYS := seeds=5 threads=1 tracking.enabled=false evaluation.dictionary_every=1000
+results-memory: setup
+	rm -rf runs/results-memory
+	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) output_dir=runs/results-memory/pixels
+	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.storage=float16 output_dir=runs/results-memory/pixels_float16
+	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.storage=int8 output_dir=runs/results-memory/pixels_int8
+	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=10 memory.class_weight=1 output_dir=runs/results-memory/one_slot_per_class
+	$(MEMORY_RUN) split_fashion_mnist_memory_convolution $(MEMORY_KEYS) output_dir=runs/results-memory/convolution
+	$(MEMORY_RUN) split_digits_memory $(MEMORY_KEYS) output_dir=runs/results-memory/digits
+	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=500 output_dir=runs/results-memory/pixels_500
+	for run in runs/results-memory/*/; do cp $$run/seeds.json docs/results/memory_$$(basename $$run).json; done
 
 ui: setup
 	@$(BIN)/cl-ovq ui

@@ -90,6 +90,12 @@ class DictionaryConfig:
         choices=SCOPES,
     )
     capacity: int = option(512, "slots per layer and head (N)", minimum=1)
+    weight: float | None = option(
+        1.0,
+        "tokens that a shared dictionary counts for beside a sequence's own, learned per head from here on; as many as "
+        "were written if null",
+        exclusive_minimum=0,
+    )
     chunk_size: int = option(64, "tokens that are read exactly before they are written (L)", minimum=1)
     growth: str = option("plateau", "schedule of slots over tokens", choices=tuple(GROWTH))
     growth_rate: float = option(0.125, "slots per token of `linear` growth", exclusive_minimum=0)
@@ -99,7 +105,7 @@ class DictionaryConfig:
     )
     seeds: str = option("spread", "which tokens of a chunk seed the new slots", choices=tuple(SEEDS))
     assignment: str = option(
-        "old",
+        "all",
         "slots that the other tokens may join: those before the chunk, or its seeds too",
         choices=tuple(ASSIGNMENT),
     )

@@ -47,13 +47,17 @@ class OVQAttention(Mixer):
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
         persistent: whether all sequences share one dictionary that outlives them (`layer.dictionary`); it is written by
             `layer.dictionary.write()`, not by the forward pass. Otherwise every sequence learns its own.
+        dictionary_weight: tokens that a shared dictionary counts for beside a sequence's own, at first: each head
+            learns its own. If None it counts for all tokens that were written.
         implementation: of the operator: `auto`, `reference` or `chunked`.
 
     Raises:
         ValueError: sizes do not divide each other.
 
     A shared dictionary is the initial state of every sequence, and what a sequence adds to it in closed chunks is
-    private and gone afterwards. Short sequences are best read whole (`chunk_size` at least their length).
+    private and gone afterwards. Short sequences are best read whole (`chunk_size` at least their length). Its counts
+    grow with every write, so that by the definition (`dictionary_weight` None) it soon drowns the few tokens of the
+    sequence itself; a weight keeps the balance between memory and sequence whatever has been written.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class OVQAttention(Mixer):
         head_dim: int | None = None,
         convolution: int = 0,
         persistent: bool = False,
+        dictionary_weight: float | None = None,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -90,6 +95,11 @@ class OVQAttention(Mixer):
             if persistent
             else None
         )
+        self.log_weight = (
+            nn.Parameter(torch.full((heads,), math.log(dictionary_weight)))
+            if persistent and dictionary_weight is not None
+            else None
+        )
 
     def forward(
         self,
@@ -108,9 +118,12 @@ class OVQAttention(Mixer):
             qkv, past = self.convolution(qkv, past)
         split = (self.heads, self.key_value_heads, self.key_value_heads)
         q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split(split, dim=2)  # [B, T, H or G, D]
+        bias = None
         if self.dictionary is not None:
             if initial is None:
                 initial = self.dictionary.state
+            if self.log_weight is not None:
+                bias = self.log_weight - initial.tokens.clamp(min=1).log()
             if self.training:
                 self.dictionary.observe(k, v, mask)
         y, final = ovq_attention(
@@ -121,6 +134,7 @@ class OVQAttention(Mixer):
             self.options,
             mask=mask,
             initial_state=initial,
+            slot_bias=bias,
             output_final_state=return_state,
             implementation=self.implementation,
         )
@@ -165,6 +179,7 @@ def _build(model: ModelConfig, dictionary: DictionaryConfig) -> OVQAttention:
         options=operator_options(dictionary),
         key_value_heads=model.key_value_heads,
         convolution=model.convolution,
+        dictionary_weight=dictionary.weight,
         persistent=dictionary.scope != "sequence",
         implementation=model.implementation,
     )

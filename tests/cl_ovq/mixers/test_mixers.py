@@ -7,6 +7,7 @@ import torch
 
 from cl_ovq.config.schema import DictionaryConfig, ModelConfig
 from cl_ovq.mixers import MIXERS, OVQAttention, SoftmaxAttention
+from cl_ovq.mixers.convolution import ShortConvolution
 from kernels import DictionaryOptions
 
 WIDTH, HEADS = 8, 2
@@ -151,3 +152,71 @@ def test_every_mixer_of_the_registry_is_built_and_mixes():
         assert y.shape == (2, 7, WIDTH)
         assert state is None
         assert repr(layer)
+
+
+@pytest.mark.parametrize("convolution", [0, 3])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_token_by_token_is_the_whole_for_every_form_of_the_layer(groups, convolution):
+    torch.manual_seed(0)
+    options = DictionaryOptions(capacity=6, chunk_size=4)
+    layer = OVQAttention(width=8, heads=4, head_dim=5, key_value_heads=groups, convolution=convolution, options=options)
+    if convolution:
+        torch.nn.init.normal_(layer.convolution.weight)
+    x = torch.randn(2, 11, 8)
+    with torch.no_grad():
+        whole, last = layer(x, return_state=True)
+        pieces, state = [], None
+        for t in range(11):
+            y, state = layer(x[:, t : t + 1], state=state, return_state=True)
+            pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+    assert state.dictionary.counts.shape == (2, groups, 6)
+    assert layer.state_bytes(11) * 2 == state.nbytes == last.nbytes
+
+
+def test_grouped_heads_share_keys_and_values():
+    """Two query heads on one key and value head are four heads whose keys and values agree in pairs."""
+    torch.manual_seed(0)
+    options = DictionaryOptions(capacity=6, chunk_size=4)
+    grouped = OVQAttention(width=8, heads=4, key_value_heads=2, options=options)
+    full = OVQAttention(width=8, heads=4, options=options)
+    q, k, v = grouped.qkv.weight.detach().split((8, 4, 4))
+    k, v = (part.view(2, 2, 8).repeat_interleave(2, 0).reshape(8, 8) for part in (k, v))
+    with torch.no_grad():
+        full.qkv.weight.copy_(torch.cat((q, k, v)))
+        full.out.weight.copy_(grouped.out.weight)
+        x = torch.randn(2, 11, 8)
+        torch.testing.assert_close(grouped(x)[0], full(x)[0])
+
+
+def test_a_new_convolution_changes_nothing_and_is_causal():
+    torch.manual_seed(0)
+    convolution = ShortConvolution(3, 4)
+    x = torch.randn(2, 6, 3)
+    assert torch.equal(convolution(x)[0], x)
+    torch.nn.init.normal_(convolution.weight)
+    y = convolution(x)[0]
+    expected = sum(
+        convolution.weight[:, 0, 3 - back] * torch.cat((torch.zeros(2, back, 3), x[:, : 6 - back]), 1)
+        for back in range(4)
+    )
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("sizes", [{"heads": 3}, {"heads": 4, "key_value_heads": 3}])
+def test_sizes_that_do_not_divide_are_refused(sizes):
+    with pytest.raises(ValueError, match="does not divide"):
+        OVQAttention(width=8, options=DictionaryOptions(capacity=4), **sizes)
+
+
+def test_ten_thousand_tokens_one_at_a_time():
+    torch.manual_seed(0)
+    layer = OVQAttention(width=8, heads=2, options=DictionaryOptions(capacity=32, chunk_size=64))
+    x = torch.randn(1, 10_000, 8)
+    with torch.no_grad():
+        whole, _ = layer(x)
+        state, pieces = None, []
+        for token in x.split(1, 1):
+            y, state = layer(token, state=state, return_state=True)
+            pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-4, rtol=1e-4)

@@ -217,3 +217,43 @@ def test_a_diary_of_several_tasks_loads_into_a_new_layer(layer):
     other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
     other.load_state_dict(layer.state_dict())
     assert unchanged(other, bytes_of(layer))
+
+
+def weighted(weight):
+    torch.manual_seed(0)
+    return OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=weight)
+
+
+def test_a_weighted_dictionary_counts_for_as_many_tokens_whatever_was_written():
+    """Writing the same tokens again doubles every count and moves no mean: a dictionary without weight gains some."""
+    x = tokens()
+    for weight, same in ((3.0, True), (None, False)):
+        layer = weighted(weight)
+        train_step(layer, x)
+        state = layer.dictionary.state
+        once = layer(tokens(seed=1))[0]
+        layer.dictionary.state = state.replace(counts=2 * state.counts, tokens=2 * state.tokens)
+        twice = layer(tokens(seed=1))[0]
+        assert torch.allclose(once, twice, atol=1e-6) == same
+
+
+def test_the_weight_is_that_many_tokens():
+    """Twelve tokens written, weighted as twelve, are read as the definition reads them."""
+    x, query = tokens(), tokens(seed=1)
+    plain, equal = weighted(None), weighted(12.0)
+    for layer in (plain, equal):
+        train_step(layer, x)
+    assert int(plain.dictionary.state.tokens) == 12
+    torch.testing.assert_close(equal(query)[0], plain(query)[0])
+
+
+def test_the_weight_is_learned():
+    layer = weighted(2.0)
+    train_step(layer, tokens())
+    layer(tokens(seed=1))[0].square().sum().backward()
+    assert layer.log_weight.grad.abs().min() > 0
+
+
+def test_without_a_shared_dictionary_there_is_no_weight():
+    layer = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, dictionary_weight=2.0)
+    assert layer.log_weight is None
