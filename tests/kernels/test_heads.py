@@ -140,7 +140,7 @@ def test_query_heads_make_no_state_of_their_own():
 def test_gradients_of_one_thing_alone(implementation):
     """Of the bias when nothing else learns; of the keys when only the final state matters."""
     options = DictionaryOptions(capacity=5, chunk_size=4)
-    inputs = random_inputs(t=13, group=2, biased=True)
+    inputs = random_inputs(t=13, h=3, group=2, biased=True)
     bias = inputs.slot_bias.clone().requires_grad_()
     o, _ = replace(inputs, slot_bias=bias).run(options, implementation)
     (grad,) = torch.autograd.grad(o.pow(2).sum(), bias)

@@ -1,6 +1,7 @@
 """The fast implementation against the reference: outputs, states, gradients, dtypes, and as an operator of PyTorch."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,9 +60,11 @@ def test_every_combination_of_options(growth, seeds, assignment, learning_rate):
 
 
 @pytest.mark.parametrize("cut_small", [False, True])
+@pytest.mark.parametrize("read_out", READ_OUTS)
 @given(inputs=all_inputs(), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
-@examples(40)
-def test_outputs_states_and_gradients(cut_small, inputs, options, before, shared):
+@examples()
+def test_outputs_states_and_gradients(read_out, cut_small, inputs, options, before, shared):
+    options = replace(options, read_out=read_out)
     with pytest.MonkeyPatch.context() as patch:
         if cut_small:  # so that small inputs too are cut for caches and threads
             patch.setattr(reading, "TILE", 2)
