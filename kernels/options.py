@@ -30,7 +30,9 @@ class DictionaryOptions:
             (`random`), the farthest from dictionary and seeds one after the other (`farthest`), or drawn with
             probability proportional to the squared distance from them (`kmeans++`).
         assignment: slots among which the other tokens look for the most similar: those there before the chunk (`old`)
-            or the chunk's own seeds too (`all`).
+            or the chunk's own seeds too (`all`). Against exact softmax attention, `all` has the smaller error in 9 of
+            12 settings, by 3 % on average and up to 30 % on clustered data; on drifting data with a large beta it may
+            be 15 % worse. With `old` every token of a first chunk that seeds no slot falls into slot 0.
         learning_rate: `adaptive` (1/c, the exact running mean), `constant` (`rate`), or `floored` (the larger of the
             two).
         rate: rho, the learning rate per token of `constant` and `floored`.
@@ -49,7 +51,7 @@ class DictionaryOptions:
     concentration: float = 128.0
     novelty_threshold: float = 0.7
     seeds: str = "spread"
-    assignment: str = "old"
+    assignment: str = "all"
     learning_rate: str = "adaptive"
     rate: float = 0.05
     read_out: str = "raw"

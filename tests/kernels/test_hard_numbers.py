@@ -62,6 +62,19 @@ def test_ties_go_to_the_lowest_slot_and_the_earliest_token(write):
         assert slots.flatten().tolist() == [0, 1, 2, 0, 0]
 
 
+@pytest.mark.parametrize("write", [update, reference.update])
+@pytest.mark.parametrize(
+    ("choice", "expected"), [({}, [0, 1, 0, 1, 0, 1]), ({"assignment": "old"}, [0, 1, 0, 0, 0, 0])]
+)
+def test_tokens_of_a_first_chunk_join_its_seeds(choice, expected, write):
+    """By default; among old slots alone there is only the first token's to join."""
+    options = DictionaryOptions(capacity=2, growth="all", **choice)
+    k = torch.eye(2).repeat(3, 1).view(1, 6, 1, 2)
+    empty = DictionaryState.empty(1, 1, 2, 2, 1)
+    _, slots = write(empty, k, torch.zeros(1, 6, 1, 1), options, torch.ones(1, 6, dtype=torch.bool))
+    assert slots.flatten().tolist() == expected
+
+
 @pytest.mark.parametrize("read_out", READ_OUTS)
 def test_opposite_keys_cancel(read_out):
     """A slot whose mean is zero: no direction for `unit`, no logit for `raw`, and no NaN."""
