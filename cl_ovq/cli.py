@@ -161,13 +161,15 @@ def bench_training(
 
 @bench.command("operator")
 def bench_operator(
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens (T).")] = "1024,4096,8192,16384,32768,65536",
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens (T), forward.")] = "1024,4096,8192,16384,32768,65536",
+    backward_tokens: Annotated[
+        str, typer.Option(help="Numbers of tokens, forward and backward; empty for none.")
+    ] = "1024,4096,8192,16384,32768",
     capacity: Annotated[str, typer.Option(help="Slots per head (N).")] = "1024",
     chunk: Annotated[str, typer.Option(help="Tokens per chunk (L).")] = "256",
     heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
     head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    direction: Annotated[str, typer.Option(help="forward, forward_backward, or both.")] = "forward,forward_backward",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one if auto.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Folder for operator.json, operator.md and operator.png.")] = None,
@@ -177,14 +179,13 @@ def bench_operator(
     from cl_ovq.benchmarks.run import run_operator_benchmark
 
     run_operator_benchmark(
+        {"forward": tokens, "forward_backward": backward_tokens},
         {
-            "tokens": tokens,
             "capacity": capacity,
             "chunk": chunk,
             "heads": heads,
             "head_dim": head_dim,
             "dtype": dtype,
-            "direction": direction,
         },
         device=device,
         rounds=rounds,

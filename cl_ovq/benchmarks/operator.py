@@ -31,7 +31,6 @@ from cl_ovq.provenance import (
 from kernels import GROWTH, DictionaryOptions, ovq_attention
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
-DIRECTIONS = (FORWARD, FORWARD_BACKWARD)
 METHODS = ("ovq", "sdpa")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -10,22 +10,23 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_ovq.benchmarks.operator import DIRECTIONS, DTYPES, Case, measure_operator
+from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
 from cl_ovq.benchmarks.operator_report import markdown, operator_figure, terminal_tables
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.experiment import find_device
 from cl_ovq.results import write_atomically
 
-NAMED = {"dtype": tuple(DTYPES), "direction": DIRECTIONS}
+NAMED = {"dtype": tuple(DTYPES)}
 
 
 def run_operator_benchmark(
-    lists: Mapping[str, str], *, device: str, rounds: int, output: Path | None, as_json: bool
+    tokens: Mapping[str, str], lists: Mapping[str, str], *, device: str, rounds: int, output: Path | None, as_json: bool
 ) -> None:
     """Measure every combination of the given lists, print the table, and write the files that were asked for.
 
     Args:
-        lists: comma-separated values for each field of `Case` but the device.
+        tokens: comma-separated numbers of tokens for each direction; a direction without any is not measured.
+        lists: comma-separated values for each other field of `Case` but the device.
         device: a device's name, or `auto`.
         rounds: timings of each method.
         output: folder for `operator.json`, `operator.md` and `operator.png`.
@@ -36,8 +37,16 @@ def run_operator_benchmark(
     """
     place = str(find_device(device))
     values = {name: parse_list(name, text) for name, text in lists.items()}
-    combinations = (dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
-    cases = [Case(**combination, device=place) for combination in combinations]
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    lengths = {direction: parse_list("tokens", text) for direction, text in tokens.items() if text}
+    cases = [
+        Case(tokens=length, direction=direction, device=place, **combination)
+        for direction, found in lengths.items()
+        for length in found
+        for combination in combinations
+    ]
+    if not cases:
+        raise UserError("--tokens and --backward-tokens are both empty: nothing to measure")
     progress = Console(stderr=True)
     with progress.status("measuring") as status:
         result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"))
