@@ -174,9 +174,10 @@ def matmul_rate(dtype: str, device: torch.device, size: int = 2048, rounds: int 
 
 
 def peak_bytes(case: Case, method: str) -> int:
-    """Return the most memory that a method holds beyond its inputs, measured in a process of its own.
+    """Return the most memory that a method needs, measured in a process of its own.
 
-    On a CPU it is the growth of resident memory, on a GPU that of allocated memory. Output and gradients count.
+    On a CPU it is the growth of resident memory, on a GPU that of allocated memory, over what the process holds before
+    the inputs are made: inputs, output, gradients and all in between count, libraries do not.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure_peak, case, method, torch.get_num_threads()).result()
@@ -187,10 +188,9 @@ def _measure_peak(case: Case, method: str, threads: int) -> int:
     device = torch.device(case.device)
     run = _runner(replace(case, tokens=min(case.tokens, 2 * case.chunk)), method)
     run()  # libraries load and thread pools start before the measurement
-    run = _runner(case, method)
     reset_peak_memory(device)
     before = resident_bytes(device)
-    run()
+    _runner(case, method)()
     return max(0, peak_memory_bytes(device) - before)
 
 

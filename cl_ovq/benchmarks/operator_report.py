@@ -75,7 +75,7 @@ def operator_figure(result: dict[str, Any]) -> Figure:
             )
             memory = [row[f"{method}_peak_bytes"] / 1e6 for row in group]
             memory_axes.plot(tokens, memory, style, color=color, marker="o", label=label)
-    for axes, name in ((time_axes, "seconds"), (memory_axes, "peak memory beyond the inputs, MB")):
+    for axes, name in ((time_axes, "seconds"), (memory_axes, "peak memory, inputs included, MB")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("tokens")
