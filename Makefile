@@ -5,14 +5,14 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format bench results-memory ui clean
+.PHONY: setup demo test test-slow lint format docs bench results-memory ui clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests,docs]"
 	@touch $@
 
 demo: setup
@@ -33,6 +33,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	$(BIN)/mkdocs build --quiet
+
 bench: setup
 	$(BIN)/cl-ovq bench training
 
@@ -46,6 +49,7 @@ results-memory: setup
 	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.storage=int8 output_dir=runs/results-memory/pixels_int8
 	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=10 memory.class_weight=1 output_dir=runs/results-memory/one_slot_per_class
 	$(MEMORY_RUN) split_fashion_mnist_memory_convolution $(MEMORY_KEYS) output_dir=runs/results-memory/convolution
+	$(MEMORY_RUN) split_fashion_mnist_memory_convolution $(MEMORY_KEYS) memory.capacity=10 memory.class_weight=1 output_dir=runs/results-memory/convolution_one_slot_per_class
 	$(MEMORY_RUN) split_digits_memory $(MEMORY_KEYS) output_dir=runs/results-memory/digits
 	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=500 output_dir=runs/results-memory/pixels_500
 	for run in runs/results-memory/*/; do cp $$run/seeds.json docs/results/memory_$$(basename $$run).json; done
