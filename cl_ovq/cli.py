@@ -194,6 +194,30 @@ def bench_operator(
     )
 
 
+@bench.command("profile")
+def bench_profile(
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens (T).")] = 16384,
+    capacity: Annotated[int, typer.Option(min=1, help="Slots per head (N).")] = 1024,
+    chunk: Annotated[int, typer.Option(min=1, help="Tokens per chunk (L).")] = 256,
+    heads: Annotated[int, typer.Option(min=1, help="Heads (H).")] = 4,
+    head_dim: Annotated[int, typer.Option(min=1, help="Features per head (D).")] = 64,
+) -> None:
+    """Where the time of OVQ attention goes, by kind of operation, on one thread of a CPU."""
+    from rich.table import Table
+
+    from cl_ovq.benchmarks.operator import FORWARD, FORWARD_BACKWARD, Case
+    from cl_ovq.benchmarks.profile import profile_operator
+
+    found = [
+        profile_operator(Case(tokens, capacity, chunk, heads, head_dim, "float32", "cpu", direction))
+        for direction in (FORWARD, FORWARD_BACKWARD)
+    ]
+    table = Table("share of the time", "forward", "forward + backward")
+    for kind in found[0]:
+        table.add_row(kind, *(f"{shares[kind]:.0%}" for shares in found))
+    Console().print(table)
+
+
 def main() -> None:
     """Run the command line; a mistake of the user is one line on standard error and exit code 2."""
     try:

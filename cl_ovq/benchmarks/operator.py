@@ -186,17 +186,17 @@ def peak_bytes(case: Case, method: str) -> int:
 def _measure_peak(case: Case, method: str, threads: int) -> int:
     torch.set_num_threads(threads)
     device = torch.device(case.device)
-    run = _runner(replace(case, tokens=min(case.tokens, 2 * case.chunk)), method)
+    run = runner(replace(case, tokens=min(case.tokens, 2 * case.chunk)), method)
     run()  # libraries load and thread pools start before the measurement
     reset_peak_memory(device)
     before = resident_bytes(device)
-    _runner(case, method)()
+    runner(case, method)()
     return max(0, peak_memory_bytes(device) - before)
 
 
 def _time(case: Case, rounds: int) -> dict[str, list[float]]:
     device = torch.device(case.device)
-    runners = {method: _runner(case, method) for method in METHODS}
+    runners = {method: runner(case, method) for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for number in range(rounds + 1):
         for method, run in runners.items():
@@ -220,7 +220,7 @@ def _options(case: Case) -> DictionaryOptions:
     return DictionaryOptions(capacity=case.capacity, chunk_size=case.chunk)
 
 
-def _runner(case: Case, method: str) -> Callable[[], Any]:
+def runner(case: Case, method: str) -> Callable[[], Any]:
     """Return a function that attends once, over inputs that are made now."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, case.tokens, case.heads, case.head_dim)
