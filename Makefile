@@ -38,6 +38,7 @@ docs: setup
 
 bench: setup
 	$(BIN)/cl-ovq bench training
+	$(BIN)/cl-ovq bench operator
 
 # The table of memory heads in docs/RESULTS.md: five seeds each, a few minutes on one core.
 MEMORY_RUN := $(BIN)/cl-ovq run

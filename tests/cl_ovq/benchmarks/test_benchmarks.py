@@ -1,0 +1,104 @@
+"""The benchmarks: what they compute from times, and that they run. No time is judged here."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cl_ovq.benchmarks.operator import Case, crossover, operations, peak_bytes, slopes
+from cl_ovq.benchmarks.profile import profile_operator
+from cl_ovq.benchmarks.run import parse_list
+from cl_ovq.benchmarks.training import measure_training
+from cl_ovq.cli import app
+from cl_ovq.errors import UserError
+from kernels import DictionaryOptions, ovq_attention
+
+SMALL = Case(tokens=96, capacity=16, chunk=32, heads=2, head_dim=8, dtype="float32", device="cpu", direction="forward")
+
+
+def rows(*points):
+    return [{"tokens": tokens, "ovq_seconds": seconds, "speedup": speedup} for tokens, seconds, speedup in points]
+
+
+def test_slopes_are_growth_per_doubling():
+    (slope,) = slopes(rows((1000, 1.0, 1), (4000, 8.0, 1)))
+    assert (slope["from"], slope["to"], slope["factor"]) == (1000, 4000, 8.0)
+    assert slope["exponent"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("speedups", "expected"), [((0.5, 1.5, 2), 2), ((2, 0.5, 2), 4), ((2, 2, 2), 1), ((2, 2, 0.9), None)]
+)
+def test_crossover_is_where_it_stays_ahead(speedups, expected):
+    points = [(tokens, 1.0, speedup) for tokens, speedup in zip((1, 2, 4), speedups, strict=True)]
+    assert crossover(rows(*points)) == expected
+
+
+def test_operations_count_the_slots_in_use():
+    """By the sizes that the operator itself reports before each chunk."""
+    q = torch.randn(1, 96, 2, 8)
+    options, total = DictionaryOptions(capacity=16, chunk_size=32), 0
+    for start in (0, 32, 64):
+        size = 0
+        if start:
+            beta = torch.ones(2)
+            _, state = ovq_attention(q[:, :start], q[:, :start], q[:, :start], beta, options, output_final_state=True)
+            size = int(state.size[0, 0])
+        total += 2 * 32 * 8 * (3 * size + 2 * 16) * 2  # read twice, compare once; half the chunk, twice; two heads
+    assert operations(SMALL) == total
+
+
+def test_memory_of_both_is_at_least_that_of_inputs_and_output():
+    case = Case(**{**SMALL.__dict__, "tokens": 32_768, "head_dim": 64, "chunk": 256})
+    tensor = 32_768 * 2 * 64 * 4
+    for method in ("ovq", "sdpa"):
+        assert 4 * tensor * 0.9 < peak_bytes(case, method) < 40 * tensor
+
+
+def test_profile_shares_add_up_to_one():
+    shares = profile_operator(SMALL)
+    assert sum(shares.values()) == pytest.approx(1, abs=0.05)
+    assert shares["matrix products"] > 0
+
+
+def test_the_operators_rows_as_json(tmp_path):
+    command = "bench operator --tokens 64,128 --backward-tokens 64 --capacity 16 --chunk 32 --heads 2 --head-dim 8"
+    result = CliRunner().invoke(
+        app, [*command.split(), "--rounds", "1", "--device", "cpu", "--json", "--output", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    keys = {"tokens", "capacity", "chunk", "heads", "head_dim", "dtype", "device", "direction"}
+    keys |= {"ovq_seconds", "sdpa_seconds", "speedup", "ovq_peak_bytes", "sdpa_peak_bytes"}
+    assert [(row["direction"], row["tokens"]) for row in found["rows"]] == [
+        ("forward", 64),
+        ("forward", 128),
+        ("forward_backward", 64),
+    ]
+    assert all(keys <= set(row) for row in found["rows"])
+    assert found["machine"]["matmul_flops"]["float32"] > 1e8
+    assert json.loads((tmp_path / "operator.json").read_text()) == found
+    assert (tmp_path / "operator.md").read_text().count("|") > 20
+    assert (tmp_path / "operator.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokens", "12,x", "--tokens: 'x' is not a positive whole number"),
+        ("head_dim", "0", "--head-dim: '0' is not a positive whole number"),
+        ("heads", ",", "--heads: empty list"),
+        ("dtype", "float23", "unknown dtype 'float23': did you mean 'float32'"),
+    ],
+)
+def test_mistakes(name, text, message):
+    with pytest.raises(UserError, match=message):
+        parse_list(name, text)
+
+
+def test_training_loops_are_measured_side_by_side(tiny):
+    measured = measure_training(tiny("model.mixer=softmax"), rounds=1)
+    assert [row["loop"] for row in measured["rows"]] == ["platform", "Avalanche's data path", "bare PyTorch"]
+    assert measured["rows"][2]["ratio"] == 1
+    assert all(row["minimum"] <= row["samples_per_second"] <= row["maximum"] for row in measured["rows"])
