@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench results-memory ui clean
+.PHONY: setup demo test test-slow lint format docs bench results-memory results-quickstart ui clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,16 @@ results-memory: setup
 	$(MEMORY_RUN) split_digits_memory $(MEMORY_KEYS) output_dir=runs/results-memory/digits
 	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=500 output_dir=runs/results-memory/pixels_500
 	for run in runs/results-memory/*/; do cp $$run/seeds.json docs/results/memory_$$(basename $$run).json; done
+
+# The table of the quickstart over seeds in docs/RESULTS.md.
+QUICK_KEYS := seeds=5 tracking.enabled=false evaluation.dictionary_every=100
+results-quickstart: setup
+	rm -rf runs/results-quickstart
+	$(BIN)/cl-ovq run quickstart $(QUICK_KEYS) output_dir=runs/results-quickstart/stream
+	$(BIN)/cl-ovq run quickstart $(QUICK_KEYS) dictionary.scope=task output_dir=runs/results-quickstart/task
+	$(BIN)/cl-ovq run quickstart $(QUICK_KEYS) dictionary.scope=sequence output_dir=runs/results-quickstart/sequence
+	$(BIN)/cl-ovq run quickstart $(QUICK_KEYS) model.mixer=softmax output_dir=runs/results-quickstart/softmax
+	for run in runs/results-quickstart/*/; do cp $$run/seeds.json docs/results/quickstart_$$(basename $$run).json; done
 
 ui: setup
 	@$(BIN)/cl-ovq ui
