@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     merged = OmegaConf.create()
     for override in overrides:
         key, separator, _ = override.partition("=")
-        if not separator or not key.strip():
+        # Dots and words only: OmegaConf has further ways to write a path, which no key here needs.
+        if not separator or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise UserError(f"override '{override}' is not of the form key=value, e.g. model.mixer=softmax")
         try:
             merged.merge_with_dotlist([override])

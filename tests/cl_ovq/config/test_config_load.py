@@ -5,7 +5,7 @@ import typing
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
@@ -121,6 +121,9 @@ VALUES = st.one_of(
 
 
 @settings(max_examples=100)
+@example(overrides=["[="])
+@example(overrides=["model[mixer]=softmax"])
+@example(overrides=["a..b=1"])
 @given(overrides=st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=8), VALUES), max_size=3))
 def test_any_override_is_accepted_or_a_mistake(overrides):
     _load("quickstart", overrides)
