@@ -66,6 +66,37 @@ def run(
 
 
 @app.command()
+def study(
+    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/studies/.")],
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Holds the runs; those found there are not run again. runs/studies/NAME if not given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for NAME.json, NAME.md and NAME.png; the runs' if not given.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run a grid of experiments over seeds, tuned on validation data, and make one table; what is done is skipped."""
+    from cl_ovq.studies import load_study, run_study
+    from cl_ovq.tracking import RUNS
+
+    loaded, console = load_study(file, overrides or ()), Console()
+    home = directory or RUNS / "studies" / loaded.name
+    result = run_study(loaded, home, Console(stderr=True), jobs=jobs)
+    written = result.write(output or home)
+    if json:
+        print(result.to_json())
+    else:
+        console.print(result.to_table())
+        console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import Matrix
 
 FILE_NAME = "results.json"
@@ -47,6 +48,24 @@ class Result:
     def to_json(self) -> str:
         """Return the result as JSON."""
         return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read the results of a run.
+
+        Args:
+            path: of `results.json`, or of the directory that holds it.
+
+        Raises:
+            UserError: it is not there, or no results of this version.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} does not hold the results of a run: {str(error).splitlines()[0]}") from error
 
     def write(self, directory: Path) -> Path:
         """Write `results.json`, whole or not at all."""

@@ -18,7 +18,9 @@ from cl_ovq.config.schema import ExperimentConfig, StreamConfig
 from cl_ovq.errors import UserError, nearest, unknown
 from streams import STREAMS
 
-SECTIONS = {
+STUDIES = "studies"  # the folder of the files that are no experiments, but grids of them
+
+SECTIONS: dict[str, Any] = {
     field.name: field.default_factory
     for field in dataclasses.fields(ExperimentConfig)
     if dataclasses.is_dataclass(field.default_factory)
@@ -42,6 +44,8 @@ def list_experiments() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in experiment_folders():
         for path in sorted(folder.rglob("*.yaml")):
+            if path.relative_to(folder).parts[0] == STUDIES:
+                continue
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return found
 

@@ -1,0 +1,257 @@
+"""Study files: which rows a study has, and how each is tuned.
+
+    title: Replay against nothing
+    seeds: 5                                    # reported, on the test stream
+    set: {threads: 1}                           # for all rows
+    tuning: {seeds: [100], metric: accuracy, grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
+    refit: {model: MLP, strategy: cumulative}   # rows whose forgetting is the floor
+    grids:                                      # every combination of the axes of each grid is a row
+    - stream:
+        Split-Digits: {experiment: quickstart}
+      model:
+        MLP: {model.name: mlp}
+      strategy:
+        naive: {strategy.name: naive}
+        replay: {strategy.name: replay, tune: {strategy.memory_size: [50, 100]}}
+
+An option of an axis holds overrides of the experiment, and may name the experiment (`experiment`) and what else to tune
+for its rows (`tune`; null for nothing at all).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cl_ovq.config import ExperimentConfig, load_config
+from cl_ovq.config.load import STUDIES, experiment_folders
+from cl_ovq.errors import UserError, nearest, unknown
+
+RESERVED = ("experiment", "tune")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the hyper-parameters of every row are chosen: the best mean over seeds of a metric on validation data.
+
+    Attributes:
+        seeds: of the tuning runs; those that are reported are refused.
+        metric: of the results matrix on the validation stream, at the end of the stream; the larger the better.
+        grid: values to choose from, by key; every combination is tried.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [100])
+    metric: str = "accuracy"
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a study.
+
+    Attributes:
+        labels: option by axis.
+        experiment: name or path.
+        overrides: of the experiment, by key.
+        grid: values to choose from, by key.
+    """
+
+    labels: dict[str, str]
+    experiment: str
+    overrides: dict[str, Any]
+    grid: dict[str, list[Any]]
+
+    @property
+    def name(self) -> str:
+        """The labels in one line."""
+        return ", ".join(self.labels.values())
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The combinations of the grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def config(self, point: Mapping[str, Any], seed: int, stream: str) -> ExperimentConfig:
+        """Return the configuration of a run.
+
+        Args:
+            point: chosen values by key.
+            seed: the run's seed.
+            stream: on which it is evaluated.
+
+        Raises:
+            UserError: a key or value is wrong.
+        """
+        changes = self.overrides | dict(point) | {"seed": seed, "seeds": 1, "evaluation.stream": stream}
+        try:
+            return load_config(self.experiment, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+        except UserError as error:
+            raise UserError(f"row '{self.name}': {error}") from error
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of experiments.
+
+    Attributes:
+        name: of the file.
+        title: above the table.
+        rows: in the order of the file.
+        seeds: reported, on the test stream.
+        tuning: on validation data.
+        refit: labels of the rows whose forgetting is taken off that of the others on the same stream and seeds.
+    """
+
+    name: str
+    title: str
+    rows: list[Row]
+    seeds: list[int]
+    tuning: Tuning
+    refit: dict[str, str]
+
+    @property
+    def axes(self) -> list[str]:
+        """Names of all axes, in order."""
+        return list(dict.fromkeys(axis for row in self.rows for axis in row.labels))
+
+
+def list_studies() -> dict[str, Path]:
+    """Return the studies under `experiments/studies/`, by name."""
+    found: dict[str, Path] = {}
+    for folder in experiment_folders():
+        for path in sorted((folder / STUDIES).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_study(name: str) -> Path:
+    """Return the file of a study, given as a path or by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = list_studies()
+    short = Path(name).stem
+    if short in known:
+        return known[short]
+    raise UserError(
+        f"no study '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
+        "(or give the path of a YAML file)"
+    )
+
+
+def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
+    """Read a study, and check every configuration that it leads to.
+
+    Args:
+        name: path of a YAML file, or the name of one under `experiments/studies/`.
+        overrides: `key=value`, laid over `set` (so for all rows), or `seeds=N`.
+
+    Raises:
+        UserError: naming the key, the row, and what would be right.
+    """
+    path = find_study(name)
+    tree = _read(path)
+    known = ("title", "seeds", "set", "tuning", "refit", "grids")
+    for key in tree:
+        if key not in known:
+            raise unknown("key of a study", str(key), known)
+    common = _mapping(tree.get("set") or {}, "set")
+    count = tree.get("seeds", 5)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"override '{override}' is not of the form key=value, e.g. seeds=2")
+        parsed = yaml.safe_load(value)
+        if key == "seeds":
+            count = parsed
+        else:
+            common[key] = parsed
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise UserError(f"seeds: {count!r} is not a positive whole number")
+    seeds = list(range(count))
+    tuning = _tuning(tree.get("tuning") or {}, seeds)
+    grids = tree.get("grids")
+    if not isinstance(grids, list) or not grids:
+        raise UserError(f"{path}: grids: a study needs a list of at least one grid of axes")
+    rows = [row for number, grid in enumerate(grids) for row in _rows(grid, f"grids[{number}]", common, tuning)]
+    names = [row.name for row in rows]
+    for row in rows:
+        if names.count(row.name) > 1:
+            raise UserError(f"{path}: two rows are named '{row.name}'")
+        for point in row.points:
+            row.config(point, seeds[0], "test")
+    study = Study(
+        path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, _mapping(tree.get("refit") or {}, "refit")
+    )
+    if study.refit and not any(study.refit.items() <= row.labels.items() for row in rows):
+        raise UserError(f"refit: no row has the labels {study.refit}: known: {'; '.join(names)}")
+    return study
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return _mapping(tree, str(path))
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name}: '{value}' is not a mapping")
+    return {str(key): inner for key, inner in value.items()}
+
+
+def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
+    tree = _mapping(tree, "tuning")
+    known = [f.name for f in fields(Tuning)]
+    for key in tree:
+        if key not in known:
+            raise unknown("key of tuning", key, known)
+    tuning = Tuning(**tree)
+    if not isinstance(tuning.seeds, list) or not tuning.seeds:
+        raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
+    if both := sorted(set(tuning.seeds) & set(reported)):
+        raise UserError(f"tuning.seeds: {both} are reported too: choose hyper-parameters on other seeds")
+    _check_grid(tuning.grid, "tuning.grid")
+    return tuning
+
+
+def _check_grid(grid: Any, name: str) -> None:
+    for key, values in _mapping(grid, name).items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{name}.{key}: {values!r} is not a list of values")
+
+
+def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> list[Row]:
+    """The rows of one grid: every combination of its axes' options."""
+    axes = {axis: _mapping(options, f"{name}.{axis}") for axis, options in _mapping(grid, name).items()}
+    rows = []
+    for labels in itertools.product(*axes.values()):
+        options = [
+            _mapping(axes[axis][label] or {}, f"{name}.{axis}.{label}")
+            for axis, label in zip(axes, labels, strict=True)
+        ]
+        overrides, values, experiment = dict(common), dict(tuning.grid), None
+        for option in options:
+            overrides |= {key: value for key, value in option.items() if key not in RESERVED}
+            experiment = option.get("experiment", experiment)
+        for option in options:
+            if "tune" in option:
+                _check_grid(option["tune"] or {}, f"{name}: tune")
+                values = values | option["tune"] if option["tune"] is not None else {}
+        if experiment is None:
+            raise UserError(f"{name}: row '{', '.join(labels)}' names no experiment")
+        rows.append(Row(dict(zip(axes, labels, strict=True)), experiment, overrides, values))
+    return rows

@@ -1,0 +1,224 @@
+"""Runs a study: tuning on validation data, then the seeds that are reported, skipping whatever is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.load import SCALARS, SECTIONS, flatten
+from cl_ovq.errors import UserError
+from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.studies.files import Study
+from cl_ovq.studies.tables import RowResult, StudyResult
+
+# What a run's configuration may differ in without being another run.
+INDIFFERENT = ("output_dir", "seeds", "tracking.", "threads")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a study: a row's point of the grid, a seed, and the stream on which it is judged."""
+
+    row: int
+    point: int
+    seed: int
+    stream: str
+
+
+def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1) -> StudyResult:
+    """Run what is not done yet, and return the table.
+
+    Args:
+        study: a loaded study.
+        directory: holds a directory per row with its runs, found again by their configuration.
+        console: where progress is drawn.
+        jobs: runs at a time, each in a process of its own.
+
+    Raises:
+        UserError: every run of some row failed, naming the first; the others' results are kept.
+    """
+    tasks = _Tasks(study, directory)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Spawned, not forked: PyTorch's thread pool does not survive a fork.
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    running: dict[Future[None], Task] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        shown = progress.add_task(study.name, total=tasks.total, completed=tasks.done)
+        try:
+            while True:
+                for task in tasks.ready():
+                    running[pool.submit(run_one, tasks.config(task), str(tasks.path(task)))] = task
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    error = future.exception()
+                    tasks.finish(task, None if error is None else str(error))
+                    progress.update(shown, advance=1, description=f"{study.name}: {study.rows[task.row].name}")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return tasks.result(console)
+
+
+def run_one(config: ExperimentConfig, directory: str) -> None:
+    """Run one configuration in this process, quietly; what it finds is in its directory."""
+    from cl_ovq.experiment import run_experiment
+
+    run: Any = config
+    run.output_dir = directory
+    run_experiment(run, Console(quiet=True))
+
+
+def same_run(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Return whether two resolved configurations describe the same run.
+
+    Keys that one of them lacks, since the schema has grown in between, count with their default.
+
+    Args:
+        old: as stored in a result.
+        new: as resolved now.
+        defaults: of the schema, by dotted key.
+    """
+    a, b = flatten(old), flatten(new)
+    return all(
+        a.get(key, defaults.get(key)) == b.get(key, defaults.get(key))
+        for key in a.keys() | b.keys()
+        if not key.startswith(INDIFFERENT)
+    )
+
+
+class _Tasks:
+    """What a study has to run, what of it is done, and what can run now."""
+
+    def __init__(self, study: Study, directory: Path) -> None:
+        self.study, self.directory = study, directory
+        self.results: dict[Task, Result] = {}
+        self.failed: dict[Task, str] = {}
+        self.started: set[Task] = set()
+        self.chosen: dict[int, int] = {i: 0 for i, row in enumerate(study.rows) if len(row.points) == 1}
+        self._defaults = _defaults()
+        for index in range(len(study.rows)):
+            for task in [*self._tuning(index), *self._reported(index, range(len(study.rows[index].points)))]:
+                found = self._find(task)
+                if found is not None:
+                    self.results[task] = found
+
+    @property
+    def total(self) -> int:
+        """Runs altogether."""
+        return sum(len(list(self._tuning(i))) + len(self.study.seeds) for i in range(len(self.study.rows)))
+
+    @property
+    def done(self) -> int:
+        """Runs that were found done, as far as they count now."""
+        tuned = sum(task in self.results for i in range(len(self.study.rows)) for task in self._tuning(i))
+        reported = sum(task in self.results for i in self.chosen for task in self._reported(i, [self.chosen[i]]))
+        return tuned + reported
+
+    def config(self, task: Task) -> ExperimentConfig:
+        """The configuration of a run."""
+        row = self.study.rows[task.row]
+        return row.config(row.points[task.point], task.seed, task.stream)
+
+    def path(self, task: Task) -> Path:
+        """Where a run that has to be made goes."""
+        digest = hashlib.sha256(json.dumps(to_dict(self.config(task)), sort_keys=True).encode()).hexdigest()[:12]
+        return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest}"
+
+    def ready(self) -> Iterator[Task]:
+        """Runs that can start: tuning, and the reported seeds of rows whose tuning is over."""
+        for index in range(len(self.study.rows)):
+            tuning = list(self._tuning(index))
+            if index not in self.chosen and all(task in self.results or task in self.failed for task in tuning):
+                self._choose(index)
+            tasks = [*tuning, *(self._reported(index, [self.chosen[index]]) if index in self.chosen else [])]
+            for task in tasks:
+                if task not in self.results and task not in self.started:
+                    self.started.add(task)
+                    yield task
+
+    def finish(self, task: Task, error: str | None) -> None:
+        """Take in a run that has ended."""
+        found = None if error else self._find(task)
+        if found is None:
+            self.failed[task] = error or "left no results"
+        else:
+            self.results[task] = found
+
+    def result(self, console: Console) -> StudyResult:
+        """The table, with the failures said."""
+        rows = []
+        for index, row in enumerate(self.study.rows):
+            if index not in self.chosen:
+                continue
+            reported = self._reported(index, [self.chosen[index]])
+            runs = [self.results[task] for task in reported if task in self.results]
+            scores = (
+                {json.dumps(row.points[p]): self._score(index, p) for p in range(len(row.points))} if row.grid else {}
+            )
+            if runs:
+                rows.append(RowResult(row.labels, row.points[self.chosen[index]], scores, runs))
+        for task, error in self.failed.items():
+            console.print(
+                f"[red]failed:[/] {self.study.rows[task.row].name}, seed {task.seed}: {error}", soft_wrap=True
+            )
+        if not rows:
+            raise UserError(f"study '{self.study.name}': no run succeeded: {next(iter(self.failed.values()))}")
+        return StudyResult(
+            self.study, rows, {f"{self.study.rows[t.row].name}, seed {t.seed}": e for t, e in self.failed.items()}
+        )
+
+    def _tuning(self, index: int) -> Iterator[Task]:
+        points = self.study.rows[index].points
+        if len(points) > 1:
+            for point in range(len(points)):
+                for seed in self.study.tuning.seeds:
+                    yield Task(index, point, seed, "validation")
+
+    def _reported(self, index: int, points: Any) -> Iterator[Task]:
+        for point in points:
+            for seed in self.study.seeds:
+                yield Task(index, point, seed, "test")
+
+    def _score(self, index: int, point: int) -> float | None:
+        """Mean metric of a point of the grid over the tuning seeds; None where a run failed or it is undefined."""
+        tasks = [task for task in self._tuning(index) if task.point == point]
+        values = [
+            self.results[task].metrics.get(self.study.tuning.metric) if task in self.results else None for task in tasks
+        ]
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+    def _choose(self, index: int) -> None:
+        scores = {point: self._score(index, point) for point in range(len(self.study.rows[index].points))}
+        valid = {point: score for point, score in scores.items() if score is not None}
+        if valid:
+            self.chosen[index] = max(valid, key=lambda point: valid[point])
+
+    def _row_directory(self, index: int) -> Path:
+        return self.directory / re.sub(r"[^\w.-]+", "-", self.study.rows[index].name).strip("-").lower()
+
+    def _find(self, task: Task) -> Result | None:
+        wanted = to_dict(self.config(task))
+        for path in sorted(self._row_directory(task.row).glob(f"{task.stream}-seed-{task.seed}-*/{FILE_NAME}")):
+            result = Result.read(path)
+            if same_run(result.config, wanted, self._defaults):
+                return result
+        return None
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the schema's defaults by dotted key: what a result that is older than a key has for it."""
+    sections: dict[str, Any] = {name: asdict(section()) for name, section in SECTIONS.items()}
+    return flatten(sections) | {field.name: field.default for field in SCALARS}

@@ -1,0 +1,197 @@
+"""What a study found: as data, as tables in Markdown and in the terminal, and as a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from cl_ovq.results import Result, write_atomically
+from cl_ovq.seeds import Aggregate, aggregate
+from cl_ovq.studies.files import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of the table.
+
+    Attributes:
+        labels: option by axis.
+        chosen: hyper-parameters chosen on validation data.
+        scores: validation metric of every point of the grid, by the point as JSON; empty where nothing was tuned.
+        runs: of the reported seeds.
+    """
+
+    labels: dict[str, str]
+    chosen: dict[str, Any]
+    scores: dict[str, float | None]
+    runs: list[Result]
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a metric of the results matrix by seed, where it is defined."""
+        found = {run.config["seed"]: run.metrics.get(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def mean(self, of: Callable[[Result], float]) -> float:
+        """Return the mean over runs."""
+        return sum(map(of, self.runs)) / len(self.runs)
+
+
+def memory_bytes(run: Result) -> int:
+    """Return the bytes that a run carries from task to task beside its weights: dictionaries and replay buffer."""
+    return int(run.provenance["dictionary_bytes"] + run.provenance["replay_bytes"])
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The rows of a study.
+
+    Attributes:
+        study: what was run.
+        rows: with at least one run.
+        failed: error by run.
+    """
+
+    study: Study
+    rows: list[RowResult]
+    failed: dict[str, str]
+
+    def metric(self, row: RowResult, name: str) -> Aggregate | None:
+        """Return a metric over seeds; None where it is undefined.
+
+        `forgetting_beyond_refit` is the forgetting less that of the row named by the study's `refit`, seed by seed.
+        """
+        values = self._beyond_refit(row) if name == "forgetting_beyond_refit" else row.values(name)
+        return aggregate(list(values.values())) if values else None
+
+    def _beyond_refit(self, row: RowResult) -> dict[int, float]:
+        labels = row.labels | self.study.refit
+        floor = next((other for other in self.rows if self.study.refit and other.labels == labels), None)
+        if floor is None or floor is row:
+            return {}
+        mine, least = row.values("forgetting"), floor.values("forgetting")
+        return {seed: mine[seed] - least[seed] for seed in mine.keys() & least.keys()}
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The columns: heading by metric."""
+        names = {"accuracy": "average accuracy", "forgetting": "forgetting"}
+        if self.study.refit:
+            names["forgetting_beyond_refit"] = "beyond refit"
+        return names | {"learning_accuracy": "learning accuracy"}
+
+    def to_json(self) -> str:
+        """Return rows, aggregates, choices and matrices as JSON; the whole results are in the runs' directories."""
+        rows = []
+        for row in self.rows:
+            aggregates = {name: self.metric(row, name) for name in self.metrics}
+            rows.append(
+                {
+                    "labels": row.labels,
+                    "chosen": row.chosen,
+                    "validation": row.scores,
+                    "metrics": {name: asdict(found) for name, found in aggregates.items() if found is not None},
+                    "memory_bytes": row.mean(memory_bytes),
+                    "wall_seconds": row.mean(lambda run: float(run.provenance["wall_seconds"])),
+                    "runs": [
+                        {
+                            "seed": run.config["seed"],
+                            "matrix": run.matrix,
+                            "metrics": run.metrics,
+                            "dictionary_bytes": run.provenance["dictionary_bytes"],
+                            "replay_bytes": run.provenance["replay_bytes"],
+                            "census": run.dictionary.get("census", []),
+                        }
+                        for run in row.runs
+                    ],
+                }
+            )
+        first = self.rows[0].runs[0].provenance
+        return json.dumps(
+            {
+                "study": self.study.name,
+                "title": self.study.title,
+                "seeds": self.study.seeds,
+                "tuning": asdict(self.study.tuning),
+                "code": first["code"],
+                "device": first["device"],
+                "packages": first["packages"],
+                "rows": rows,
+                "failed": self.failed,
+            },
+            indent=2,
+            allow_nan=False,
+        )
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        head = [*self.study.axes, *self.metrics.values(), "memory", "seconds", "chosen"]
+        body = []
+        for row in self.rows:
+            numbers = [_spread(self.metric(row, name)) for name in self.metrics]
+            chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items())
+            seconds = row.mean(lambda run: float(run.provenance["wall_seconds"]))
+            labels = [row.labels.get(axis, "") for axis in self.study.axes]
+            body.append([*labels, *numbers, _bytes(row.mean(memory_bytes)), f"{seconds:.0f}", chosen])
+        return head, body
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown."""
+        head, body = self._cells()
+        axes = len(self.study.axes)
+        rule = ["---"] * axes + ["---:"] * (len(head) - axes - 1) + ["---"]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
+
+    def to_table(self) -> Table:
+        """Return the table for the terminal."""
+        head, body = self._cells()
+        told = [i for i in range(len(head)) if i >= len(self.study.axes) or len({cells[i] for cells in body}) > 1]
+        table = Table(title=f"{self.study.title} ({len(self.study.seeds)} seeds)", title_justify="left")
+        for i in told:
+            right = len(self.study.axes) <= i < len(head) - 1
+            table.add_column(head[i], justify="right" if right else "left", no_wrap=right)
+        for cells in body:
+            table.add_row(*(cells[i] for i in told))
+        return table
+
+    def to_figure(self) -> Figure:
+        """Draw average accuracy and forgetting of every row, with confidence intervals."""
+        from matplotlib.figure import Figure
+
+        rows = self.rows[::-1]
+        figure = Figure(figsize=(9.6, 1.2 + 0.26 * len(rows)), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2, sharey=True), ("accuracy", "forgetting"), strict=True):
+            for y, row in enumerate(rows):
+                found = self.metric(row, name)
+                if found is not None:
+                    axes.errorbar(found.mean, y, xerr=found.interval or 0.0, fmt="o", color="tab:blue", markersize=4)
+            axes.set_xlabel(self.metrics[name])
+            axes.grid(axis="x", linewidth=0.4)
+            axes.set_yticks(range(len(rows)), [", ".join(row.labels.values()) for row in rows], fontsize="small")
+        figure.suptitle(self.study.title, fontsize="medium")
+        return figure
+
+    def write(self, directory: Path) -> list[Path]:
+        """Write `<study>.json`, `.md` and `.png`, and return their paths."""
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = [directory / f"{self.study.name}.{kind}" for kind in ("json", "md", "png")]
+        write_atomically(paths[0], self.to_json() + "\n")
+        write_atomically(paths[1], self.to_markdown())
+        self.to_figure().savefig(paths[2], dpi=110)
+        return paths
+
+
+def _spread(found: Aggregate | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.mean:.3f}" + ("" if found.interval is None else f" +- {found.interval:.3f}")
+
+
+def _bytes(number: float) -> str:
+    return "-" if number == 0 else f"{number / 1e6:.2f} MB"
