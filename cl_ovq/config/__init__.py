@@ -1,6 +1,6 @@
 """The typed configuration of an experiment, and how it is read."""
 
-from cl_ovq.config.load import find_experiment, load_config, to_dict
+from cl_ovq.config.load import find_experiment, from_dict, load_config, to_dict
 from cl_ovq.config.schema import (
     DictionaryConfig,
     EvaluationConfig,
@@ -24,6 +24,7 @@ __all__ = [
     "StreamConfig",
     "TrackingConfig",
     "find_experiment",
+    "from_dict",
     "load_config",
     "to_dict",
 ]

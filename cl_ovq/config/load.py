@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_ovq.addresses import redact
 from cl_ovq.config.check import check_keys, check_values, field_of
 from cl_ovq.config.schema import ExperimentConfig, StreamConfig
 from cl_ovq.errors import UserError, nearest, unknown
@@ -86,8 +87,19 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         UserError: a file, key or value is wrong; one line says which, and what would be right.
     """
-    tree = _read_tree(find_experiment(str(name)))
-    changes = _parse_overrides(overrides)
+    return _configure(_read_tree(find_experiment(str(name))), _parse_overrides(overrides))
+
+
+def from_dict(tree: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the configuration that `to_dict` returned as plain data, checked like any other.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
+    return _configure(dict(tree), {})
+
+
+def _configure(tree: dict[str, Any], changes: dict[str, Any]) -> ExperimentConfig:
     options = _stream_schema(tree, changes)
     schema: dict[str, Any] = {"stream": options, **SECTIONS}
     for source in (tree, changes):
@@ -107,8 +119,10 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the resolved configuration as plain data, in the shape of the YAML files."""
+    """Return the resolved configuration as plain data, in the shape of the YAML files; without a store's password."""
     tree = dataclasses.asdict(config)
+    if config.tracking.uri is not None:
+        tree["tracking"]["uri"] = redact(config.tracking.uri)
     tree["stream"] = {"name": config.stream.name, **dataclasses.asdict(config.stream.options)}
     return tree
 

@@ -13,7 +13,6 @@ from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
 
 CLASS_GROWTH = ("plateau", "all", "linear", "dirichlet")
 SCOPES = ("sequence", "task", "stream")
-TRAIN_ENCODER = ("always", "first_experience", "never")
 
 
 def option(
@@ -67,12 +66,6 @@ class ModelConfig:
         "encoder is to be trained)",
         choices=("linear", "memory"),
     )
-    train_encoder: str = option(
-        "always",
-        "when all but the head learns by gradients: in every experience, in the first one only, or never (random "
-        "features)",
-        choices=TRAIN_ENCODER,
-    )
     mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`")
     width: int = option(64, "features per token or hidden layer, or random features or filters", minimum=1)
     depth: int = option(2, "number of blocks, or of hidden layers", minimum=1)
@@ -119,19 +112,6 @@ class DictionaryConfig:
     learning_rate: str = option("adaptive", "step of a slot's means", choices=tuple(LEARNING_RATES))
     rate: float = option(0.05, "rho of the `constant` and `floored` learning rates", exclusive_minimum=0, maximum=1)
     read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))
-    half_life: int | None = option(
-        None, "tokens after which all counts of a shared dictionary are halved; never if null", minimum=1
-    )
-    refresh: bool = option(
-        False,
-        "whether a shared dictionary is written anew from the replay buffer, by the encoder as it is then, after every "
-        "experience",
-    )
-    sums: bool = option(
-        False,
-        "whether a shared dictionary keeps the sums that each task wrote, as much again per task, so that a task can "
-        "be forgotten",
-    )
 
 
 @dataclass
@@ -207,7 +187,8 @@ class TrackingConfig:
     uri: str | None = option(None, "MLflow tracking server or store; a SQLite file beside the runs if null")
     experiment: str | None = option(None, "MLflow experiment; the stream's name and scenario if null")
     run_name: str | None = option(None, "name of the run; model, strategy and seed if null")
-    tags: dict[str, str] = option({}, "further tags of the run")  # noqa: RUF009 - option makes a field
+    log_model: bool = option(True, "whether the trained model is registered with MLflow")
+    tags: dict[str, str] = option({}, "further tags of the run, or other values for its own")  # noqa: RUF009 - option makes a field
 
 
 @dataclass
