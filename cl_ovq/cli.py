@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,12 +133,61 @@ def list_names(
 
 @app.command()
 def ui(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs to compare: ids, names or directories; the latest few if none.", show_default=False),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port; the next free one is taken if it is in use.")] = 5000,
+    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 turns MLflow's passwords on.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Whether to open a browser, where there is a desktop.")] = True,
 ) -> None:
-    """Open MLflow's user interface on the runs under runs/ (on this machine only: 127.0.0.1)."""
+    """Open MLflow's user interface on this machine, and print the page that compares runs."""
     from cl_ovq.interface import serve
 
-    serve(port)
+    serve(runs or (), port=port, uri=uri, host=host, browser=browser)
+
+
+@app.command()
+def sync(
+    directory: Annotated[
+        Path | None, typer.Argument(help="A run's directory, or one that holds such; runs/ if not given.")
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="Store, instead of the one that each run names.")] = None,
+) -> None:
+    """Send to MLflow what runs could not send themselves, and mark runs that were killed. Sending twice is harmless."""
+    from cl_ovq.tracking import RUNS
+    from cl_ovq.tracking.sync import sync as sync_runs
+
+    console = Console()
+    found = sync_runs(directory or RUNS, uri)
+    for run in found:
+        reason = f": {run.reason}" if run.reason else ""
+        console.print(f"{run.outcome}: {run.directory}{reason}", soft_wrap=True, highlight=False, markup=False)
+    if not found:
+        console.print("nothing to send")
+    if any(run.outcome == "kept" for run in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    experiment: Annotated[str, typer.Argument(help="MLflow experiment, by name or id.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="A page with a table that can be sorted.")] = False,
+    output: Annotated[Path | None, typer.Option(help="File; standard output if not given (not for Parquet).")] = None,
+    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+) -> None:
+    """Write an experiment as a table: one row a run, with its tags, parameters and metrics."""
+    from cl_ovq.tracking.export import export_experiment
+
+    formats = [name for name, chosen in {"csv": csv, "parquet": parquet, "html": html}.items() if chosen]
+    if len(formats) != 1:
+        raise UserError("export: name one format: --csv, --parquet or --html")
+    export_experiment(experiment, formats[0], output, uri)
 
 
 @app.command()
@@ -249,30 +299,10 @@ def bench_profile(
     Console().print(table)
 
 
-@bench.command("operations")
-def bench_operations(
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
-    json: Json = False,
-) -> None:
-    """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
-    from json import dumps
-
-    from cl_ovq.benchmarks.operations import measure_operations, operations_table
-    from cl_ovq.results import write_atomically
-
-    measured = measure_operations(seeds, Console(stderr=True))
-    if output is not None:
-        write_atomically(output, dumps(measured, indent=2) + "\n")
-    if json:
-        print(dumps(measured, indent=2))
-        return
-    for name, aggregates in measured.items():
-        Console().print(operations_table(name, aggregates))
-
-
 def main() -> None:
     """Run the command line; a mistake of the user is one line on standard error and exit code 2."""
+    # A scheduler's or a container's end of time: leave as after Ctrl-C, so that what is open is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,17 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation.metrics import all_metrics, forward_transfer
-from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
+from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
+from cl_ovq.learning import OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, to_matrix, write_atomically
-from cl_ovq.tracking import RUNS, Tracker, open_client
+from cl_ovq.tracking import RUNS, StoreCheck, Tracker, warm_up
+from cl_ovq.tracking.notes import run_note
 from streams import StreamDataError, build_stream
 
 if TYPE_CHECKING:
@@ -54,21 +57,9 @@ def check_config(config: ExperimentConfig) -> None:
             registry[name]
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
-    _check_dictionary(config)
     find_device(config.device)
     if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
         raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
-
-
-def _check_dictionary(config: ExperimentConfig) -> None:
-    dictionary = config.dictionary
-    if dictionary.refresh and config.strategy.name not in BUFFERED:
-        raise UserError(
-            f"dictionary.refresh: strategy.name={config.strategy.name} has no replay buffer to write from: "
-            f"known: {', '.join(BUFFERED)}"
-        )
-    if dictionary.sums and (dictionary.half_life is not None or dictionary.learning_rate != "adaptive"):
-        raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
 
 
 def find_device(name: str) -> torch.device:
@@ -102,18 +93,21 @@ def describe(config: ExperimentConfig) -> str:
     return config.tracking.run_name or f"{model} {config.strategy.name} seed {config.seed}"
 
 
-def run_experiment(config: ExperimentConfig, console: Console) -> Result:
+def run_experiment(config: ExperimentConfig, console: Console, parent: Tracker | None = None) -> Result:
     """Run an experiment from data to tracking.
 
     Args:
         config: a loaded configuration.
         console: where progress is drawn; standard error, where standard output carries the result.
+        parent: the MLflow run that this one belongs to.
 
     Raises:
         UserError: the configuration is wrong, or data is missing. Nothing has been written then.
     """
     check_config(config)
     quiet()
+    if config.tracking.enabled:
+        warm_up()  # MLflow is imported over there while data and model are made here
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
@@ -123,20 +117,43 @@ def run_experiment(config: ExperimentConfig, console: Console) -> Result:
 
     name = describe(config)
     if config.tracking.enabled:
-        open_client(config.tracking.uri)  # a store that cannot be opened leaves no directory behind
-    directory = _make_directory(config, name)
-    tree = to_dict(config)
+        check_store(config, console)  # a store that can never be opened leaves no directory behind
+    directory = make_directory(config, name)
     if not config.tracking.enabled:
         return _run(config, stream, model, device, name, directory, None, console)
-    tracker = Tracker(
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment or f"{stream.name} {stream.scenario}",
-        run_name=name,
-        tags=_tags(config, stream) | dict(config.tracking.tags),
-        parameters=tree,
-    )
-    with tracker:
+    with open_tracker(config, stream.scenario, directory, name, device, parent) as tracker:
         return _run(config, stream, model, device, name, directory, tracker, console)
+
+
+def check_store(config: ExperimentConfig, console: Console) -> None:
+    """Open the store of the runs; where it does not answer, say so and go on.
+
+    Raises:
+        UserError: it can never be opened.
+    """
+    reason = StoreCheck(config.tracking.uri).wait()
+    if reason is not None:
+        console.print(f"[yellow]tracking:[/] {reason}; the run is kept on disk", highlight=False, soft_wrap=True)
+
+
+def open_tracker(
+    config: ExperimentConfig,
+    scenario: str,
+    directory: Path,
+    name: str,
+    device: torch.device,
+    parent: Tracker | None = None,
+) -> Tracker:
+    """Return the MLflow run of a configuration."""
+    return Tracker(
+        directory,
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment or f"{config.stream.name} {scenario}",
+        run_name=name,
+        tags=_tags(config, scenario, device) | dict(config.tracking.tags),
+        parameters=flatten(to_dict(config)),
+        parent=parent,
+    )
 
 
 def load_stream(config: ExperimentConfig) -> Stream:
@@ -175,6 +192,8 @@ def _run(
     from cl_ovq.evaluation.matrix import MatrixRecorder
 
     started = time.perf_counter()
+    if tracker is not None:
+        _log_data(stream, config.evaluation.stream, tracker)
     reset_peak_memory(device)
     seed_everything(config.seed, "training")
     recorders = Recorders(
@@ -207,6 +226,8 @@ def _run(
         },
     )
     result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
+    if tracker is not None and config.tracking.log_model:
+        _log_model(config, stream, model, directory, tracker)
     _write(result, _draw(result, model, recorders), directory, tracker)
     return result
 
@@ -246,7 +267,7 @@ def _train(
             recorders.matrix.row = row
             strategy.eval(test)
             if tracker is not None:
-                tracker.flush()
+                tracker.log(_stream_metrics(recorders.matrix.result(), len(train) if joint else row), step=row)
     finally:
         progress.close()
     model.eval()
@@ -256,25 +277,39 @@ def _train(
 def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders) -> dict[str, Any]:
     """Return the fields of a result that say what was found."""
     from cl_ovq.evaluation.dictionaries import summarize
-    from cl_ovq.evaluation.plateaus import growth_plateaus
+    from cl_ovq.evaluation.plateaus import growth_plateaus, plateau_tokens
 
     matrices = recorders.matrix.result()
-    metrics = all_metrics(matrices["accuracy"])
-    metrics["forward_transfer_task_masked"] = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
+    metrics = _metrics(matrices)
     probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
     experiences = len(stream.classes_per_experience)
     history = recorders.growth.result()
+    summary = summarize(strategy.model, probe, strategy.clock.train_iterations, experiences)
+    at_rest = plateau_tokens(history)
     return {
         "matrix": to_lists(matrices["accuracy"]),
         "matrices": {key: to_lists(value) for key, value in matrices.items() if key != "accuracy"},
         "metrics": metrics,
-        "dictionary": summarize(strategy.model, probe, strategy.clock.train_iterations, experiences)
+        "dictionary": summary
         | {
+            "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
             "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
             "census": [asdict(census) for census in recorders.census.result()],
             "history": [asdict(record) for record in history],
         },
     }
+
+
+def _metrics(matrices: Mapping[str, Matrix]) -> dict[str, float | None]:
+    """Return the metrics of a stream; None where one is undefined."""
+    masked = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
+    return all_metrics(matrices["accuracy"]) | {"forward_transfer_task_masked": masked}
+
+
+def _stream_metrics(matrices: Mapping[str, Matrix], learned: int) -> dict[str, float]:
+    """Return the metrics of the experiences learned so far, as far as they are defined."""
+    metrics = _metrics({name: part(matrix, learned) for name, matrix in matrices.items()})
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
@@ -301,9 +336,50 @@ def _write(result: Result, drawn: Mapping[str, Figure], directory: Path, tracker
     result.artifacts = {Path(file).stem: file for file in (FILE_NAME, "config.yaml", *drawn)}
     result.write(directory)
     if tracker is not None:
-        tracker.log(summary_metrics(result), step=len(result.matrix) - 1)
+        _log_summary(result, tracker)
+        tracker.tag({"mlflow.note.content": run_note(result)})
         for file in result.artifacts.values():
             tracker.log_file(directory / file)
+
+
+def _log_summary(result: Result, tracker: Tracker) -> None:
+    """Log what is known at the end. What is undefined is logged as NaN, so that every run has every summary metric."""
+    found, steps = summary_metrics(result), result.provenance["train_steps"]
+    experiences = len(result.matrix) - 1
+    undefined = [name for name, value in result.metrics.items() if value is None]
+    tracker.log(dict.fromkeys(undefined, math.nan), step=experiences)
+    grown = {f"dictionary/{name}" for name in result.dictionary["history"][0]} if result.dictionary["history"] else ()
+    tracker.log({name: found[name] for name in found if name not in result.metrics and name not in grown}, step=steps)
+    for plateau in result.dictionary["plateaus"]:
+        tracker.log({"dictionary/at_rest": 1}, step=plateau["start_step"])
+        if plateau["end_step"] is not None:
+            tracker.log({"dictionary/at_rest": 0}, step=plateau["end_step"])
+
+
+def _log_model(
+    config: ExperimentConfig, stream: Stream, model: torch.nn.Module, directory: Path, tracker: Tracker
+) -> None:
+    """Register the trained model with MLflow."""
+    from cl_ovq.models.saving import save_model
+
+    path = directory / "model.pt"
+    save_model(path, model, config, stream)
+    inputs: dict[str, Any] = {"images": [-1, *stream.samples.image_shape]}
+    if stream.scenario == "task_incremental":
+        inputs["task_labels"] = [-1]
+    tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)
+
+
+def _log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
+    """Name the data set that the run uses."""
+    facts = stream.provenance
+    tracker.log_input(
+        stream.name,
+        facts["split_sha256"][:36],
+        source={"uri": facts["source"], "files": facts["files"]},
+        profile={"sizes": facts["sizes"], "image_shape": facts["image_shape"]},
+        context=f"train, {evaluation}",
+    )
 
 
 def build_strategy(
@@ -335,17 +411,12 @@ def build_strategy(
     from cl_ovq.evaluation.training import TrainingLoss
     from cl_ovq.learning.batches import BatchedData
     from cl_ovq.learning.dictionary import DictionaryScope
-    from cl_ovq.learning.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.learning.memory import MemoryWrites
 
     plugins: list[Any] = [BatchedData(stream.samples)] if batched else []
     plugins.append(DictionaryScope(config.dictionary.scope))
     if config.model.head == "memory":
         plugins.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
-    if config.model.train_encoder == "first_experience":
-        plugins.append(FirstExperienceEncoder())
-    if config.dictionary.refresh:
-        plugins.append(DictionaryRefresh(stream))
     if progress is not None:
         plugins.append(progress)
     if tracker is not None:
@@ -365,7 +436,8 @@ def build_strategy(
     return STRATEGIES[config.strategy.name](config.strategy, plugins, common)
 
 
-def _make_directory(config: ExperimentConfig, name: str) -> Path:
+def make_directory(config: ExperimentConfig, name: str) -> Path:
+    """Make the directory of a run: the configured one, or a new one under `runs/`."""
     if config.output_dir is not None:
         directory = Path(config.output_dir)
         try:
@@ -385,16 +457,20 @@ def _make_directory(config: ExperimentConfig, name: str) -> Path:
     raise UserError(f"output_dir: no free name for a run's directory under {parent}")
 
 
-def _tags(config: ExperimentConfig, stream: Stream) -> dict[str, Any]:
+def _tags(config: ExperimentConfig, scenario: str, device: torch.device) -> dict[str, Any]:
     code = code_revision()
+    mixer = config.model.mixer if config.model.name == "patch_transformer" else "none"
     return {
-        "stream": stream.name,
-        "scenario": stream.scenario,
+        "stream": config.stream.name,
+        "scenario": scenario,
         "model": config.model.name,
-        "mixer": config.model.mixer,
-        "scope": config.dictionary.scope if config.model.mixer == "ovq" else "none",
+        "head": config.model.head,
+        "mixer": mixer,
+        "scope": config.dictionary.scope if mixer == "ovq" else "none",
         "strategy": config.strategy.name,
         "seed": config.seed,
+        "sweep": "none",
+        "device": device_name(device),
         "revision": code["revision"] or code["version"],
         "dirty": code["dirty"],
     }

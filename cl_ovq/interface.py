@@ -1,39 +1,141 @@
-"""Starts MLflow's user interface on the local store."""
+"""Starts MLflow's user interface, and says where runs are compared."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cl_ovq.errors import UserError
-from cl_ovq.tracking import RUNS, default_uri
+from cl_ovq.errors import UserError, unknown
+from cl_ovq.results import FILE_NAME
+from cl_ovq.tracking.export import open_existing
+from cl_ovq.tracking.journal import PATTERN
+from cl_ovq.tracking.store import RUNS, absolute_uri, artifact_location
+from cl_ovq.tracking.sync import sync
+from cl_ovq.tracking.view import comparison_address, view_address
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 HOST = "127.0.0.1"
+LATEST = 3
+STARTING_SECONDS = 120.0
+PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
+SECRET = "MLFLOW_FLASK_SERVER_SECRET_KEY"
 
 
-def serve(port: int) -> None:
-    """Run MLflow's server on the default store until it is interrupted.
+def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browser: bool) -> None:
+    """Run MLflow's server until it is interrupted.
+
+    Args:
+        names: runs to compare: MLflow's ids, names or directories; the latest few if none.
+        port: the first to try.
+        uri: the store; the default one if None.
+        host: address to listen on; any but this machine's own turns MLflow's authentication on.
+        browser: whether to open a browser, where there is a desktop.
 
     Raises:
-        UserError: there are no runs yet.
+        UserError: there are no runs, one that is named is not there, or the server cannot be started.
     """
-    if not (RUNS / "mlflow.db").exists():
-        raise UserError(f"no runs under {RUNS.resolve()}: run an experiment first, e.g. cl-ovq run quickstart")
-    port = free_port(port)
-    Console().print(f"MLflow: [bold]http://{HOST}:{port}[/] (Ctrl-C to stop)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri()]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    client = open_existing(uri)
+    if next(RUNS.rglob(PATTERN), None) is not None:
+        sync(RUNS)  # runs that were killed would be shown as going on
+    runs = [find_run(client, name) for name in names] if names else latest_runs(client)
+    port = free_port(port, host)
+    command, environment = server_command(absolute_uri(uri), host, port)
+    root = f"http://{host}:{port}"
+    process = subprocess.Popen(command, env=os.environ | environment)
     try:
-        subprocess.run(command, check=False, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "1"})
+        wait_until_up(root, process)
+        console = Console()
+        console.print(f"MLflow: [bold]{root}[/] (Ctrl-C to stop)", soft_wrap=True)
+        experiments = list(dict.fromkeys(run.info.experiment_id for run in runs))
+        if runs:
+            page = comparison_address(root, experiments, [run.info.run_id for run in runs])
+            console.print(f"compare {len(runs)} runs: {page}", soft_wrap=True, highlight=False, markup=False)
+            charts = view_address(root, experiments[0])
+            console.print(f"curves of all runs: {charts}", soft_wrap=True, highlight=False, markup=False)
+            if browser and has_desktop():
+                webbrowser.open(charts if len(runs) < 2 else page)
+        process.wait()
     except KeyboardInterrupt:
-        return
+        pass
+    finally:
+        process.terminate()
+        process.wait()
 
 
-def free_port(first: int) -> int:
+def server_command(uri: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that starts the server, and what it needs in its environment.
+
+    Raises:
+        UserError: it would listen to other machines without a password.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    # Not among the arguments, which every user of the machine can see: a store's address may hold a password.
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "1", "MLFLOW_BACKEND_STORE_URI": uri}
+    if location := artifact_location(uri):
+        environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = location
+    if host != HOST:
+        if not os.environ.get(PASSWORD):
+            raise UserError(
+                f"--host {host}: other machines could read and change the runs: set {PASSWORD} to a password"
+            )
+        try:
+            import flask_wtf  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UserError("--host: MLflow's passwords need a package: pip install 'cl-ovq[server]'") from error
+        command += ["--app-name", "basic-auth"]
+        environment[SECRET] = os.environ.get(SECRET) or secrets.token_hex(32)
+    return command, environment
+
+
+def latest_runs(client: MlflowClient) -> list[Run]:
+    """Return the latest few runs of the experiment that was used last, without those that only hold aggregates."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=50)
+    if not found:
+        return []
+    last = found[0].info.experiment_id
+    return [run for run in found if run.info.experiment_id == last and "seeds" not in run.data.tags][:LATEST]
+
+
+def find_run(client: MlflowClient, name: str) -> Run:
+    """Return a run by MLflow's id, its name (the latest of that name), or its directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    results = Path(name) / FILE_NAME
+    if results.exists():
+        name = json.loads(results.read_text(encoding="utf-8"))["run_id"] or name
+    with suppress(MlflowException):
+        return client.get_run(name)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1000)
+    for run in runs:
+        if run.info.run_name == name:
+            return run
+    raise unknown("run", name, {run.info.run_name for run in runs})
+
+
+def free_port(first: int, host: str = HOST) -> int:
     """Return the first free port of this machine from `first` on.
 
     Raises:
@@ -43,8 +145,32 @@ def free_port(first: int) -> int:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, port))
+                probe.bind((host, port))
             except OSError:
                 continue
             return port
-    raise UserError(f"no free port from {first} to {first + 99}")
+    raise UserError(f"no free port from {first} to {first + 99} on {host}")
+
+
+def wait_until_up(root: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        UserError: it ends instead, or does not answer.
+    """
+    deadline = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{root}/health", timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None:
+                raise UserError("MLflow's server did not start: its last lines above say why") from None
+            time.sleep(0.2)
+        else:
+            return
+    raise UserError(f"MLflow's server did not answer in {STARTING_SECONDS:.0f} seconds")
+
+
+def has_desktop() -> bool:
+    """Return whether there is a screen that a browser could be opened on."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -92,12 +92,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def summary_metrics(result: Result) -> Mapping[str, float]:
-    """Return the numbers that are compared across runs of any kind, by the names they have in MLflow."""
+    """Return the numbers that are compared across runs of any kind, by the names they have in MLflow.
+
+    Without a dictionary those of the dictionary are zero; metrics that are undefined for the run are left out.
+    """
     numbers: dict[str, float | None] = {
         **result.metrics,
         "dictionary/size": result.dictionary["size"],
         "dictionary/effective_size": result.dictionary["effective_size"],
         "dictionary/bytes": result.dictionary["bytes"],
+        "dictionary/plateau_tokens": result.dictionary.get("plateau_tokens"),
         "wall_seconds": result.provenance["wall_seconds"],
         "peak_memory_bytes": result.provenance["peak_memory_bytes"],
     }

@@ -16,8 +16,19 @@ from scipy import stats
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import check_config, run_experiment
+from cl_ovq.experiment import (
+    check_config,
+    check_store,
+    describe,
+    find_device,
+    load_stream,
+    make_directory,
+    open_tracker,
+    run_experiment,
+)
 from cl_ovq.results import Result, summary_metrics, write_atomically
+from cl_ovq.tracking import Tracker, warm_up
+from cl_ovq.tracking.notes import seeds_note
 
 FILE_NAME = "seeds.json"
 
@@ -75,30 +86,62 @@ def aggregate(values: Sequence[float]) -> Aggregate:
 def run_seeds(config: ExperimentConfig, console: Console) -> SeedsResult:
     """Run `config.seeds` seeds, from `config.seed` on.
 
-    With `output_dir`, each run has a directory `seed_<n>` under it, and the whole is `seeds.json` there.
+    Each run has a directory `seed_<n>` under `output_dir`, or under a new one, and the whole is `seeds.json` there. In
+    MLflow the runs are children of one that carries the aggregates.
 
     Raises:
         UserError: see `run_experiment`; nothing has been run then.
     """
-    directory = Path(config.output_dir) if config.output_dir else None
-    runs = [_for_seed(config, seed, directory) for seed in range(config.seed, config.seed + config.seeds)]
-    for run in runs:
-        check_config(run)
-    if directory is not None and (directory / FILE_NAME).exists():
-        raise UserError(f"output_dir: {directory} already holds the results of seeds: name another directory")
-    results = [run_experiment(run, console) for run in runs]
+    check_config(config)
+    seeds = range(config.seed, config.seed + config.seeds)
+    if config.output_dir is not None:
+        directory = Path(config.output_dir)
+        if (directory / FILE_NAME).exists():
+            raise UserError(f"output_dir: {directory} already holds the results of seeds: name another directory")
+        for seed in seeds:
+            check_config(_for_seed(config, seed, directory))
+    name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
+    if not config.tracking.enabled:
+        return _run_all(config, seeds, make_directory(config, name), console, None)
+    warm_up()
+    scenario = load_stream(config).scenario
+    check_store(config, console)
+    directory = make_directory(config, name)
+    with open_tracker(config, scenario, directory, name, find_device(config.device)) as parent:
+        parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
+        whole = _run_all(config, seeds, directory, console, parent)
+        _log_aggregates(whole, parent)
+        parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})
+        parent.log_file(directory / FILE_NAME)
+    return whole
+
+
+def _run_all(
+    config: ExperimentConfig, seeds: Sequence[int], directory: Path, console: Console, parent: Tracker | None
+) -> SeedsResult:
+    results = [run_experiment(_for_seed(config, seed, directory), console, parent) for seed in seeds]
     numbers = [summary_metrics(result) for result in results]
     names = dict.fromkeys(name for found in numbers for name in found)
     metrics = {name: aggregate([found[name] for found in numbers if name in found]) for name in names}
     whole = SeedsResult(metrics, results)
-    if directory is not None:
-        write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
+    write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
     return whole
 
 
-def _for_seed(config: ExperimentConfig, seed: int, directory: Path | None) -> ExperimentConfig:
+def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:
+    """Log every mean under the name that a seed's own metric has, at the same step, and its spread beside it."""
+    first = whole.runs[0]
+    experiences, steps = len(first.matrix) - 1, first.provenance["train_steps"]
+    parent.log({name: math.nan for name in first.metrics if name not in whole.metrics}, step=experiences)
+    for name, found in whole.metrics.items():
+        values = {name: found.mean}
+        if found.standard_deviation is not None and found.interval is not None:
+            values |= {f"{name}/standard_deviation": found.standard_deviation, f"{name}/interval": found.interval}
+        parent.log(values, step=experiences if name in first.metrics else steps)
+
+
+def _for_seed(config: ExperimentConfig, seed: int, directory: Path) -> ExperimentConfig:
     run: Any = copy.deepcopy(config)
     run.seed, run.seeds = seed, 1
-    if directory is not None:
-        run.output_dir = str(directory / f"seed_{seed}")
+    run.output_dir = str(directory / f"seed_{seed}")
     return run

@@ -64,6 +64,11 @@ def learning_accuracy(matrix: Matrix) -> float:
     return _mean([matrix[j + 1, j] for j in range(experiences(matrix))])
 
 
+def part(matrix: Matrix, learned: int) -> Matrix:
+    """Return the results matrix of the stream's first `learned` experiences alone."""
+    return matrix[: learned + 1, :learned]
+
+
 METRICS: dict[str, Callable[[Matrix], float]] = {
     "accuracy": accuracy,
     "forgetting": forgetting,

@@ -44,6 +44,14 @@ def growth_plateaus(records: Sequence[DictionaryRecord]) -> list[Plateau]:
     return find_plateaus(tokens, [record.step for record in records], [record.size for record in records])
 
 
+def plateau_tokens(records: Sequence[DictionaryRecord]) -> float | None:
+    """Return the tokens written when growth first came to rest; all tokens if it never did, None without records."""
+    if not records:
+        return None
+    plateaus = growth_plateaus(records)
+    return plateaus[0].start_tokens if plateaus else cumulative([record.tokens for record in records])[-1]
+
+
 def find_plateaus(
     tokens: Sequence[float],
     steps: Sequence[int],

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from rich.console import Console
 from scipy import stats
 
 from cl_ovq.errors import UserError
 from cl_ovq.experiment import run_experiment
 from cl_ovq.seeds import aggregate, run_seeds
+from cl_ovq.tracking.view import COMPARED as SUMMARY
 
 QUICK = ("model.name=pixels", "model.head=memory", "memory.capacity=50", "strategy.name=naive")
 
@@ -44,6 +46,28 @@ def test_metrics_are_aggregated(three):
         assert found.mean - found.interval == pytest.approx(low)
         assert found.seeds == 3
     assert json.loads((folder / "seeds.json").read_text()) == json.loads(result.to_json())
+
+
+def test_in_mlflow_a_parent_carries_the_aggregates(tiny, store, tmp_path):
+    overrides = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=seeds")
+    config = tiny(*QUICK, *overrides, "seeds=2", f"output_dir={tmp_path}")
+    whole = run_seeds(config, Console(file=io.StringIO()))
+    client = MlflowClient(tracking_uri=store)
+    found = client.search_runs([client.get_experiment_by_name("seeds").experiment_id])
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    (parent,) = [run for run in found if run not in children]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.run_id for run in children} == {result.run_id for result in whole.runs}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert parent.info.run_name == "pixels-memory naive seeds 0-1"
+    assert (parent.data.tags["seed"], parent.data.tags["seeds"]) == ("0-1", "2")
+    for name, mean in whole.metrics.items():
+        assert parent.data.metrics[name] == pytest.approx(mean.mean)
+        assert parent.data.metrics[f"{name}/interval"] == pytest.approx(mean.interval)
+    assert set(SUMMARY) <= set(parent.data.metrics)
+    note = parent.data.tags["mlflow.note.content"]
+    assert f"| average accuracy | {whole.metrics['accuracy'].mean:.3f} |" in note
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["seeds.json"]
 
 
 def test_results_are_not_overwritten(three, tiny):

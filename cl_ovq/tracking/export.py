@@ -1,0 +1,110 @@
+"""An experiment as a table for those who want pandas: one row a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cl_ovq.errors import UserError, unknown
+from cl_ovq.tracking.store import RUNS, StoreDown, open_client
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = 1000
+
+
+def export_experiment(experiment: str, kind: str, output: Path | None, uri: str | None) -> None:
+    """Write an experiment as `csv`, `parquet` or `html`.
+
+    Args:
+        experiment: its name or id.
+        kind: of the file.
+        output: the file; standard output if None.
+        uri: the store; the default one if None.
+
+    Raises:
+        UserError: there is no such store or experiment, or the file cannot be written.
+    """
+    if kind == "parquet" and output is None:
+        raise UserError("export: Parquet is no text: name a file with --output")
+    table = experiment_table(open_existing(uri), experiment)
+    try:
+        if kind == "parquet":
+            assert output is not None
+            table.to_parquet(output, index=False)
+            return
+        text = table.to_csv(index=False) if kind == "csv" else table.to_html(index=False, na_rep="", border=0)
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"export: cannot write {output}: {error.strerror}") from error
+
+
+def open_existing(uri: str | None) -> MlflowClient:
+    """Open a store to read it.
+
+    Raises:
+        UserError: it is not there, or does not answer.
+    """
+    if uri is None and not (RUNS / "mlflow.db").exists():
+        raise UserError(f"no runs under {RUNS.resolve()}: run an experiment first, e.g. cl-ovq run quickstart")
+    try:
+        return open_client(uri)
+    except StoreDown as error:
+        raise UserError(f"uri: {error}") from error
+
+
+def experiment_table(client: MlflowClient, experiment: str) -> pd.DataFrame:
+    """Return the runs of an experiment, the newest first.
+
+    Columns are `run_id`, `run_name`, `status`, `start` and `end` (UTC), `parent`, then `metrics.*` with last values,
+    `params.*` and `tags.*`, without MLflow's own tags.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    import pandas as pd
+
+    found = client.get_experiment_by_name(experiment)
+    experiments = client.search_experiments()
+    if found is None and experiment in {each.experiment_id for each in experiments}:
+        found = client.get_experiment(experiment)
+    if found is None:
+        raise unknown("experiment", experiment, [each.name for each in experiments])
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([found.experiment_id], max_results=PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    table = pd.DataFrame([_row(run) for run in runs])
+    groups = ("metrics.", "params.", "tags.")
+    head = [name for name in table.columns if not name.startswith(groups)]
+    rest = [name for group in groups for name in sorted(table.columns) if name.startswith(group)]
+    table = table[head + rest]
+    for name in ("start", "end"):
+        if name in table:
+            table[name] = pd.to_datetime(table[name], unit="ms", utc=True)
+    return table
+
+
+def _row(run: Run) -> dict[str, object]:
+    return {
+        "run_id": run.info.run_id,
+        "run_name": run.info.run_name,
+        "status": run.info.status,
+        "start": run.info.start_time,
+        "end": run.info.end_time,
+        "parent": run.data.tags.get("mlflow.parentRunId"),
+        **{f"metrics.{name}": value for name, value in run.data.metrics.items()},
+        **{f"params.{name}": value for name, value in run.data.params.items()},
+        **{f"tags.{name}": value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+    }

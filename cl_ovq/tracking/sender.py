@@ -1,0 +1,113 @@
+"""The process beside a training process that sends its journals to MLflow.
+
+It reads commands, one JSON object a line, and answers in kind; `process.py` is the other end. When the training process
+dies, in whatever way, the pipe between them closes: what its runs had written is sent, and they are marked KILLED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cl_ovq.errors import UserError
+from cl_ovq.tracking.journal import JournalBusy
+from cl_ovq.tracking.sending import Sending
+from cl_ovq.tracking.store import StoreDown, open_client
+
+INTERVAL = 3.0  # seconds between two batches
+GRACE = 5.0  # seconds in which a training process that closed the pipe is expected to be gone
+
+
+class Sender:
+    """Follows journals until the training process is gone."""
+
+    def __init__(self) -> None:
+        self.following: dict[str, Sending] = {}
+
+    def check(self, uri: str) -> dict[str, Any]:
+        """Open a store; say what is wrong with it, if anything is."""
+        try:
+            open_client(uri)
+        except UserError as error:
+            return {"mistake": str(error)}
+        except StoreDown as error:
+            return {"down": str(error)}
+        return {}
+
+    def follow(self, journal: str, uri: str) -> dict[str, Any]:
+        """Send a journal from now on."""
+        if journal not in self.following:
+            try:
+                self.following[journal] = Sending(Path(journal), uri)
+            except (JournalBusy, OSError) as error:
+                return {"down": str(error)}
+        self.following[journal].advance()
+        return {"run_id": self.following[journal].run_id}
+
+    def finish(self, journal: str, uri: str) -> dict[str, Any]:
+        """Send the rest of a journal and let go of it."""
+        self.follow(journal, uri)
+        sending = self.following.pop(journal, None)
+        if sending is None:
+            return {"run_id": None, "sent": False, "reason": "another process sends it", "refused": []}
+        sent = sending.finish()
+        refused = sending.state.refused
+        return {"run_id": sending.run_id, "sent": sent, "reason": sending.problem, "refused": refused}
+
+    def serve(self, commands: BinaryIO, answers: BinaryIO) -> None:
+        """Obey commands, and send what comes in between, until the pipe closes."""
+        descriptor, rest, last = commands.fileno(), b"", time.monotonic()
+        while True:
+            wait = max(0.0, last + INTERVAL - time.monotonic()) if self.following else None
+            ready, _, _ = select.select([descriptor], [], [], wait)
+            if not ready:
+                for sending in self.following.values():
+                    sending.end_if_abandoned()  # a fork of a killed process may keep the pipe open
+                    sending.advance()
+                last = time.monotonic()
+                import mlflow.pyfunc  # noqa: F401 - registering a model needs it: a second that is better spent now
+
+                continue
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                command = json.loads(line)
+                number, name = command.pop("number"), command.pop("do")
+                answer = {"number": number, **getattr(self, name)(**command)}
+                try:
+                    answers.write(json.dumps(answer).encode() + b"\n")
+                    answers.flush()
+                except BrokenPipeError:
+                    break
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left of every journal, and mark the runs that were not ended."""
+        deadline = time.monotonic() + GRACE
+        for sending in self.following.values():
+            while not sending.reader.abandoned() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            sending.end_if_abandoned()
+            sending.finish()
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    # Ctrl-C and a scheduler's SIGTERM are for the training process; this one ends when that has ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody else may write between the answers
+    Sender().serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()
