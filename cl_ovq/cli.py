@@ -299,6 +299,28 @@ def bench_profile(
     Console().print(table)
 
 
+@bench.command("operations")
+def bench_operations(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
+    from json import dumps
+
+    from cl_ovq.benchmarks.operations import measure_operations, operations_table
+    from cl_ovq.results import write_atomically
+
+    measured = measure_operations(seeds, Console(stderr=True))
+    if output is not None:
+        write_atomically(output, dumps(measured, indent=2) + "\n")
+    if json:
+        print(dumps(measured, indent=2))
+        return
+    for name, aggregates in measured.items():
+        Console().print(operations_table(name, aggregates))
+
+
 def main() -> None:
     """Run the command line; a mistake of the user is one line on standard error and exit code 2."""
     # A scheduler's or a container's end of time: leave as after Ctrl-C, so that what is open is closed.

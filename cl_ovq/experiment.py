@@ -20,7 +20,7 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
-from cl_ovq.learning import OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
+from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
@@ -57,9 +57,21 @@ def check_config(config: ExperimentConfig) -> None:
             registry[name]
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
+    _check_dictionary(config)
     find_device(config.device)
     if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
         raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
+
+
+def _check_dictionary(config: ExperimentConfig) -> None:
+    dictionary = config.dictionary
+    if dictionary.refresh and config.strategy.name not in BUFFERED:
+        raise UserError(
+            f"dictionary.refresh: strategy.name={config.strategy.name} has no replay buffer to write from: "
+            f"known: {', '.join(BUFFERED)}"
+        )
+    if dictionary.sums and (dictionary.half_life is not None or dictionary.learning_rate != "adaptive"):
+        raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
 
 
 def find_device(name: str) -> torch.device:
@@ -411,12 +423,17 @@ def build_strategy(
     from cl_ovq.evaluation.training import TrainingLoss
     from cl_ovq.learning.batches import BatchedData
     from cl_ovq.learning.dictionary import DictionaryScope
+    from cl_ovq.learning.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.learning.memory import MemoryWrites
 
     plugins: list[Any] = [BatchedData(stream.samples)] if batched else []
     plugins.append(DictionaryScope(config.dictionary.scope))
     if config.model.head == "memory":
         plugins.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
+    if config.model.train_encoder == "first_experience":
+        plugins.append(FirstExperienceEncoder())
+    if config.dictionary.refresh:
+        plugins.append(DictionaryRefresh(stream))
     if progress is not None:
         plugins.append(progress)
     if tracker is not None:

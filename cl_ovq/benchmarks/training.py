@@ -21,11 +21,11 @@ from streams import Stream, rows_of
 
 
 def measure_training(config: ExperimentConfig, rounds: int = 5) -> dict[str, Any]:
-    """Train on the first experience by three loops in turn, `rounds` times each after one that does not count.
+    """Train on the first experience by several loops in turn, `rounds` times each after one that does not count.
 
-    All three train the same model with the same optimizer on batches of the same size, dictionary writes included:
-    the platform's loop (Avalanche's strategy, batched data, metrics), the same with Avalanche's sample-by-sample data,
-    and a bare loop in PyTorch.
+    All train the same model with the same optimizer on batches of the same size, dictionary writes included:
+    the platform's loop (Avalanche's strategy, batched data, metrics), the same without the metrics of dictionaries, the
+    same with Avalanche's sample-by-sample data, and a bare loop in PyTorch.
 
     Args:
         config: an experiment; its strategy is taken as `naive` with one epoch.
@@ -46,6 +46,7 @@ def measure_training(config: ExperimentConfig, rounds: int = 5) -> dict[str, Any
 
     loops = {
         "platform": _strategy_loop(config, stream, device, batched=True),
+        "without dictionary metrics": _strategy_loop(config, stream, device, batched=True, metrics=False),
         "Avalanche's data path": _strategy_loop(config, stream, device, batched=False),
         "bare PyTorch": _bare_loop(config, stream, device),
     }
@@ -78,12 +79,13 @@ def _model(config: ExperimentConfig, stream: Stream) -> nn.Module:
 
 
 def _strategy_loop(
-    config: ExperimentConfig, stream: Stream, device: torch.device, *, batched: bool
+    config: ExperimentConfig, stream: Stream, device: torch.device, *, batched: bool, metrics: bool = True
 ) -> Callable[[], None]:
+    from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
 
-    metrics = (DictionaryRecorder(config.evaluation.dictionary_every),)
-    strategy = build_strategy(config, stream, _model(config, stream), device, metrics=metrics, batched=batched)
+    recorders = (DictionaryRecorder(config.evaluation.dictionary_every), CensusRecorder()) if metrics else ()
+    strategy = build_strategy(config, stream, _model(config, stream), device, metrics=recorders, batched=batched)
     experience = stream.benchmark.streams["train"][0]
     return lambda: strategy.train(experience, eval_streams=[])
 

@@ -13,6 +13,7 @@ from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
 
 CLASS_GROWTH = ("plateau", "all", "linear", "dirichlet")
 SCOPES = ("sequence", "task", "stream")
+TRAIN_ENCODER = ("always", "first_experience", "never")
 
 
 def option(
@@ -66,6 +67,12 @@ class ModelConfig:
         "encoder is to be trained)",
         choices=("linear", "memory"),
     )
+    train_encoder: str = option(
+        "always",
+        "when all but the head learns by gradients: in every experience, in the first one only, or never (random "
+        "features)",
+        choices=TRAIN_ENCODER,
+    )
     mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`")
     width: int = option(64, "features per token or hidden layer, or random features or filters", minimum=1)
     depth: int = option(2, "number of blocks, or of hidden layers", minimum=1)
@@ -112,6 +119,19 @@ class DictionaryConfig:
     learning_rate: str = option("adaptive", "step of a slot's means", choices=tuple(LEARNING_RATES))
     rate: float = option(0.05, "rho of the `constant` and `floored` learning rates", exclusive_minimum=0, maximum=1)
     read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))
+    half_life: int | None = option(
+        None, "tokens after which all counts of a shared dictionary are halved; never if null", minimum=1
+    )
+    refresh: bool = option(
+        False,
+        "whether a shared dictionary is written anew from the replay buffer, by the encoder as it is then, after every "
+        "experience",
+    )
+    sums: bool = option(
+        False,
+        "whether a shared dictionary keeps the sums that each task wrote, as much again per task, so that a task can "
+        "be forgotten",
+    )
 
 
 @dataclass

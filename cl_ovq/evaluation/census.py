@@ -14,6 +14,7 @@ from torch.nn import functional
 from cl_ovq.mixers import PersistentDictionary, dictionaries
 
 OWNED = 0.9
+MEASURED = ("dead", "owned", "shared", "age", "drift", "quantization_error")
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,22 @@ class CensusRecorder(PluginMetric[list[Census]]):
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Take the census."""
         experience, step = strategy.experience.current_experience + 1, strategy.clock.train_iterations
-        layers = [count(d, experience, self._start.get(name)) for name, d in dictionaries(strategy.model).items()]
+        layers = {
+            name.removesuffix(".dictionary"): count(dictionary, experience, self._start.get(name))
+            for name, dictionary in dictionaries(strategy.model).items()
+        }
         if not layers:
             return []
-        record = average(layers)
+        record = average(list(layers.values()))
         self.records.append(record)
-        values = {
-            name: getattr(record, name) for name in ("dead", "owned", "shared", "age", "drift", "quantization_error")
-        }
+        told = {"dictionary": record}
+        if len(layers) > 1:
+            told |= {f"dictionary/{name}": layer for name, layer in layers.items()}
         return [
-            MetricValue(self, f"dictionary/{name}", value, step) for name, value in values.items() if value is not None
+            MetricValue(self, f"{prefix}/{name}", getattr(census, name), step)
+            for prefix, census in told.items()
+            for name in MEASURED
+            if getattr(census, name) is not None
         ]
 
     def result(self) -> list[Census]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from cl_ovq.mixers import OVQAttention, dictionaries
 from cl_ovq.models.memory import MemoryHead
 from kernels import DictionaryState
+
+MEASURED = ("size", "effective_size", "tokens")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class DictionaryRecord:
         size: slots in use, mean over heads.
         effective_size: perplexity of the assignment, `exp(-sum p log p)` with `p` a slot's share of all tokens: the
             number of equally used slots that would carry as much information; mean over heads.
+        growth_rate: slots per token since the record before; None where no token came in between.
     """
 
     step: int
@@ -33,6 +36,7 @@ class DictionaryRecord:
     tokens: float
     size: float
     effective_size: float
+    growth_rate: float | None = None
 
 
 def effective_size(counts: Tensor) -> Tensor:
@@ -90,12 +94,22 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
         if not layers:
             return []
         record = average([layer.record for layer in layers.values()])
+        if self.records and self.records[-1].tokens < record.tokens:
+            grown, tokens = record.size - self.records[-1].size, record.tokens - self.records[-1].tokens
+            record = replace(record, growth_rate=grown / tokens)
         self.records.append(record)
-        return [
-            MetricValue(self, "dictionary/size", record.size, step),
-            MetricValue(self, "dictionary/effective_size", record.effective_size, step),
-            MetricValue(self, "dictionary/tokens", record.tokens, step),
+        values = [
+            MetricValue(self, f"dictionary/{name}", getattr(record, name), step)
+            for name in (*MEASURED, "growth_rate")
+            if getattr(record, name) is not None
         ]
+        if len(layers) > 1:
+            values += [
+                MetricValue(self, f"dictionary/{layer}/{name}", getattr(found.record, name), step)
+                for layer, found in layers.items()
+                for name in ("size", "effective_size")
+            ]
+        return values
 
     def result(self) -> list[DictionaryRecord]:
         """Return the records so far."""
@@ -108,10 +122,7 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
 
 def average(records: list[DictionaryRecord]) -> DictionaryRecord:
     """Average the records of several layers at one moment."""
-    mean = {
-        name: sum(getattr(record, name) for record in records) / len(records)
-        for name in ("tokens", "size", "effective_size")
-    }
+    mean = {name: sum(getattr(record, name) for record in records) / len(records) for name in MEASURED}
     return DictionaryRecord(step=records[0].step, experience=records[0].experience, **mean)
 
 

@@ -39,3 +39,8 @@ class Replay(ReplayPlugin):
         """Take samples of the experience into the buffer."""
         # What Avalanche's own plugin does by a call that it has deprecated, with a warning at every experience.
         self.storage_policy.post_adapt(strategy, strategy.experience)
+
+
+def replay_buffers(strategy: Any) -> list[Any]:
+    """Return the buffers of past samples that a strategy's plugins hold, as Avalanche data sets."""
+    return [plugin.storage_policy.buffer for plugin in strategy.plugins if hasattr(plugin, "storage_policy")]

@@ -17,6 +17,8 @@ StrategyBuilder = Callable[[StrategyConfig, "list[SupervisedPlugin]", dict[str, 
 
 STRATEGIES: Registry[StrategyBuilder] = Registry("strategy")
 
+BUFFERED = ("replay",)  # strategies with a replay buffer of samples
+
 
 @STRATEGIES.enter("naive", "fine-tuning on each experience in turn: the lower bound")
 def _naive(config: StrategyConfig, plugins: list[SupervisedPlugin], common: dict[str, Any]) -> SupervisedTemplate:

@@ -49,6 +49,8 @@ class OVQAttention(Mixer):
             `layer.dictionary.write()`, not by the forward pass. Otherwise every sequence learns its own.
         dictionary_weight: tokens that a shared dictionary counts for beside a sequence's own, at first: each head
             learns its own. If None it counts for all tokens that were written.
+        half_life: of a shared dictionary's counts, see `PersistentDictionary`.
+        sums: whether a shared dictionary keeps sums by task, see `PersistentDictionary`.
         implementation: of the operator: `auto`, `reference` or `chunked`.
 
     Raises:
@@ -71,6 +73,8 @@ class OVQAttention(Mixer):
         convolution: int = 0,
         persistent: bool = False,
         dictionary_weight: float | None = None,
+        half_life: int | None = None,
+        sums: bool = False,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -90,7 +94,12 @@ class OVQAttention(Mixer):
         self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
         self.dictionary = (
             PersistentDictionary(
-                heads=self.key_value_heads, key_dim=self.head_dim, value_dim=self.head_dim, options=options
+                heads=self.key_value_heads,
+                key_dim=self.head_dim,
+                value_dim=self.head_dim,
+                options=options,
+                half_life=half_life,
+                sums=sums,
             )
             if persistent
             else None
@@ -123,9 +132,9 @@ class OVQAttention(Mixer):
             if initial is None:
                 initial = self.dictionary.state
             if self.log_weight is not None:
-                bias = self.log_weight - initial.tokens.clamp(min=1).log()
-            if self.training:
-                self.dictionary.observe(k, v, mask)
+                held = initial.counts[0].sum(-1).clamp(min=1)  # [G], tokens that the dictionary's counts stand for
+                bias = self.log_weight - held.repeat_interleave(self.heads // self.key_value_heads).log()
+            self.dictionary.observe(k, v, mask, training=self.training)
         y, final = ovq_attention(
             q,
             k,
@@ -180,6 +189,8 @@ def _build(model: ModelConfig, dictionary: DictionaryConfig) -> OVQAttention:
         key_value_heads=model.key_value_heads,
         convolution=model.convolution,
         dictionary_weight=dictionary.weight,
+        half_life=dictionary.half_life,
+        sums=dictionary.sums,
         persistent=dictionary.scope != "sequence",
         implementation=model.implementation,
     )

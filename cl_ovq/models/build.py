@@ -87,6 +87,8 @@ def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
         UserError: the configuration does not fit the stream.
     """
     network = MODELS[config.model.name](config.model, config.dictionary, stream)
+    if config.model.train_encoder == "never":
+        freeze_encoder(network)
     if config.model.head == "memory":
         _remember(network, config.memory, stream)
     if stream.scenario != "task_incremental":
@@ -94,6 +96,15 @@ def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import
 
     return TaskMaskedModel(network, stream.classes_per_experience, stream.n_classes)
+
+
+def freeze_encoder(model: nn.Module) -> None:
+    """Take all weights but the head's out of training."""
+    network = getattr(model, "model", model)  # a task-masked model wraps the one that needs no task label
+    for name, parameter in network.named_parameters():
+        if not name.startswith("head."):
+            parameter.requires_grad_(False)
+            parameter.grad = None
 
 
 def _remember(network: nn.Module, memory: MemoryConfig, stream: Stream) -> None:

@@ -68,7 +68,7 @@ class MemoryHead(nn.Module):
     whitened: nothing stored depends on when the covariance was estimated. Writes happen on a grid of L samples
     counted from the first; the rest waits, and is read as if its chunk had closed. So the head does not depend on the
     batches in which samples come, down to single ones. It needs no task label, no gradient and no second pass, and
-    classes may come at any time. Only `observe`, `merge_` and `forget` write.
+    classes may come at any time. Only `observe`, `merge_`, `resize_` and `forget` write.
 
     Args:
         features: F.
@@ -203,6 +203,19 @@ class MemoryHead(nn.Module):
         self.covariance.merge_(other.covariance)
         self._cache = None
         self.observe(*other._waiting())
+
+    @torch.no_grad()
+    def resize_(self, capacity: int) -> None:
+        """Change the number of slots of all classes together; a class's slots that do not fit unite by Ward's rule.
+
+        Raises:
+            ValueError: fewer than one slot per class.
+        """
+        if capacity < self.classes:
+            raise ValueError(f"capacity must be at least one slot per class ({self.classes}), got {capacity}")
+        self.capacity = capacity
+        self.slots.resize_(capacity // self.classes)
+        self._cache = None
 
     @torch.no_grad()
     def forget(self, classes: Iterable[int]) -> None:

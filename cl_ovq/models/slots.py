@@ -5,9 +5,12 @@ Letters: `L` samples written together, `F` features, `C` classes, `S` slots of a
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
+import kernels
 from kernels import DictionaryOptions, DictionaryState
 from kernels.growth import target_size
 
@@ -80,6 +83,16 @@ class ClassSlots(nn.Module):
         """Set all counts `[C, S]` and means `[C, S, F]`."""
         self.counts.copy_(counts)
         self._store(torch.arange(counts.numel(), device=counts.device), means.flatten(0, 1), 0)
+
+    def resize_(self, slots: int) -> None:
+        """Give each class S = `slots`, uniting those that do not fit."""
+        resized = kernels.resize(self.state, slots)
+        classes, _, features = self.means.shape
+        self.options = dataclasses.replace(self.options, capacity=slots)
+        self.counts = self.counts.new_zeros(classes, slots)
+        self.means = self.means.new_zeros(classes, slots, features)
+        self.ranges = self.ranges.new_zeros(classes, slots, self.ranges.shape[2])
+        self.replace(resized.counts.squeeze(1), resized.keys.squeeze(1))
 
     def clear(self, classes: Tensor) -> None:
         """Empty the slots of classes given as bool `[C]`."""

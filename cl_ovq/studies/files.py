@@ -88,11 +88,25 @@ class Row:
             stream: on which it is evaluated.
 
         Raises:
-            UserError: a key or value is wrong.
+            UserError: a key or value is wrong; the row is named.
         """
         changes = self.overrides | dict(point) | {"seed": seed, "seeds": 1, "evaluation.stream": stream}
         try:
             return load_config(self.experiment, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+        except UserError as error:
+            raise UserError(f"row '{self.name}': {error}") from error
+
+    def check(self, point: Mapping[str, Any]) -> None:
+        """Check names and combinations too, which needs more than the schema.
+
+        Raises:
+            UserError: naming the row.
+        """
+        from cl_ovq.experiment import check_config
+
+        config = self.config(point, 0, "test")
+        try:
+            check_config(config)
         except UserError as error:
             raise UserError(f"row '{self.name}': {error}") from error
 
@@ -190,7 +204,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
         if names.count(row.name) > 1:
             raise UserError(f"{path}: two rows are named '{row.name}'")
         for point in row.points:
-            row.config(point, seeds[0], "test")
+            row.check(point)
     study = Study(
         path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, _mapping(tree.get("refit") or {}, "refit")
     )

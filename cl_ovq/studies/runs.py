@@ -43,22 +43,25 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
         study: a loaded study.
         directory: holds a directory per row with its runs, found again by their configuration.
         console: where progress is drawn.
-        jobs: runs at a time, each in a process of its own.
+        jobs: runs at a time; more than one run in processes of their own.
 
     Raises:
-        UserError: every run of some row failed, naming the first; the others' results are kept.
+        UserError: no run succeeded; the first error is named.
     """
     tasks = _Tasks(study, directory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Spawned, not forked: PyTorch's thread pool does not survive a fork.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
     running: dict[Future[None], Task] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         shown = progress.add_task(study.name, total=tasks.total, completed=tasks.done)
         try:
             while True:
                 for task in tasks.ready():
-                    running[pool.submit(run_one, tasks.config(task), str(tasks.path(task)))] = task
+                    tasks.started.add(task)
+                    running[_start(pool, tasks.config(task), tasks.path(task))] = task
+                    if pool is None:
+                        break
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -67,8 +70,22 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
                     tasks.finish(task, None if error is None else str(error))
                     progress.update(shown, advance=1, description=f"{study.name}: {study.rows[task.row].name}")
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
     return tasks.result(console)
+
+
+def _start(pool: ProcessPoolExecutor | None, config: ExperimentConfig, directory: Path) -> Future[None]:
+    """Start a run in the pool; without one, run it here and now."""
+    if pool is not None:
+        return pool.submit(run_one, config, str(directory))
+    future: Future[None] = Future()
+    try:
+        run_one(config, str(directory))
+        future.set_result(None)
+    except Exception as error:  # as a pool's process would hand it over
+        future.set_exception(error)
+    return future
 
 
 def run_one(config: ExperimentConfig, directory: str) -> None:
@@ -145,7 +162,6 @@ class _Tasks:
             tasks = [*tuning, *(self._reported(index, [self.chosen[index]]) if index in self.chosen else [])]
             for task in tasks:
                 if task not in self.results and task not in self.started:
-                    self.started.add(task)
                     yield task
 
     def finish(self, task: Task, error: str | None) -> None:
@@ -175,9 +191,7 @@ class _Tasks:
             )
         if not rows:
             raise UserError(f"study '{self.study.name}': no run succeeded: {next(iter(self.failed.values()))}")
-        return StudyResult(
-            self.study, rows, {f"{self.study.rows[t.row].name}, seed {t.seed}": e for t, e in self.failed.items()}
-        )
+        return StudyResult(self.study, rows, {str(self.path(task)): error for task, error in self.failed.items()})
 
     def _tuning(self, index: int) -> Iterator[Task]:
         points = self.study.rows[index].points

@@ -1,0 +1,159 @@
+"""Studies on real runs: what is tuned, what is run, what is skipped, and what the table says."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from cl_ovq.errors import UserError
+from cl_ovq.results import Result
+from cl_ovq.studies import load_study, run_study
+from cl_ovq.studies.runs import same_run
+
+STUDY = """
+title: Small
+seeds: 2
+set: {{threads: 1, tracking.enabled: false}}
+tuning: {{seeds: [7], grid: {{optimizer.learning_rate: [1e-6, 1e-2]}}}}
+refit: {{strategy: replay}}
+grids:
+- stream:
+    digits: {{experiment: {tiny}}}
+  model:
+    mlp: {{model.name: mlp, model.depth: 1}}
+  strategy:
+    naive: {{strategy.name: naive, tune: null, optimizer.learning_rate: 1e-2}}
+    replay: {{strategy.name: replay}}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tiny_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("studies") / "small.yaml"
+    path.write_text(STUDY.format(tiny=tiny_path))
+    return path
+
+
+def run(file, folder, *overrides, jobs=1):
+    said = io.StringIO()
+    return run_study(load_study(str(file), overrides), folder, Console(file=said), jobs=jobs), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def done(file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return run(file, folder)[0], folder
+
+
+def results(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
+
+
+def test_tuning_is_on_validation_data_with_other_seeds_and_takes_the_best(done):
+    result, folder = done
+    tuned = [Result.read(path) for path in results(folder) if "validation" in path.parent.name]
+    assert {run.config["seed"] for run in tuned} == {7}
+    assert {run.config["evaluation"]["stream"] for run in tuned} == {"validation"}
+    scores = {run.config["optimizer"]["learning_rate"]: run.metrics["accuracy"] for run in tuned}
+    assert set(scores) == {1e-6, 1e-2}
+    naive, replay = result.rows
+    assert replay.chosen == {"optimizer.learning_rate": max(scores, key=scores.get)}
+    assert naive.chosen == {}
+    assert {run.config["evaluation"]["stream"] for row in result.rows for run in row.runs} == {"test"}
+    assert [[run.config["seed"] for run in row.runs] for row in result.rows] == [[0, 1]] * 2
+
+
+def test_the_table_holds_mean_and_interval_over_seeds(done):
+    result, folder = done
+    naive, replay = result.rows
+    values = [run.metrics["accuracy"] for run in replay.runs]
+    found = result.metric(replay, "accuracy")
+    assert found.mean == pytest.approx(np.mean(values))
+    low, high = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
+    assert found.interval == pytest.approx((high - low) / 2)
+    beyond = result.metric(naive, "forgetting_beyond_refit")
+    differences = [
+        a.metrics["forgetting"] - b.metrics["forgetting"] for a, b in zip(naive.runs, replay.runs, strict=True)
+    ]
+    assert beyond.mean == pytest.approx(np.mean(differences))
+    assert result.metric(replay, "forgetting_beyond_refit") is None
+    json_path, markdown, figure = result.write(folder / "out")
+    saved = json.loads(json_path.read_text())
+    assert saved["rows"][1]["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert f"{np.mean(values):.3f}" in markdown.read_text()
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
+    _, folder = done
+    before = results(folder)
+    assert len(before) == 2 + 2 + 2
+    again, _ = run(file, folder)
+    assert results(folder) == before
+    more, _ = run(file, folder, "seeds=3")
+    after = results(folder)
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 2
+    assert [len(row.runs) for row in again.rows] == [2, 2]
+    assert [len(row.runs) for row in more.rows] == [3, 3]
+
+
+@pytest.mark.slow  # every process imports for ten seconds
+def test_a_run_in_a_process_of_its_own_gives_the_same(done, file, tmp_path):
+    result, _ = done
+    other, _ = run(file, tmp_path, jobs=2)
+    assert [[run.matrix for run in row.runs] for row in other.rows] == [
+        [run.matrix for run in row.runs] for row in result.rows
+    ]
+
+
+def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
+    path = tmp_path / "broken.yaml"
+    text = STUDY.format(tiny=tiny_path).replace(
+        "replay: {strategy.name: replay}", "odd: {model.name: patch_transformer, model.patch_size: 3}"
+    )
+    path.write_text(text.replace("refit: {strategy: replay}", ""))
+    result, said = run(path, tmp_path / "runs", "seeds=1")
+    assert [row.labels["strategy"] for row in result.rows] == ["naive"]
+    assert "model.patch_size: 3 does not divide" in said
+    assert len(result.failed) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tuning:", "tunin:", "unknown key of a study 'tunin': did you mean 'tuning'?"),
+        ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
+        ("seeds: 2", "seeds: -1", "seeds: -1 is not a positive whole number"),
+        ("model.name: mlp", "model.name: mpl", "row 'digits, mlp, naive': model.name: unknown model 'mpl'"),
+        (
+            "model.depth: 1",
+            "model.dept: 1",
+            "row 'digits, mlp, naive': unknown key 'model.dept': did you mean 'model.depth'?",
+        ),
+        ("[1e-6, 1e-2]", "1e-2", "tuning.grid.optimizer.learning_rate: 0.01 is not a list of values"),
+        ("refit: {{strategy: replay}}", "refit: {{strategy: replai}}", "refit: no row has the labels"),
+        ("    replay:", "    naive :", None),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_path, tmp_path, old, new, message):
+    path = tmp_path / "mistake.yaml"
+    assert old in STUDY
+    path.write_text(STUDY.replace(old, new).format(tiny=tiny_path))
+    with pytest.raises(UserError, match=message):
+        load_study(str(path))
+
+
+def test_an_unknown_study_is_named():
+    with pytest.raises(UserError, match=r"no study 'dictionarys': did you mean 'dictionaries'\?"):
+        load_study("dictionarys")
+
+
+def test_results_older_than_a_key_count_with_its_default():
+    defaults = {"a.new": 3}
+    assert same_run({"a": {"x": 1}}, {"a": {"x": 1, "new": 3}, "threads": 2}, defaults)
+    assert not same_run({"a": {"x": 1}}, {"a": {"x": 1, "new": 4}}, defaults)
+    assert not same_run({"a": {"x": 2}}, {"a": {"x": 1, "new": 3}}, defaults)
