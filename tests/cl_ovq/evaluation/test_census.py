@@ -14,9 +14,7 @@ HEADS, CAPACITY, DIM = 2, 5, 4
 def write(dictionary, seed, tokens=12):
     generator = torch.Generator().manual_seed(seed)
     k, v = (torch.randn(1, tokens, HEADS, DIM, generator=generator) for _ in range(2))
-    with dictionary.recording():
-        dictionary.observe(k, v, None)
-    dictionary.write()
+    dictionary.write([(k, v, torch.ones(1, tokens, dtype=torch.bool))])
     return k[0]
 
 
