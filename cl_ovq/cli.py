@@ -98,6 +98,33 @@ def study(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")
+    ],
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, with figures.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
+    from cl_ovq.comparison import compare as compare_groups
+    from cl_ovq.comparison import load_groups
+    from cl_ovq.comparison.pages import to_json, to_table, write_page
+
+    if len(runs) < 2:
+        raise UserError("compare needs two runs or more")
+    compared = compare_groups(load_groups(runs, uri))
+    if html is not None:
+        write_page(compared, html)
+    if json:
+        print(to_json(compared))
+        return
+    Console().print(to_table(compared))
+    if html is not None:
+        Console().print(f"written: {html}", soft_wrap=True)
+
+
+@app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf

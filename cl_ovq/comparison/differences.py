@@ -1,0 +1,152 @@
+"""Whether runs differ: paired over seeds where seeds match, with intervals, tests and a correction for their number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from cl_ovq.comparison.sources import Group
+from cl_ovq.results import summary_metrics
+
+LEVEL = 0.05
+# Metrics of quality, with the sign of what is better; they are tested. The others are only shown.
+TESTED = {
+    "accuracy": 1,
+    "forgetting": -1,
+    "backward_transfer": 1,
+    "forward_transfer": 1,
+    "forward_transfer_task_masked": 1,
+    "learning_accuracy": 1,
+}
+SHOWN = ("dictionary/size", "dictionary/bytes", "wall_seconds", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A group's metric less the first group's.
+
+    Attributes:
+        metric: its name.
+        group: position of the group.
+        mean: of the metric over the group's seeds.
+        difference: of the means, over the common seeds where it is paired.
+        interval: half the width of the difference's 95 % confidence interval; None where there are too few seeds.
+        p: two-sided p-value of no difference, as it stands; None where nothing was tested.
+        corrected: the same, corrected by Holm's method for all tests of the comparison.
+        paired: whether it is over common seeds (Student's paired test) or between unlike ones (Welch's).
+        seeds: pairs of seeds, or the smaller number of seeds.
+    """
+
+    metric: str
+    group: int
+    mean: float
+    difference: float
+    interval: float | None
+    p: float | None
+    corrected: float | None
+    paired: bool
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `no difference shown`, or `not tested`."""
+        if self.corrected is None:
+            return "not tested"
+        if self.corrected >= LEVEL:
+            return "no difference shown"
+        return "better" if self.difference * TESTED[self.metric] > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, and how each differs from the first.
+
+    Attributes:
+        groups: what is compared.
+        means: metric over seeds by name, a value per group; None where it is undefined.
+        differences: for every metric and every group but the first, where both have it.
+    """
+
+    groups: list[Group]
+    means: dict[str, list[float | None]]
+    differences: list[Difference]
+
+    def of(self, metric: str, group: int) -> Difference | None:
+        """Return one difference, or None where there is none."""
+        return next((d for d in self.differences if (d.metric, d.group) == (metric, group)), None)
+
+
+def compare(groups: Sequence[Group]) -> Comparison:
+    """Compare every group with the first.
+
+    Args:
+        groups: at least two.
+    """
+    values = [_values(group) for group in groups]
+    names = [*TESTED, *SHOWN]
+    means = {name: [_mean(group.get(name)) for group in values] for name in names}
+    raw: list[tuple[str, int, float, tuple[float, float | None, float | None, bool, int]]] = []
+    for name in names:
+        for position in range(1, len(groups)):
+            ours, theirs = values[position].get(name), values[0].get(name)
+            if ours and theirs:
+                raw.append((name, position, float(np.mean(list(ours.values()))), _difference(ours, theirs)))
+    tested = [found[2] for name, _, _, found in raw if name in TESTED and found[2] is not None]
+    corrected = iter(holm(tested))
+    differences = []
+    for name, position, mean, (difference, interval, p, paired, seeds) in raw:
+        p = p if name in TESTED else None
+        adjusted = None if p is None else next(corrected)
+        differences.append(Difference(name, position, mean, difference, interval, p, adjusted, paired, seeds))
+    return Comparison(list(groups), {n: m for n, m in means.items() if any(v is not None for v in m)}, differences)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's step-down method (Holm 1979), in the order given."""
+    order = np.argsort(p_values)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _values(group: Group) -> dict[str, dict[int, float]]:
+    """Metrics of a group by name and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, run in group.runs.items():
+        for name, value in summary_metrics(run).items():
+            found.setdefault(name, {})[seed] = value
+    return found
+
+
+def _mean(values: dict[int, float] | None) -> float | None:
+    return float(np.mean(list(values.values()))) if values else None
+
+
+def _difference(
+    ours: dict[int, float], theirs: dict[int, float]
+) -> tuple[float, float | None, float | None, bool, int]:
+    """Difference of means, half its 95 % interval, p-value, whether paired, and seeds."""
+    common = sorted(ours.keys() & theirs.keys())
+    if len(common) > 1 or (common and len(ours) == len(theirs) == 1):
+        differences = np.array([ours[seed] - theirs[seed] for seed in common])
+        mean = float(differences.mean())
+        if len(common) == 1:
+            return mean, None, None, True, 1
+        error = float(differences.std(ddof=1)) / math.sqrt(len(common))
+        if error == 0:  # the same difference in every seed: a run and itself, or two that differ by a constant
+            return mean, 0.0, 1.0 if mean == 0 else 0.0, True, len(common)
+        interval = float(stats.t.ppf(1 - LEVEL / 2, len(common) - 1)) * error
+        return mean, interval, float(stats.ttest_1samp(differences, 0.0).pvalue), True, len(common)
+    a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
+    mean, seeds = float(a.mean() - b.mean()), min(len(a), len(b))
+    if seeds < 2 or a.var() + b.var() == 0:
+        return mean, None, None, False, seeds
+    found = stats.ttest_ind(a, b, equal_var=False)
+    low, high = found.confidence_interval(1 - LEVEL)
+    return mean, float(high - low) / 2, float(found.pvalue), False, seeds

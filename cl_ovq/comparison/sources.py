@@ -1,0 +1,147 @@
+"""What can be compared: a run, the seeds of one configuration, by directory or by its name in MLflow."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cl_ovq.config.load import flatten
+from cl_ovq.errors import UserError
+from cl_ovq.results import FILE_NAME, Result
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# What the runs of one configuration differ in.
+OWN = ("seed", "seeds", "output_dir", "threads", "tracking.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one configuration, by seed.
+
+    Attributes:
+        name: shown in tables; the runs' name without its seed, made unique by `load_groups`.
+        runs: result by seed.
+    """
+
+    name: str
+    runs: dict[int, Result]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the first run."""
+        return next(iter(self.runs.values())).config
+
+
+def load_groups(names: Sequence[str], uri: str | None = None) -> list[Group]:
+    """Load what is to be compared; the same thing may be named twice.
+
+    Args:
+        names: see `load_group`.
+        uri: MLflow's store, for names that are no path.
+
+    Raises:
+        UserError: see `load_group`; or the groups were evaluated on unlike streams.
+    """
+    groups = [load_group(name, uri) for name in names]
+    streams = {_stream(group) for group in groups}
+    if len(streams) > 1:
+        raise UserError(f"these runs are not of one stream, and cannot be compared: {'; '.join(sorted(streams))}")
+    labels = [group.name for group in groups]
+    return [
+        Group(f"{group.name} ({Path(given).name})" if labels.count(group.name) > 1 else group.name, group.runs)
+        for group, given in zip(groups, names, strict=True)
+    ]
+
+
+def load_group(name: str, uri: str | None = None) -> Group:
+    """Load the runs of one configuration.
+
+    Args:
+        name: a `results.json` or `seeds.json`, a directory that holds them (of a run, of several seeds, of a row of a
+            study), or a run's id or name in MLflow (of a run, or of the parent of several seeds).
+        uri: MLflow's store; the default one if None.
+
+    Raises:
+        UserError: there is nothing of that name, or it holds more than one configuration.
+    """
+    path = Path(name)
+    results = _from_path(path) if path.exists() else _from_mlflow(name, uri)
+    runs: dict[int, Result] = {}
+    for result in results:
+        differing = _differing(results[0].config, result.config)
+        if differing:
+            raise UserError(
+                f"{name} holds runs of more than one configuration (they differ in {', '.join(differing[:3])}): "
+                "name one of the directories under it"
+            )
+        runs[result.config["seed"]] = result
+    label = results[0].run_name.rsplit(" seed ", 1)[0]
+    return Group(label, dict(sorted(runs.items())))
+
+
+def _from_path(path: Path) -> list[Result]:
+    if path.is_file():
+        return [Result.read(path)] if path.name != "seeds.json" else _from_seeds(path)
+    if (path / FILE_NAME).exists():
+        return [Result.read(path)]
+    found = [Result.read(file) for file in sorted(path.rglob(FILE_NAME))]
+    # A row of a study keeps the runs that chose its hyper-parameters beside those that are reported.
+    reported = [result for result in found if result.config["evaluation"]["stream"] == "test"]
+    if not found:
+        raise UserError(f"{path} holds no results of a run ({FILE_NAME})")
+    return reported or found
+
+
+def _from_seeds(path: Path) -> list[Result]:
+    try:
+        return [Result(**run) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not hold the results of several seeds") from error
+
+
+def _from_mlflow(name: str, uri: str | None) -> list[Result]:
+    from cl_ovq.interface import find_run
+    from cl_ovq.tracking.export import open_existing
+
+    try:
+        client = open_existing(uri)
+        run = find_run(client, name)
+    except UserError as error:
+        raise UserError(f"no file or directory '{name}', and as the name of a run: {error}") from error
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'"
+    )
+    return [_download(client, child) for child in (children or [run])]
+
+
+def _download(client: MlflowClient, run: Run) -> Result:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Result.read(Path(client.download_artifacts(run.info.run_id, FILE_NAME, folder)))
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run '{run.info.run_name}' ({run.info.status}) has no {FILE_NAME} in MLflow") from error
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    first, second = flatten(a), flatten(b)
+    keys = sorted(first.keys() | second.keys())
+    return [key for key in keys if not key.startswith(OWN) and first.get(key) != second.get(key)]
+
+
+def _stream(group: Group) -> str:
+    stream = group.config["stream"]
+    parts = [
+        stream["name"],
+        stream.get("scenario", ""),
+        f"{len(next(iter(group.runs.values())).matrix[0])} experiences",
+    ]
+    return ", ".join([*filter(None, parts), f"{group.config['evaluation']['stream']} stream"])

@@ -1,0 +1,141 @@
+"""Comparisons, against scipy's tests, against Holm's method by brute force, and on real runs."""
+
+import io
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from cl_ovq.comparison import Group, compare, load_group, load_groups
+from cl_ovq.comparison.differences import holm
+from cl_ovq.comparison.figures import all_figures
+from cl_ovq.comparison.pages import to_json, to_table, write_page
+from cl_ovq.errors import UserError
+from cl_ovq.results import Result
+from cl_ovq.seeds import run_seeds
+
+
+def group(name, accuracies):
+    """A group of runs of two experiences with these average accuracies by seed."""
+    runs = {}
+    for seed, value in accuracies.items():
+        runs[seed] = Result(
+            run_id=None,
+            run_name=f"{name} seed {seed}",
+            matrix=[[0.0, 0.0], [value, 0.0], [value, value]],
+            matrices={},
+            metrics={"accuracy": value, "forgetting": None},
+            dictionary={"size": 0.0, "effective_size": 0.0, "bytes": 0, "history": []},
+            config={"seed": seed, "stream": {"name": "x"}, "evaluation": {"stream": "test"}},
+            provenance={"wall_seconds": 1.0, "peak_memory_bytes": 1, "dictionary_bytes": 0, "replay_bytes": 0},
+            output_dir="",
+        )
+    return Group(name, runs)
+
+
+values = st.lists(st.floats(0, 1), min_size=3, max_size=6, unique=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(a=values, b=values)
+def test_matching_seeds_are_paired_as_scipy_pairs_them(a, b):
+    common = min(len(a), len(b))
+    compared = compare([group("a", dict(enumerate(a))), group("b", dict(enumerate(b)))])
+    found = compared.of("accuracy", 1)
+    expected = stats.ttest_rel(b[:common], a[:common])
+    assert (found.paired, found.seeds) == (True, common)
+    assert found.difference == pytest.approx(np.mean(b[:common]) - np.mean(a[:common]), abs=1e-12)
+    if np.std(np.subtract(b[:common], a[:common])) > 1e-9:
+        assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
+        low, high = expected.confidence_interval(0.95)
+        assert found.interval == pytest.approx((high - low) / 2, rel=1e-6)
+    assert found.corrected == found.p  # one test
+
+
+@settings(max_examples=50, deadline=None)
+@given(a=values, b=values)
+def test_unlike_seeds_are_compared_as_scipy_compares_them(a, b):
+    compared = compare([group("a", dict(enumerate(a))), group("b", {100 + i: v for i, v in enumerate(b)})])
+    found = compared.of("accuracy", 1)
+    assert not found.paired
+    assert found.p == pytest.approx(stats.ttest_ind(b, a, equal_var=False).pvalue, rel=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p):
+    """A hypothesis's corrected p-value is the largest Bonferroni p-value of all intersections that it is part of."""
+    sets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
+    expected = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(len(p))]
+    assert holm(p) == pytest.approx(expected)
+
+
+def test_one_seed_each_is_shown_and_not_tested():
+    found = compare([group("a", {0: 0.5}), group("b", {0: 0.75})]).of("accuracy", 1)
+    assert (found.difference, found.p, found.verdict) == (0.25, None, "not tested")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """Real runs of three seeds each: with replay, and without."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name in ("replay", "naive"):
+        settings = ("seeds=3", "strategy.epochs=4", f"strategy.name={name}", f"output_dir={folder / name}")
+        run_seeds(tiny(*settings), Console(file=io.StringIO()))
+    return folder
+
+
+def test_a_run_equals_itself_and_naive_is_worse_than_replay(runs):
+    replay = str(runs / "replay")
+    compared = compare(load_groups([replay, replay, str(runs / "naive")]))
+    itself, naive = compared.of("accuracy", 1), compared.of("accuracy", 2)
+    assert (itself.difference, itself.verdict) == (0, "no difference shown")
+    assert naive.difference < -0.1
+    assert naive.verdict == "worse"
+    assert compared.of("forgetting", 2).verdict == "worse"
+    assert compared.of("wall_seconds", 2).verdict == "not tested"
+
+
+def test_table_data_and_page_say_the_same(runs, tmp_path):
+    compared = compare(load_groups([str(runs / "replay"), str(runs / "naive")]))
+    console = Console(file=io.StringIO(), width=160)
+    console.print(to_table(compared))
+    shown = console.file.getvalue()
+    data = json.loads(to_json(compared))
+    difference = next(d for d in data["differences"] if d["metric"] == "accuracy")
+    for text in (shown, (page := _page(compared, tmp_path))):
+        assert f"{difference['difference']:.3f}" in text
+        assert f"{data['means']['accuracy'][0]:.3f}" in text
+        assert "worse" in text
+    assert not re.search(r"(src|href)=['\"](?!data:)", page)  # nothing from elsewhere
+    assert page.count("data:image/png;base64,") == len(all_figures(compared.groups)) == 4
+    assert "strategy.name: replay | naive" in page
+
+
+def _page(compared, folder):
+    write_page(compared, folder / "page.html")
+    return (folder / "page.html").read_text()
+
+
+def test_what_can_be_named(runs):
+    whole = load_group(str(runs / "replay"))
+    assert list(whole.runs) == [0, 1, 2]
+    assert load_group(str(runs / "replay" / "seeds.json")).runs.keys() == whole.runs.keys()
+    assert list(load_group(str(runs / "replay" / "seed_1")).runs) == [1]
+
+
+def test_mistakes_are_said(runs, tmp_path):
+    with pytest.raises(UserError, match=r"more than one configuration \(they differ in strategy.name\)"):
+        load_group(str(runs))
+    with pytest.raises(UserError, match="holds no results of a run"):
+        load_group(str(tmp_path))
+    other = group("other", {0: 0.5})
+    (tmp_path / "results.json").write_text(next(iter(other.runs.values())).to_json())
+    with pytest.raises(UserError, match="not of one stream"):
+        load_groups([str(runs / "replay"), str(tmp_path)])
