@@ -91,6 +91,17 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def carried_bytes(result: Result) -> int:
+    """Return the bytes that a run carries from task to task beside its weights: dictionaries, replay, method.
+
+    A dictionary that lives for one sequence carries nothing.
+    """
+    found = result.dictionary
+    memory = found.get("memory", {}).get("bytes", 0)
+    dictionaries = memory if found["scope"] == "sequence" else max(result.provenance["dictionary_bytes"], memory)
+    return int(dictionaries + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
+
+
 def summary_metrics(result: Result) -> Mapping[str, float]:
     """Return the numbers that are compared across runs of any kind, by the names they have in MLflow.
 

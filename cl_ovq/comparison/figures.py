@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cl_ovq.comparison.sources import Group
 from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.results import to_matrix
+from cl_ovq.results import carried_bytes, to_matrix
 
 
 def all_figures(groups: Sequence[Group]) -> dict[str, Figure]:
@@ -71,17 +71,17 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
 
 
 def memory_figure(groups: Sequence[Group]) -> Figure:
-    """Draw forgetting against the bytes of dictionaries and replay buffer, a point per seed."""
+    """Draw forgetting against the bytes carried from task to task, a point per seed."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for group in groups:
         points = [
-            ((run.provenance["dictionary_bytes"] + run.provenance["replay_bytes"]) / 1e6, forgetting)
+            (carried_bytes(run) / 1e6, forgetting)
             for run in group.runs.values()
             if (forgetting := run.metrics.get("forgetting")) is not None
         ]
         axes.plot([x for x, _ in points], [y for _, y in points], "o", alpha=0.7, label=group.name)
-    axes.set_xlabel("memory carried from task to task (MB): dictionaries and replay buffer")
+    axes.set_xlabel("memory carried from task to task (MB)")
     axes.set_ylabel("forgetting")
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cl_ovq.results import Result, write_atomically
+from cl_ovq.results import Result, carried_bytes, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
 
@@ -42,11 +42,6 @@ class RowResult:
     def mean(self, of: Callable[[Result], float]) -> float:
         """Return the mean over runs."""
         return sum(map(of, self.runs)) / len(self.runs)
-
-
-def memory_bytes(run: Result) -> int:
-    """Return the bytes that a run carries from task to task beside its weights: dictionaries and replay buffer."""
-    return int(run.provenance["dictionary_bytes"] + run.provenance["replay_bytes"])
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class StudyResult:
                     "chosen": row.chosen,
                     "validation": row.scores,
                     "metrics": {name: asdict(found) for name, found in aggregates.items() if found is not None},
-                    "memory_bytes": row.mean(memory_bytes),
+                    "memory_bytes": row.mean(carried_bytes),
                     "wall_seconds": row.mean(lambda run: float(run.provenance["wall_seconds"])),
                     "runs": [
                         {
@@ -138,7 +133,7 @@ class StudyResult:
             chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items())
             seconds = row.mean(lambda run: float(run.provenance["wall_seconds"]))
             labels = [row.labels.get(axis, "") for axis in self.study.axes]
-            body.append([*labels, *numbers, _bytes(row.mean(memory_bytes)), f"{seconds:.0f}", chosen])
+            body.append([*labels, *numbers, _bytes(row.mean(carried_bytes)), f"{seconds:.0f}", chosen])
         return head, body
 
     def to_markdown(self) -> str:

@@ -31,7 +31,7 @@ def group(name, accuracies):
             matrix=[[0.0, 0.0], [value, 0.0], [value, value]],
             matrices={},
             metrics={"accuracy": value, "forgetting": None},
-            dictionary={"size": 0.0, "effective_size": 0.0, "bytes": 0, "history": []},
+            dictionary={"scope": "none", "size": 0.0, "effective_size": 0.0, "bytes": 0, "history": []},
             config={"seed": seed, "stream": {"name": "x"}, "evaluation": {"stream": "test"}},
             provenance={"wall_seconds": 1.0, "peak_memory_bytes": 1, "dictionary_bytes": 0, "replay_bytes": 0},
             output_dir="",
