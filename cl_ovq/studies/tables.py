@@ -150,7 +150,9 @@ class StudyResult:
         table = Table(title=f"{self.study.title} ({len(self.study.seeds)} seeds)", title_justify="left")
         for i in told:
             right = len(self.study.axes) <= i < len(head) - 1
-            table.add_column(head[i], justify="right" if right else "left", no_wrap=right)
+            table.add_column(
+                head[i], justify="right" if right else "left", min_width=9 if i < len(self.study.axes) else 5
+            )
         for cells in body:
             table.add_row(*(cells[i] for i in told))
         return table
