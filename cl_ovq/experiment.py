@@ -20,7 +20,8 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
-from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES, derive_seed, replay_samples, seed_everything
+from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES, derive_seed, seed_everything
+from cl_ovq.learning.strategies import PROTOTYPES
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
@@ -58,6 +59,12 @@ def check_config(config: ExperimentConfig) -> None:
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     _check_dictionary(config)
+    if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
+        raise UserError(
+            f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
+            + ("is a head of its own" if config.strategy.name in PROTOTYPES else "does not know its last epoch")
+            + ": use model.head=linear"
+        )
     find_device(config.device)
     if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
         raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
@@ -202,6 +209,7 @@ def _run(
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
     from cl_ovq.evaluation.matrix import MatrixRecorder
+    from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
     started = time.perf_counter()
     if tracker is not None:
@@ -232,12 +240,16 @@ def _run(
             "train_steps": strategy.clock.train_iterations,
             "peak_memory_bytes": peak_memory_bytes(device),
             "replay_samples": replay_samples(strategy),
-            "replay_bytes": replay_samples(strategy) * stream.samples.images[0].nbytes,
+            "replay_bytes": replay_bytes(strategy, stream.samples),
+            "method_bytes": method_bytes(strategy),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
-    result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
+    kept = result.provenance
+    kept["dictionary_bytes"] = result.dictionary["bytes"]
+    beside = result.dictionary.get("memory", {}).get("bytes", 0)  # a memory head beside the layers' dictionaries
+    kept["memory_bytes"] = kept["dictionary_bytes"] + beside + kept["replay_bytes"] + kept["method_bytes"]
     if tracker is not None and config.tracking.log_model:
         _log_model(config, stream, model, directory, tracker)
     _write(result, _draw(result, model, recorders), directory, tracker)
@@ -450,7 +462,7 @@ def build_strategy(
         "device": device,
         "evaluator": evaluator,
     }
-    return STRATEGIES[config.strategy.name](config.strategy, plugins, common)
+    return STRATEGIES[config.strategy.name](config.strategy, plugins, common, stream)
 
 
 def make_directory(config: ExperimentConfig, name: str) -> Path:

@@ -165,15 +165,33 @@ class StrategyConfig:
     name: str = option("naive", "strategy: a name from `cl-ovq list strategies`")
     epochs: int = option(1, "passes over each experience", minimum=1)
     batch_size: int = option(32, "new samples per training step", minimum=1)
-    memory_size: int = option(200, "samples in the replay buffer", minimum=1)
+    memory_size: int = option(200, "past samples in memory (strategies with one)", minimum=1)
+    memory_bytes: int | None = option(
+        None, "bytes of memory, in the place of memory_size: images as stored, and logits (der, derpp)", minimum=1
+    )
     memory_batch_size: int | None = option(
-        None, "replayed samples per training step; as many as new ones if null", minimum=1
+        None, "past samples per training step; as many as new ones if null", minimum=1
     )
     memory_policy: str = option(
         "class_balanced",
-        "what the replay buffer keeps",
+        "which past samples are kept; gem and agem keep as many of every experience",
         choices=("class_balanced", "experience_balanced", "reservoir"),
     )
+    strength: float | None = option(
+        None, "weight of the penalty (l2, ewc, online_ewc, si, mas, lwf); the method's own default if null", minimum=0
+    )
+    importance_samples: int = option(
+        500, "samples of each experience that importance is estimated on (ewc, online_ewc, mas)", minimum=1
+    )
+    importance_decay: float = option(1.0, "what is left of importance an experience later (online_ewc)", minimum=0)
+    damping: float = option(0.1, "xi, added to squared distances (si)", exclusive_minimum=0)
+    temperature: float = option(2.0, "of the teacher's predictions (lwf)", exclusive_minimum=0)
+    margin: float = option(0.5, "gamma, least weight of past gradients in a projection (gem)", minimum=0)
+    alpha: float = option(0.5, "weight of past samples' logits (der, derpp)", minimum=0)
+    beta: float = option(0.5, "weight of past samples' targets (derpp)", minimum=0)
+    candidates: int = option(100, "past samples among which each step chooses (mir)", minimum=1)
+    shrinkage: float = option(1e-4, "of the covariance, towards the identity (slda)", minimum=0, maximum=1)
+    patience: int = option(2, "epochs without improvement before an experience ends (early_stopping)", minimum=1)
 
 
 @dataclass

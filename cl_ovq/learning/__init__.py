@@ -2,6 +2,6 @@
 
 from cl_ovq.learning.optimizers import OPTIMIZERS
 from cl_ovq.learning.seeding import derive_seed, seed_everything
-from cl_ovq.learning.strategies import BUFFERED, STRATEGIES, replay_samples
+from cl_ovq.learning.strategies import BUFFERED, STRATEGIES
 
-__all__ = ["BUFFERED", "OPTIMIZERS", "STRATEGIES", "derive_seed", "replay_samples", "seed_everything"]
+__all__ = ["BUFFERED", "OPTIMIZERS", "STRATEGIES", "derive_seed", "seed_everything"]

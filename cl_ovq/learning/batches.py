@@ -7,11 +7,10 @@ operation per batch. `cl-ovq bench training` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
@@ -22,49 +21,62 @@ from streams import TensorSamples, rows_of
 Batch = list[Tensor]
 
 
-class _BatchedView(Dataset[Any]):
-    """Several Avalanche datasets end to end, fetched by lists of indices."""
+class _Indices(Dataset[Any]):
+    """Gives back the indices that it is asked for."""
 
-    def __init__(self, datasets: Sequence[AvalancheDataset], samples: TensorSamples) -> None:
-        self.samples = samples
-        self.rows = torch.cat([rows_of(dataset) for dataset in datasets])
-        self.last = self.rows[:0]
-        self.tasks = torch.cat([torch.tensor(dataset.targets_task_labels[:]) for dataset in datasets])
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.size
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Return inputs, targets and task labels of a batch; PyTorch's loader calls this where it exists."""
-        index = torch.tensor(indices)
-        rows = self.last = self.rows[index]
-        return [self.samples.gather(rows), self.samples.targets[rows], self.tasks[index]]
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        """Return the indices of a batch; PyTorch's loader calls this where it exists."""
+        return indices
 
 
 class BatchedLoader:
     """The batches of an Avalanche loader, fetched at once.
 
+    The batches of an epoch are decided when it begins, all of them, so that a run that is taken up in the middle of an
+    epoch goes on with the same ones.
+
     Args:
         loader: Avalanche's loader over datasets of one stream.
         samples: that stream's samples.
+
+    Attributes:
+        rows: rows in the stream's samples of the batch that was given last; a strategy that appends samples to the
+            batch appends their rows here.
+        plan: rows and task labels of the epoch's batches that are still to come, the last one first.
     """
 
     def __init__(self, loader: MultiDatasetDataLoader, samples: TensorSamples) -> None:
         self.loader = loader
-        self.view = _BatchedView(loader.datasets, samples)
-
-    @property
-    def rows(self) -> Tensor:
-        """Rows in the stream's samples of the batch that was given last."""
-        return self.view.last
+        self.samples = samples
+        self.all_rows = torch.cat([rows_of(dataset) for dataset in loader.datasets])
+        self.all_tasks = torch.cat([torch.tensor(dataset.targets_task_labels[:]) for dataset in loader.datasets])
+        self.rows = self.all_rows[:0]
+        self.plan: list[tuple[Tensor, Tensor]] = []
+        self.resumed = False
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        # The sampler is made anew for every epoch, as Avalanche does it; it is the only private name used here.
-        sampler = self.loader._get_loader().batch_sampler
-        return iter(DataLoader(self.view, batch_sampler=sampler, collate_fn=_as_it_is))
+        if not self.resumed:
+            # The sampler is made anew for every epoch, as Avalanche does it; it is the only private name used here.
+            sampler = self.loader._get_loader().batch_sampler
+            indices = DataLoader(_Indices(len(self.all_rows)), batch_sampler=sampler, collate_fn=torch.tensor)
+            self.plan = [(self.all_rows[batch], self.all_tasks[batch]) for batch in indices][::-1]
+        self.resumed = False
+        while self.plan:
+            self.rows, tasks = self.plan.pop()
+            yield [self.samples.gather(self.rows), self.samples.targets[self.rows], tasks]
+
+    def resume(self, plan: list[tuple[Tensor, Tensor]]) -> None:
+        """Let the next epoch be the rest of one, given as `plan`."""
+        self.plan, self.resumed = plan, True
 
 
 class BatchedData(SupervisedPlugin):
@@ -85,7 +97,3 @@ class BatchedData(SupervisedPlugin):
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Batch the evaluation data of an experience."""
         strategy.dataloader = BatchedLoader(strategy.dataloader, self.samples)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

@@ -13,7 +13,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
-from cl_ovq.learning.replay import replay_buffers
+from cl_ovq.learning.footprint import replay_buffers
 from cl_ovq.mixers import PersistentDictionary, dictionaries
 from cl_ovq.mixers.dictionary import Tokens
 from cl_ovq.models import freeze_encoder

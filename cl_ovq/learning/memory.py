@@ -30,6 +30,11 @@ class MemoryWrites(SupervisedPlugin):
         self.written = torch.zeros(len(stream.samples), dtype=torch.bool)
         self._features: dict[RememberingHead, Tensor | None] = {}
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """A memory that was emptied, by a strategy that starts from scratch, has seen nothing."""
+        if not any(head.memory.tokens for head in _heads(strategy.model)):
+            self.written.zero_()
+
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the features of the strategy's own pass."""
         self._features = {head: head.observed for head in _heads(strategy.model)}

@@ -1,9 +1,11 @@
-"""Experience replay on Avalanche's buffers."""
+"""Memories of past samples: Avalanche decides what they keep; here they get their size, and batches are drawn."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import (
     ClassBalancedBuffer,
@@ -11,8 +13,11 @@ from avalanche.training.storage_policy import (
     ExperienceBalancedBuffer,
     ReservoirSamplingBuffer,
 )
+from torch import Tensor
 
 from cl_ovq.config.schema import StrategyConfig
+from cl_ovq.errors import UserError
+from streams import Stream, TensorSamples, rows_of
 
 POLICIES: dict[str, type[ExemplarsBuffer]] = {
     "class_balanced": ClassBalancedBuffer,
@@ -21,18 +26,46 @@ POLICIES: dict[str, type[ExemplarsBuffer]] = {
 }
 
 
+def memory_samples(config: StrategyConfig, stream: Stream, *, extra: int = 0) -> int:
+    """Return the samples that a memory may hold.
+
+    Args:
+        config: its size, in samples or in bytes.
+        stream: whose images are kept as they are stored.
+        extra: bytes kept with each sample beside its image.
+
+    Raises:
+        UserError: not one sample fits.
+    """
+    if config.memory_bytes is None:
+        return config.memory_size
+    size = stream.samples.images[0].nbytes + extra
+    if config.memory_bytes < size:
+        raise UserError(f"strategy.memory_bytes: {config.memory_bytes} is too small: one sample takes {size} bytes")
+    return config.memory_bytes // size
+
+
+def tasks_of(dataset: AvalancheDataset) -> Tensor:
+    """Return the task labels of a dataset's samples, `[len(dataset)]` int64."""
+    if len(dataset) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    return torch.tensor(dataset.targets_task_labels[:])
+
+
 class Replay(ReplayPlugin):
     """Avalanche's replay: every step adds past samples to the new ones (Chaudhry et al. 2019).
 
     Args:
         config: size, batch and policy of the buffer.
+        stream: the stream.
     """
 
-    def __init__(self, config: StrategyConfig) -> None:
+    def __init__(self, config: StrategyConfig, stream: Stream) -> None:
+        size = memory_samples(config, stream)
         super().__init__(
-            mem_size=config.memory_size,
+            mem_size=size,
             batch_size_mem=config.memory_batch_size,
-            storage_policy=POLICIES[config.memory_policy](config.memory_size),
+            storage_policy=POLICIES[config.memory_policy](size),
         )
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -41,6 +74,54 @@ class Replay(ReplayPlugin):
         self.storage_policy.post_adapt(strategy, strategy.experience)
 
 
-def replay_buffers(strategy: Any) -> list[Any]:
-    """Return the buffers of past samples that a strategy's plugins hold, as Avalanche data sets."""
-    return [plugin.storage_policy.buffer for plugin in strategy.plugins if hasattr(plugin, "storage_policy")]
+class MemoryBatch(NamedTuple):
+    """Past samples: inputs `[B, ...]`, targets, task labels, rows in the stream and positions in the memory, `[B]`."""
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+class Memory:
+    """Past samples that an Avalanche policy keeps, drawn as whole batches in an order that is shuffled again and again.
+
+    Avalanche's methods draw sample by sample from loaders, whose position nobody can save, and some of them draw
+    nothing at all, silently, where the memory is smaller than the batch.
+
+    Args:
+        policy: decides which samples are kept.
+        samples: the stream's samples.
+    """
+
+    def __init__(self, policy: ExemplarsBuffer, samples: TensorSamples) -> None:
+        self.storage_policy = policy
+        self.samples = samples
+        self.rows = self.tasks = self.order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, experience: Any) -> None:
+        """Let the policy choose among the samples kept and those of an experience."""
+        self.storage_policy.post_adapt(None, experience)
+        buffer = self.storage_policy.buffer
+        self.rows, self.tasks = rows_of(buffer), tasks_of(buffer)
+        self.order = self.order[:0]
+
+    def draw(self, count: int, device: torch.device) -> MemoryBatch:
+        """Return the next samples of the shuffled memory; no more than it holds, each once."""
+        count = min(count, len(self))
+        if len(self.order) < count:
+            rest = torch.randperm(len(self))
+            again = torch.isin(rest, self.order)  # a sample must not come twice in one batch
+            self.order = torch.cat([self.order, rest[~again], rest[again]])
+        positions, self.order = self.order[:count], self.order[count:]
+        return self.at(positions, device)
+
+    def at(self, positions: Tensor, device: torch.device) -> MemoryBatch:
+        """Return the samples at positions `[B]` of the memory."""
+        rows, tasks = self.rows[positions], self.tasks[positions]
+        x, y = self.samples.gather(rows), self.samples.targets[rows]
+        return MemoryBatch(x.to(device), y.to(device), tasks.to(device), rows, positions)

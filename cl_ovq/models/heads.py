@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
-
-from cl_ovq.models.memory import MemoryHead
 
 
 class RememberingHead(nn.Module):
@@ -19,11 +18,12 @@ class RememberingHead(nn.Module):
     costs more than writing it. A forward pass's features are kept in `observed`, for the plugin that writes them.
 
     Args:
-        memory: learns from features and targets, and maps features to log-probabilities.
+        memory: learns from features and targets (`observe`), and maps features to log-probabilities: a `MemoryHead`, or
+            a classifier of `cl_ovq.models.discriminant`.
         linear: maps features to logits; None for a memory alone.
     """
 
-    def __init__(self, memory: MemoryHead, linear: nn.Module | None) -> None:
+    def __init__(self, memory: Any, linear: nn.Module | None) -> None:
         super().__init__()
         self.memory = memory
         self.linear = linear

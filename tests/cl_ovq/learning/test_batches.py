@@ -59,7 +59,7 @@ def batches(stream, config, plugins):
         "device": torch.device("cpu"),
         "evaluator": EvaluationPlugin(loggers=[]),
     }
-    strategy = STRATEGIES[config.name](config, [*plugins, seen], common)
+    strategy = STRATEGIES[config.name](config, [*plugins, seen], common, stream)
     train = list(stream.benchmark.streams["train"])
     for part in [train] if config.name == "joint" else train:
         strategy.train(part, eval_streams=[])

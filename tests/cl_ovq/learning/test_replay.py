@@ -3,8 +3,7 @@
 import pytest
 from avalanche.training.plugins import SupervisedPlugin
 
-from cl_ovq.learning import replay_samples
-from cl_ovq.learning.strategies import STRATEGIES
+from cl_ovq.learning.footprint import replay_samples
 
 
 class Buffers(SupervisedPlugin):
@@ -50,8 +49,3 @@ def test_buffer(session, policy, memory_size):
     for experience, new, old in buffers.steps:
         assert (0 < old <= min(16, memory_size)) if experience else old == 0
         assert 0 < new <= 32
-
-
-def test_strategies_without_a_buffer_hold_nothing(session):
-    for name in set(STRATEGIES) - {"replay"}:
-        assert replay_samples(session(f"strategy.name={name}").strategy) == 0

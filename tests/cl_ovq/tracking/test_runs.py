@@ -208,7 +208,7 @@ def test_training_that_fails_marks_the_run(run_in, tiny, tmp_path, store):
     name = "fails_in_its_third_step"
 
     @STRATEGIES.enter(name, "raises, to see what is left of the run")
-    def _fails(config, plugins, common):
+    def _fails(config, plugins, common, stream):
         from avalanche.training.plugins import SupervisedPlugin
 
         class Fail(SupervisedPlugin):
@@ -216,7 +216,7 @@ def test_training_that_fails_marks_the_run(run_in, tiny, tmp_path, store):
                 if strategy.clock.train_iterations == 2:
                     raise ZeroDivisionError("in training")
 
-        return STRATEGIES["naive"](config, [*plugins, Fail()], common)
+        return STRATEGIES["naive"](config, [*plugins, Fail()], common, stream)
 
     overrides = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=fails", f"strategy.name={name}")
     try:

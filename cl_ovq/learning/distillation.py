@@ -1,0 +1,71 @@
+"""Learning without forgetting: the model of the last experience teaches the present one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_ovq.learning.passes import evaluating
+from cl_ovq.models.heads import TaskMaskedModel
+
+
+class LearningWithoutForgetting(SupervisedPlugin):
+    """LwF (Li and Hoiem 2016): new samples must keep the old model's predictions for old classes.
+
+    Adds `strength T^2 KL(teacher || student)` at temperature T (Hinton et al. 2015: the factor keeps the gradient's
+    size whatever T), over all old classes at once, or per task where streams tell tasks apart. The teacher is a copy,
+    dictionaries included, that nothing trains or writes any more.
+
+    Args:
+        strength: weight of the distillation.
+        temperature: T.
+        task_incremental: whether each task has its own output.
+    """
+
+    def __init__(self, strength: float, temperature: float, *, task_incremental: bool) -> None:
+        super().__init__()
+        self.strength = strength
+        self.temperature = temperature
+        self.task_incremental = task_incremental
+        self.teacher: nn.Module | None = None
+        self.groups: list[list[int]] = []
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the teacher."""
+        return sum(tensor.nbytes for tensor in self.teacher.state_dict().values()) if self.teacher is not None else 0
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the distillation to the loss."""
+        if self.teacher is None:
+            return
+        x = strategy.mb_x
+        with torch.no_grad(), evaluating(self.teacher):
+            taught = _all_logits(self.teacher)(x)
+        # Task-masked logits hide other tasks' classes, so these take a pass of their own.
+        said = _all_logits(strategy.model)(x) if self.task_incremental else strategy.mb_output
+        for group in self.groups:
+            strategy.loss = strategy.loss + self.strength * self._distance(said[:, group], taught[:, group])
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Copy the model, and remember the classes that it knows."""
+        self.teacher = copy.deepcopy(strategy.model).requires_grad_(False)
+        classes = sorted(int(label) for label in strategy.experience.classes_in_this_experience)
+        if self.task_incremental:
+            self.groups.append(classes)
+        else:
+            self.groups = [sorted({*classes, *(label for group in self.groups for label in group)})]
+
+    def _distance(self, said: Tensor, taught: Tensor) -> Tensor:
+        said, taught = (logits.div(self.temperature).log_softmax(1) for logits in (said, taught))
+        return self.temperature**2 * functional.kl_div(said, taught, reduction="batchmean", log_target=True)
+
+
+def _all_logits(model: nn.Module) -> nn.Module:
+    """Return the model without the mask that hides other tasks' classes."""
+    return model.model if isinstance(model, TaskMaskedModel) else model
