@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
 
+from cl_ovq.learning.passes import around_own_pass
 from cl_ovq.mixers import dictionaries
 
 
@@ -25,11 +27,13 @@ class DictionaryScope(SupervisedPlugin):
     def __init__(self, scope: str) -> None:
         super().__init__()
         self.scope = scope
+        self._recording = False
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Record the strategy's passes from now on."""
-        if not getattr(strategy.forward, "recorded", False):
-            strategy.forward = _recorded(strategy)
+        """Record the strategy's own passes from now on."""
+        if not self._recording:
+            around_own_pass(strategy, lambda: _recording(strategy.model))
+            self._recording = True
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Empty the dictionaries of the last experience where they are its own, and begin a page of the diary."""
@@ -44,21 +48,9 @@ class DictionaryScope(SupervisedPlugin):
             dictionary.write()
 
 
-def _recorded(strategy: Any) -> Callable[[], Any]:
-    """Return a strategy's own pass, recorded in training.
-
-    The hooks around the pass would not do: plugins that come earlier in the list run passes of their own before it has
-    stopped recording.
-    """
-    forward = strategy.forward
-
-    def recorded() -> Any:
-        if strategy.is_eval:
-            return forward()
-        with ExitStack() as recording:
-            for dictionary in dictionaries(strategy.model).values():
-                recording.enter_context(dictionary.recording())
-            return forward()
-
-    recorded.recorded = True  # type: ignore[attr-defined]
-    return recorded
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        for dictionary in dictionaries(model).values():
+            stack.enter_context(dictionary.recording())
+        yield

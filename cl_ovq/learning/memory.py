@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from cl_ovq.learning.passes import around_own_pass
 from cl_ovq.models.heads import RememberingHead
 from streams import Stream, rows_of
 
@@ -28,15 +31,24 @@ class MemoryWrites(SupervisedPlugin):
         self.stream = stream
         self.calibrate = calibrate
         self.written = torch.zeros(len(stream.samples), dtype=torch.bool)
+        self._watching = False
         self._features: dict[RememberingHead, Tensor | None] = {}
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the features of the strategy's own passes from now on."""
+        if not self._watching:
+            around_own_pass(strategy, lambda: self._observing(strategy))
+            self._watching = True
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """A memory that was emptied, by a strategy that starts from scratch, has seen nothing."""
         if not any(head.memory.tokens for head in _heads(strategy.model)):
             self.written.zero_()
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the features of the strategy's own pass."""
+    @contextmanager
+    def _observing(self, strategy: Any) -> Iterator[None]:
+        """Keep the features of a pass."""
+        yield
         self._features = {head: head.observed for head in _heads(strategy.model)}
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

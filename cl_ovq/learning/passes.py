@@ -1,9 +1,9 @@
-"""Passes that a method makes for its own ends, beside the strategy's own pass over the batch."""
+"""The strategy's own pass over the batch, and the passes that methods make for their own ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -59,3 +59,20 @@ def append_rows(strategy: Any, rows: Tensor) -> None:
     """Add the rows of samples that a method appends to the batch, so that plugins know what the batch holds."""
     if hasattr(strategy.dataloader, "rows"):  # not so with Avalanche's own loaders
         strategy.dataloader.rows = torch.cat([strategy.dataloader.rows, rows])
+
+
+def around_own_pass(strategy: Any, around: Callable[[], AbstractContextManager[None]]) -> None:
+    """Enter a context around each pass that a strategy itself makes over a training batch, and around no other.
+
+    Avalanche's hooks around that pass would not do: plugins that come earlier in the list are called between the hook
+    of a later one and the pass, and may make passes of their own there.
+    """
+    forward = strategy.forward
+
+    def watched() -> Any:
+        if strategy.is_eval:
+            return forward()
+        with around():
+            return forward()
+
+    strategy.forward = watched

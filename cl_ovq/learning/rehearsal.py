@@ -73,16 +73,17 @@ class DarkExperienceReplay(Rehearsal):
     as in Avalanche; the paper's are those of the step in which it entered the memory.
 
     Args:
+        classes: outputs of the model.
         alpha: weight of the logits.
         beta: weight of the targets; 0 for DER.
         common: see `Rehearsal`.
     """
 
-    def __init__(self, *, alpha: float, beta: float, **common: Any) -> None:
+    def __init__(self, *, classes: int, alpha: float, beta: float, **common: Any) -> None:
         super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
-        self.logits = torch.empty(0)
+        self.logits = torch.empty(0, classes)
 
     def objective(self, new: Tensor, targets: Tensor, old: Tensor, replayed: MemoryBatch) -> Tensor:
         """Return the loss of a step."""
@@ -100,15 +101,14 @@ class DarkExperienceReplay(Rehearsal):
         position[held] = torch.arange(len(held))
         came = position[self.memory.rows]  # where each sample was before; -1 if it is new
         new = (came < 0).nonzero().squeeze(1)
-        batches = [self.memory.at(part, self.device) for part in new.split(self.eval_mb_size)]
         with evaluating(self.model):
-            fresh = [logits_of(self.model, batch.x, batch.tasks).cpu() for batch in batches]
-        if not fresh:
-            self.logits = logits[came]
-            return
-        self.logits = torch.empty(len(came), fresh[0].shape[1])
-        self.logits[new] = torch.cat(fresh)
-        self.logits[came >= 0] = logits[came[came >= 0]]
+            fresh = [
+                logits_of(self.model, batch.x, batch.tasks).cpu()
+                for batch in (self.memory.at(part, self.device) for part in new.split(self.eval_mb_size))
+            ]
+        known = torch.cat([logits, *fresh])
+        came[new] = torch.arange(len(held), len(known))
+        self.logits = known[came]
 
 
 class AsymmetricReplay(Rehearsal):

@@ -32,7 +32,7 @@ class GreedyDumb(SupervisedPlugin):
         if not self.initial:
             self.initial = {name: tensor.clone() for name, tensor in strategy.model.state_dict().items()}
             return
-        written = {name: dictionary.writes for name, dictionary in dictionaries(strategy.model).items()}
+        written = {name: dictionary.writes.clone() for name, dictionary in dictionaries(strategy.model).items()}
         strategy.model.load_state_dict(self.initial)
         for name, dictionary in dictionaries(strategy.model).items():
             dictionary.writes = written[name]  # the number of writes goes on, as when a scope ends

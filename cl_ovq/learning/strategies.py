@@ -209,10 +209,9 @@ def _dark(
 ) -> SupervisedTemplate:
     from cl_ovq.learning.rehearsal import DarkExperienceReplay
 
+    options = {"classes": stream.n_classes, "alpha": config.alpha, "beta": beta}
     logits = 4 * stream.n_classes  # bytes
-    return _rehearsal(
-        DarkExperienceReplay, config, plugins, common, stream, extra=logits, alpha=config.alpha, beta=beta
-    )
+    return _rehearsal(DarkExperienceReplay, config, plugins, common, stream, extra=logits, **options)
 
 
 def _rehearsal(

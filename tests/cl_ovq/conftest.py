@@ -81,9 +81,10 @@ class Session:
         """Return what `strategy.train` is given in turn."""
         return [self.train] if self.config.strategy.name == "joint" else self.train
 
-    def learn(self, *plugins):
-        """Train over the whole stream; plugins are asked before those of the platform."""
+    def learn(self, *plugins, last=()):
+        """Train over the whole stream; plugins are asked before those of the platform, `last` after them."""
         self.strategy.plugins[:0] = plugins
+        self.strategy.plugins[-1:-1] = last  # Avalanche's clock is the very last
         seed_everything(self.config.seed, "training")
         for part in self.parts():
             self.strategy.train(part, eval_streams=[])
