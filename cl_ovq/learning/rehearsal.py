@@ -56,7 +56,8 @@ class Rehearsal(SupervisedTemplate):
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self.replayed = self.choose() if len(self.memory) else None
         if self.replayed is not None:
-            self.mbatch = [torch.cat(parts) for parts in zip(self.mbatch, self.replayed[:3], strict=True)]
+            new = (self.mb_x, self.mb_y, self.mb_task_id)
+            self.mbatch = [torch.cat(parts) for parts in zip(new, self.replayed[:3], strict=True)]
             append_rows(self, self.replayed.rows)
         super()._before_training_iteration(**kwargs)
 

@@ -239,7 +239,7 @@ def _prototypes(
     from cl_ovq.learning.memory import MemoryWrites
     from cl_ovq.models.heads import RememberingHead
 
-    network = getattr(common["model"], "model", common["model"])  # a task-masked model wraps its network
+    network: Any = getattr(common["model"], "model", common["model"])  # a task-masked model wraps its network
     size = network.head.in_features
     network.requires_grad_(False)
     network.head = RememberingHead(head(size), None)
