@@ -40,6 +40,9 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in output_dir, if there is one.")
+    ] = False,
 ) -> None:
     """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
     from cl_ovq.config import load_config
@@ -49,7 +52,7 @@ def run(
 
     loaded, console = load_config(config, overrides or ()), Console()
     if loaded.seeds > 1:
-        over_seeds = run_seeds(loaded, Console(stderr=True))
+        over_seeds = run_seeds(loaded, Console(stderr=True), resume=resume)
         if json:
             print(over_seeds.to_json())
             return
@@ -57,7 +60,7 @@ def run(
         for result in over_seeds.runs:
             console.print(f"results: {result.output_dir}", soft_wrap=True)
         return
-    result = run_experiment(loaded, Console(stderr=True))
+    result = run_experiment(loaded, Console(stderr=True), resume=resume)
     if json:
         print(result.to_json())
         return

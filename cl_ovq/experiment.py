@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from cl_ovq.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
@@ -112,17 +113,34 @@ def describe(config: ExperimentConfig) -> str:
     return config.tracking.run_name or f"{model} {config.strategy.name} seed {config.seed}"
 
 
-def run_experiment(config: ExperimentConfig, console: Console, parent: Tracker | None = None) -> Result:
+def run_experiment(
+    config: ExperimentConfig, console: Console, parent: Tracker | None = None, *, resume: bool = False
+) -> Result:
     """Run an experiment from data to tracking.
 
     Args:
         config: a loaded configuration.
         console: where progress is drawn; standard error, where standard output carries the result.
         parent: the MLflow run that this one belongs to.
+        resume: whether to go on from the checkpoint in `output_dir`, if there is one; a run that is finished is read.
 
     Raises:
-        UserError: the configuration is wrong, or data is missing. Nothing has been written then.
+        UserError: the configuration is wrong, or data is missing, or the checkpoint is damaged or another run's.
+            Nothing has been written then.
     """
+    begun = None
+    if resume:
+        if config.output_dir is None:
+            raise UserError("--resume needs output_dir=DIR, the directory of the run that is to go on")
+        folder = Path(config.output_dir)
+        if (folder / FILE_NAME).exists():
+            result = Result.read(folder)
+            check_same(folder / FILE_NAME, result.config, config)
+            console.print(f"the run in {folder} is finished: this is its result", soft_wrap=True)
+            return result
+        begun = find_checkpoint(folder, config)
+        if begun is None:
+            console.print(f"no checkpoint in {folder}: the run starts from the beginning", soft_wrap=True)
     check_config(config)
     quiet()
     if config.tracking.enabled:
@@ -139,9 +157,9 @@ def run_experiment(config: ExperimentConfig, console: Console, parent: Tracker |
         check_store(config, console)  # a store that can never be opened leaves no directory behind
     directory = make_directory(config, name)
     if not config.tracking.enabled:
-        return _run(config, stream, model, device, name, directory, None, console)
-    with open_tracker(config, stream.scenario, directory, name, device, parent) as tracker:
-        return _run(config, stream, model, device, name, directory, tracker, console)
+        return _run(config, stream, model, device, name, directory, None, console, begun)
+    with open_tracker(config, stream.scenario, directory, name, device, parent, resume=begun is not None) as tracker:
+        return _run(config, stream, model, device, name, directory, tracker, console, begun)
 
 
 def check_store(config: ExperimentConfig, console: Console) -> None:
@@ -162,8 +180,10 @@ def open_tracker(
     name: str,
     device: torch.device,
     parent: Tracker | None = None,
+    *,
+    resume: bool = False,
 ) -> Tracker:
-    """Return the MLflow run of a configuration."""
+    """Return the MLflow run of a configuration; the one that was last tracked from its directory if it is resumed."""
     return Tracker(
         directory,
         uri=config.tracking.uri,
@@ -172,6 +192,7 @@ def open_tracker(
         tags=_tags(config, scenario, device) | dict(config.tracking.tags),
         parameters=flatten(to_dict(config)),
         parent=parent,
+        resume=resume,
     )
 
 
@@ -204,14 +225,15 @@ def _run(
     directory: Path,
     tracker: Tracker | None,
     console: Console,
+    begun: dict[str, Any] | None,
 ) -> Result:
-    """Train and evaluate over the stream, and write what was found."""
+    """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
-    started = time.perf_counter()
+    started = time.perf_counter() - (begun["about"]["wall_seconds"] if begun else 0.0)
     if tracker is not None:
         _log_data(stream, config.evaluation.stream, tracker)
     reset_peak_memory(device)
@@ -222,7 +244,11 @@ def _run(
         CensusRecorder(),
     )
     console.print(f"[bold]{name}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
-    strategy, train_seconds = _train(config, stream, model, device, recorders, tracker, console)
+    about = {"config": to_dict(config), "train_seconds": 0.0, "wall_seconds": 0.0}
+    if begun is not None:
+        about["train_seconds"] = begun["about"]["train_seconds"]
+    kept = _Kept(directory if config.checkpoint.enabled else None, about, started, begun)
+    strategy = _train(config, stream, model, device, recorders, tracker, console, kept)
     result = Result(
         run_id=tracker.run_id if tracker else None,
         run_name=name,
@@ -236,7 +262,7 @@ def _run(
             "data": stream.provenance,
             "device": device_name(device),
             "wall_seconds": time.perf_counter() - started,
-            "train_seconds": train_seconds,
+            "train_seconds": about["train_seconds"],
             "train_steps": strategy.clock.train_iterations,
             "peak_memory_bytes": peak_memory_bytes(device),
             "replay_samples": replay_samples(strategy),
@@ -246,14 +272,23 @@ def _run(
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
-    kept = result.provenance
-    kept["dictionary_bytes"] = result.dictionary["bytes"]
+    sizes = result.provenance
+    sizes["dictionary_bytes"] = result.dictionary["bytes"]
     beside = result.dictionary.get("memory", {}).get("bytes", 0)  # a memory head beside the layers' dictionaries
-    kept["memory_bytes"] = kept["dictionary_bytes"] + beside + kept["replay_bytes"] + kept["method_bytes"]
+    sizes["memory_bytes"] = sizes["dictionary_bytes"] + beside + sizes["replay_bytes"] + sizes["method_bytes"]
     if tracker is not None and config.tracking.log_model:
         _log_model(config, stream, model, directory, tracker)
     _write(result, _draw(result, model, recorders), directory, tracker)
     return result
+
+
+class _Kept(NamedTuple):
+    """What checkpoints need beside the run itself: where they go, what they tell, and the one to go on from."""
+
+    folder: Path | None
+    about: dict[str, Any]
+    started: float
+    begun: dict[str, Any] | None
 
 
 class Recorders(NamedTuple):
@@ -272,8 +307,11 @@ def _train(
     recorders: Recorders,
     tracker: Tracker | None,
     console: Console,
-) -> tuple[SupervisedTemplate, float]:
-    """Learn experience after experience, evaluating before the first and after each; return the seconds of learning."""
+    kept: _Kept,
+) -> SupervisedTemplate:
+    """Learn experience after experience, evaluating before the first and after each."""
+    from cl_ovq.checkpoints.plugin import Checkpoints
+    from cl_ovq.checkpoints.state import RunState
     from cl_ovq.learning.progress import ExperienceProgress
 
     train, test = list(stream.benchmark.streams["train"]), stream.benchmark.streams[config.evaluation.stream]
@@ -281,21 +319,28 @@ def _train(
     parts = [(len(train), train)] if joint else list(enumerate(train, start=1))
     progress = ExperienceProgress(console, len(parts))
     strategy = build_strategy(config, stream, model, device, metrics=recorders, progress=progress, tracker=tracker)
-    strategy.eval(test)
-    seconds = 0.0
+    checkpoints = Checkpoints(
+        RunState(strategy, stream, recorders), kept.folder, config.checkpoint.every_steps, kept.about, kept.started
+    )
+    strategy.plugins.append(checkpoints)
+    if kept.begun is None:
+        strategy.eval(test)
+    else:
+        checkpoints.resume(kept.begun)
+        console.print(f"going on after {checkpoints.done} of {len(parts)} experiences", highlight=False)
     try:
-        for row, part in parts:
-            begun = time.perf_counter()
+        for row, part in parts[checkpoints.done :]:
             strategy.train(part, eval_streams=[])
-            seconds += time.perf_counter() - begun
             recorders.matrix.row = row
             strategy.eval(test)
             if tracker is not None:
                 tracker.log(_stream_metrics(recorders.matrix.result(), len(train) if joint else row), step=row)
+            checkpoints.done += 1
+            checkpoints.save(within=False)
     finally:
         progress.close()
     model.eval()
-    return strategy, seconds
+    return strategy
 
 
 def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def aggregate(values: Sequence[float]) -> Aggregate:
     return Aggregate(mean, deviation, half, count)
 
 
-def run_seeds(config: ExperimentConfig, console: Console) -> SeedsResult:
-    """Run `config.seeds` seeds, from `config.seed` on.
+def run_seeds(config: ExperimentConfig, console: Console, *, resume: bool = False) -> SeedsResult:
+    """Run `config.seeds` seeds, from `config.seed` on; with `resume` those that are finished are read, others go on.
 
     Each run has a directory `seed_<n>` under `output_dir`, or under a new one, and the whole is `seeds.json` there. In
     MLflow the runs are children of one that carries the aggregates.
@@ -92,9 +92,12 @@ def run_seeds(config: ExperimentConfig, console: Console) -> SeedsResult:
     Raises:
         UserError: see `run_experiment`; nothing has been run then.
     """
-    check_config(config)
+    if resume and config.output_dir is None:
+        raise UserError("--resume needs output_dir=DIR, the directory of the runs that are to go on")
+    if not resume:
+        check_config(config)
     seeds = range(config.seed, config.seed + config.seeds)
-    if config.output_dir is not None:
+    if config.output_dir is not None and not resume:
         directory = Path(config.output_dir)
         if (directory / FILE_NAME).exists():
             raise UserError(f"output_dir: {directory} already holds the results of seeds: name another directory")
@@ -102,14 +105,14 @@ def run_seeds(config: ExperimentConfig, console: Console) -> SeedsResult:
             check_config(_for_seed(config, seed, directory))
     name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
     if not config.tracking.enabled:
-        return _run_all(config, seeds, make_directory(config, name), console, None)
+        return _run_all(config, seeds, make_directory(config, name), console, None, resume=resume)
     warm_up()
     scenario = load_stream(config).scenario
     check_store(config, console)
     directory = make_directory(config, name)
-    with open_tracker(config, scenario, directory, name, find_device(config.device)) as parent:
+    with open_tracker(config, scenario, directory, name, find_device(config.device), resume=resume) as parent:
         parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
-        whole = _run_all(config, seeds, directory, console, parent)
+        whole = _run_all(config, seeds, directory, console, parent, resume=resume)
         _log_aggregates(whole, parent)
         parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})
         parent.log_file(directory / FILE_NAME)
@@ -117,9 +120,15 @@ def run_seeds(config: ExperimentConfig, console: Console) -> SeedsResult:
 
 
 def _run_all(
-    config: ExperimentConfig, seeds: Sequence[int], directory: Path, console: Console, parent: Tracker | None
+    config: ExperimentConfig,
+    seeds: Sequence[int],
+    directory: Path,
+    console: Console,
+    parent: Tracker | None,
+    *,
+    resume: bool,
 ) -> SeedsResult:
-    results = [run_experiment(_for_seed(config, seed, directory), console, parent) for seed in seeds]
+    results = [run_experiment(_for_seed(config, seed, directory), console, parent, resume=resume) for seed in seeds]
     numbers = [summary_metrics(result) for result in results]
     names = dict.fromkeys(name for found in numbers for name in found)
     metrics = {name: aggregate([found[name] for found in numbers if name in found]) for name in names}

@@ -218,6 +218,14 @@ class EvaluationConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When the run's state is kept, so that it can go on (`cl-ovq run ... --resume`)."""
+
+    enabled: bool = option(True, "whether to keep a checkpoint after every experience, in the run's directory")
+    every_steps: int | None = option(None, "training steps between two more within an experience", minimum=1)
+
+
+@dataclass
 class TrackingConfig:
     """Where MLflow keeps the run."""
 
@@ -240,6 +248,7 @@ class ExperimentConfig:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = option(0, "the number from which every source of randomness is derived", minimum=0)
     seeds: int = option(1, "runs with consecutive seeds, from `seed` on; their metrics are aggregated", minimum=1)

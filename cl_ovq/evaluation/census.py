@@ -93,6 +93,8 @@ def quantization_error(dictionary: PersistentDictionary) -> float | None:
 class CensusRecorder(PluginMetric[list[Census]]):
     """Takes the census of persistent dictionaries after every experience, averaged over layers."""
 
+    STATE = ("records", "_start")  # of a checkpoint
+
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Census] = []

@@ -68,6 +68,8 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
         every: training steps between two records.
     """
 
+    STATE = ("records", "experience")  # of a checkpoint
+
     def __init__(self, every: int = 1) -> None:
         super().__init__()
         self.every = every

@@ -31,6 +31,8 @@ class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
         classes_per_experience: the labels of each experience.
     """
 
+    STATE = ("matrices", "row")  # of a checkpoint
+
     def __init__(self, classes_per_experience: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.classes = [torch.tensor(list(classes)) for classes in classes_per_experience]

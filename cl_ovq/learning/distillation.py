@@ -27,6 +27,8 @@ class LearningWithoutForgetting(SupervisedPlugin):
         task_incremental: whether each task has its own output.
     """
 
+    STATE = ("teacher", "groups")  # of a checkpoint
+
     def __init__(self, strength: float, temperature: float, *, task_incremental: bool) -> None:
         super().__init__()
         self.strength = strength

@@ -26,6 +26,8 @@ class MemoryWrites(SupervisedPlugin):
         calibrate: whether to choose the read-out's settings after every experience, on validation data so far.
     """
 
+    STATE = ("written",)  # of a checkpoint
+
     def __init__(self, stream: Stream, *, calibrate: bool) -> None:
         super().__init__()
         self.stream = stream

@@ -28,6 +28,8 @@ class QuadraticPenalty(SupervisedPlugin):
         strength: factor of the penalty.
     """
 
+    STATE: tuple[str, ...] = ("importance", "anchor")  # of a checkpoint
+
     def __init__(self, strength: float) -> None:
         super().__init__()
         self.strength = strength
@@ -174,6 +176,8 @@ class SynapticIntelligence(QuadraticPenalty):
         strength: c.
         damping: xi.
     """
+
+    STATE = ("path", "start")
 
     def __init__(self, strength: float, damping: float) -> None:
         super().__init__(strength)

@@ -25,6 +25,8 @@ class ExperienceProgress(SupervisedPlugin):
         experiences: number of experiences to come.
     """
 
+    STATE = ("_seen",)  # of a checkpoint
+
     def __init__(self, console: Console, experiences: int) -> None:
         super().__init__()
         self.console = console

@@ -24,6 +24,8 @@ class _Projection(SupervisedPlugin):
         samples: the stream's samples.
     """
 
+    STATE = ("memory",)  # of a checkpoint
+
     def __init__(self, size: int, samples: TensorSamples) -> None:
         super().__init__()
         self.memory = Memory(ExperienceBalancedBuffer(size), samples)

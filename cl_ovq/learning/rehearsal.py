@@ -24,6 +24,8 @@ class Rehearsal(SupervisedTemplate):
         common: what every strategy is given.
     """
 
+    STATE: tuple[str, ...] = ("memory",)  # of a checkpoint
+
     def __init__(self, *, memory: Memory, memory_batch_size: int, **common: Any) -> None:
         super().__init__(**common)
         self.memory = memory
@@ -62,8 +64,8 @@ class Rehearsal(SupervisedTemplate):
         super()._before_training_iteration(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        super()._after_training_exp(**kwargs)
         self.memory.take(self.experience)
+        super()._after_training_exp(**kwargs)
 
 
 class DarkExperienceReplay(Rehearsal):
@@ -79,6 +81,8 @@ class DarkExperienceReplay(Rehearsal):
         beta: weight of the targets; 0 for DER.
         common: see `Rehearsal`.
     """
+
+    STATE = ("logits",)
 
     def __init__(self, *, classes: int, alpha: float, beta: float, **common: Any) -> None:
         super().__init__(**common)

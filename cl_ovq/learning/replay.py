@@ -60,6 +60,8 @@ class Replay(ReplayPlugin):
         stream: the stream.
     """
 
+    STATE = ("storage_policy",)  # of a checkpoint
+
     def __init__(self, config: StrategyConfig, stream: Stream) -> None:
         size = memory_samples(config, stream)
         super().__init__(
@@ -94,6 +96,8 @@ class Memory:
         policy: decides which samples are kept.
         samples: the stream's samples.
     """
+
+    STATE = ("storage_policy", "rows", "tasks", "order")  # of a checkpoint
 
     def __init__(self, policy: ExemplarsBuffer, samples: TensorSamples) -> None:
         self.storage_policy = policy

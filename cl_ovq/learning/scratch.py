@@ -21,6 +21,8 @@ class GreedyDumb(SupervisedPlugin):
         policy: which samples the memory keeps.
     """
 
+    STATE = ("storage_policy", "initial", "taken")  # of a checkpoint
+
     def __init__(self, policy: ExemplarsBuffer) -> None:
         super().__init__()
         self.storage_policy = policy

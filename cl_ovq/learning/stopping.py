@@ -26,6 +26,8 @@ class EarlyStopping(SupervisedPlugin):
         patience: epochs without improvement.
     """
 
+    STATE = ("best", "waited", "weights")  # of a checkpoint
+
     def __init__(self, stream: Stream, patience: int) -> None:
         super().__init__()
         self.stream = stream

@@ -29,7 +29,7 @@ def test_the_directory_holds_the_result(run):
         "dictionary_owners": "dictionary_owners.png",
         "dictionary_entries": "dictionary_entries.png",
     }
-    assert {path.name for path in folder.iterdir()} == set(result.artifacts.values())
+    assert {path.name for path in folder.iterdir()} == {*result.artifacts.values(), "checkpoint.bin"}
     assert yaml.safe_load((folder / "config.yaml").read_text()) == result.config
     for name in (name for name in result.artifacts.values() if name.endswith(".png")):
         with Image.open(folder / name) as picture:

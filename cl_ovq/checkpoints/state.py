@@ -1,0 +1,196 @@
+"""The state of a run as plain data and tensors: taken from a strategy, and put back into one that was built alike.
+
+An object whose attributes must be kept names them in `STATE`. Attributes are plain data, tensors, or of the kinds that
+`_pack` knows. Samples are kept as their rows in the stream, never as images.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.utils import concat_datasets
+from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSamplingBuffer
+from avalanche.training.supervised import Cumulative
+from torch import Tensor, nn
+
+from cl_ovq.evaluation.census import Census
+from cl_ovq.evaluation.dictionaries import DictionaryRecord
+from cl_ovq.learning.batches import BatchedLoader
+from cl_ovq.mixers import dictionaries
+from streams import Stream, rows_of
+
+RECORDS: dict[str, type] = {kind.__name__: kind for kind in (Census, DictionaryRecord)}
+KINDS = {"array", "set", "record", "module", "policy", "object"}
+
+
+class RunState:
+    """Takes and puts back the state of a run.
+
+    Args:
+        strategy: the strategy, as built.
+        stream: its stream, from which samples are found again by their rows.
+        recorders: metrics, in an order that stays.
+    """
+
+    def __init__(self, strategy: Any, stream: Stream, recorders: tuple[Any, ...]) -> None:
+        self.strategy = strategy
+        self.recorders = recorders
+        datasets = [experience.dataset for experience in stream.benchmark.streams["train"]]
+        self._datasets = datasets
+        self._everything: AvalancheDataset | None = None
+        self._position = torch.full((len(stream.samples),), -1)
+        rows = torch.cat([rows_of(dataset) for dataset in datasets])
+        self._position[rows] = torch.arange(len(rows))
+
+    def begin(self, done: int) -> None:
+        """Give a strategy that trains on all data so far the data of the experiences that are over."""
+        if isinstance(self.strategy, Cumulative) and done:
+            self.strategy.dataset = concat_datasets(self._datasets[:done])
+
+    def take(self) -> dict[str, Any]:
+        """Return the state; tensors are those of the run and change with it, so write them at once."""
+        strategy, model = self.strategy, self.strategy.model
+        return {
+            "model": dict(model.state_dict()),
+            "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            "dictionaries": {name: [d.task, d.last_written] for name, d in dictionaries(model).items()},
+            "optimizer": strategy.optimizer.state_dict(),
+            "clock": dict(vars(strategy.clock)),
+            "strategy": self._pack(strategy),
+            "plugins": [self._pack(plugin) for plugin in strategy.plugins],
+            "recorders": [self._pack(recorder) for recorder in self.recorders],
+            "plan": strategy.dataloader.plan if isinstance(strategy.dataloader, BatchedLoader) else None,
+            "random": _random_state(),
+        }
+
+    def put(self, state: dict[str, Any]) -> None:
+        """Put a state back."""
+        strategy, model = self.strategy, self.strategy.model
+        model.load_state_dict(state["model"])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(state["trained"][name])
+        for name, dictionary in dictionaries(model).items():
+            dictionary.task, last = state["dictionaries"][name]
+            dictionary.last_written = None if last is None else tuple(t.to(dictionary.keys.device) for t in last)
+        strategy.optimizer.load_state_dict(state["optimizer"])
+        vars(strategy.clock).update(state["clock"])
+        owners = (strategy, *strategy.plugins, *self.recorders)
+        packed = (state["strategy"], *state["plugins"], *state["recorders"])
+        for owner, kept in zip(owners, packed, strict=True):
+            self._unpack(kept, owner)
+        _set_random_state(state["random"])
+
+    def _pack(self, value: Any) -> Any:
+        """Return plain data and tensors; what is neither becomes a pair of its kind and its content."""
+        if value is None or isinstance(value, bool | int | float | str | Tensor):
+            return value
+        if isinstance(value, list | tuple):
+            return type(value)(self._pack(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self._pack(item) for key, item in value.items()}
+        if isinstance(value, np.ndarray):
+            return {"array": torch.from_numpy(value)}
+        if isinstance(value, set):
+            return {"set": sorted(value)}
+        if isinstance(value, nn.Module):
+            return {"module": dict(value.state_dict())}
+        if isinstance(value, ExemplarsBuffer):
+            kept = {name: self._pack(item) for name, item in vars(value).items() if name != "_buffer"}
+            return {"policy": kept | {"_buffer": rows_of(value.buffer)}}
+        if is_dataclass(value):
+            return {"record": [type(value).__name__, asdict(value)]}  # type: ignore[arg-type]
+        return {"object": {name: self._pack(getattr(value, name)) for name in state_of(value)}}
+
+    def _unpack(self, packed: Any, present: Any) -> Any:
+        """Return what was packed; `present` is what is in its place now, and objects are changed in place."""
+        if isinstance(packed, Tensor):
+            return packed.clone().to(self.strategy.device if _on_device(present) else "cpu")
+        if isinstance(packed, list | tuple):
+            return type(packed)(self._unpack(item, present) for item in packed)
+        if not isinstance(packed, dict):
+            return packed
+        kind = next(iter(packed), None)
+        if len(packed) != 1 or kind not in KINDS:
+            return {key: self._unpack(item, _DEVICE) for key, item in packed.items()}
+        content = packed[kind]
+        if kind == "object":
+            for name, item in content.items():
+                setattr(present, name, self._unpack(item, getattr(present, name)))
+            return present
+        if kind == "policy":
+            return self._policy(content, present)
+        return self._value(kind, content)
+
+    def _value(self, kind: str, content: Any) -> Any:
+        if kind == "array":
+            return content.numpy().copy()
+        if kind == "set":
+            return set(content)
+        if kind == "record":
+            name, fields = content
+            return RECORDS[name](**fields)
+        module = copy.deepcopy(self.strategy.model).requires_grad_(False)
+        module.load_state_dict(content)
+        return module
+
+    def _policy(self, content: dict[str, Any], policy: ExemplarsBuffer) -> ExemplarsBuffer:
+        groups = content.get("buffer_groups")
+        for name, item in content.items():
+            if name == "buffer_groups":
+                policy.buffer_groups = {
+                    key: self._policy(group["policy"], ReservoirSamplingBuffer(0)) for key, group in item.items()
+                }
+            elif name == "_buffer":
+                policy._buffer = self._dataset(item if groups is None else item[:0])
+            else:
+                setattr(policy, name, self._unpack(item, None))
+        return policy
+
+    def _dataset(self, rows: Tensor) -> AvalancheDataset:
+        if len(rows) == 0:
+            return concat_datasets([])
+        if self._everything is None:
+            self._everything = concat_datasets(self._datasets)
+        return self._everything.subset(self._position[rows].tolist())
+
+
+_DEVICE = object()
+
+
+def _on_device(present: Any) -> bool:
+    return present is _DEVICE or (isinstance(present, Tensor) and present.device.type != "cpu")
+
+
+def state_of(owner: Any) -> tuple[str, ...]:
+    """Return the names of the attributes that must be kept of an object, those of its base classes too."""
+    names = [name for kind in type(owner).__mro__ for name in vars(kind).get("STATE", AVALANCHE.get(kind.__name__, ()))]
+    return tuple(dict.fromkeys(names))
+
+
+# Of Avalanche's own classes.
+AVALANCHE = {"JointTraining": ("_is_fitted",)}
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,191 @@
+"""A run that is killed and goes on is, bit for bit, the run that was never disturbed."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cl_ovq.checkpoints import NAME, read_checkpoint
+from cl_ovq.checkpoints.plugin import Checkpoints
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation import figures
+from cl_ovq.experiment import run_experiment
+from cl_ovq.learning import STRATEGIES
+
+QUICK = (
+    "strategy.epochs=2",
+    "strategy.batch_size=150",
+    "strategy.memory_batch_size=15",
+    "strategy.importance_samples=10",
+    "strategy.candidates=30",
+    "model.dropout=0.1",
+)
+MEMORY = ("model.name=mlp", "model.head=memory", "memory.capacity=60", "strategy.name=naive")
+PARTS = ("matrix", "matrices", "metrics", "dictionary")
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    """Raise at the end of a training step, as late as can be."""
+    own = Checkpoints.after_training_iteration
+
+    def after_training_iteration(self, strategy, **kwargs):
+        own(self, strategy, **kwargs)
+        if strategy.clock.train_iterations == step:
+            raise Killed
+
+    return patch.object(Checkpoints, "after_training_iteration", after_training_iteration)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    """Figures take longer than these runs."""
+    drawn = figures.matrix_figure
+    blank = lambda *args: drawn(torch.zeros(2, 1).numpy(), "")  # noqa: E731
+    names = ("matrix_figure", "growth_figure", "ownership_figure", "entries_figure")
+    with patch.multiple(figures, **dict.fromkeys(names, blank)):
+        yield
+
+
+@pytest.fixture
+def quiet():
+    return Console(file=io.StringIO(), width=500)
+
+
+def leaves(tree, path=""):
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: leaf for name, part in items for key, leaf in leaves(part, f"{path}/{name}").items()}
+    return {path: tree.numpy().tobytes() if isinstance(tree, torch.Tensor) else repr(tree)}
+
+
+def final(folder):
+    return leaves(read_checkpoint(folder / NAME)["state"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory, fast):
+    done = {}
+
+    def undisturbed(*overrides):
+        if overrides not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            result = run_experiment(tiny(*overrides, f"output_dir={folder}"), Console(file=io.StringIO()))
+            done[overrides] = result, final(folder)
+        return done[overrides]
+
+    return undisturbed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(f"strategy.name={name}",) for name in STRATEGIES] + [MEMORY],
+    ids=lambda o: o[-1].split("=")[1] if len(o) == 1 else "memory_head",
+)
+@settings(max_examples=2, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_killed_anywhere(tiny, tmp_path_factory, undisturbed, overrides, data):
+    overrides = (*overrides, *QUICK)
+    whole, expected = undisturbed(*overrides)
+    steps = whole.provenance["train_steps"]
+    every = data.draw(st.sampled_from([None, 1, 3]))
+    kills = data.draw(st.lists(st.integers(1, steps), min_size=1, max_size=2, unique=True).map(sorted))
+    folder = tmp_path_factory.mktemp("killed")
+    config = tiny(*overrides, f"output_dir={folder}", *([f"checkpoint.every_steps={every}"] if every else []))
+    for kill in kills:
+        with killed_at(kill), pytest.raises(Killed):
+            run_experiment(config, Console(file=io.StringIO()), resume=True)
+        assert not (folder / "results.json").exists()
+    result = run_experiment(config, Console(file=io.StringIO()), resume=True)
+    for part in PARTS:
+        assert getattr(result, part) == getattr(whole, part), part
+    found = final(folder)
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "from cl_ovq.cli import main; main()", "run", *map(str, arguments)]
+
+
+def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
+    overrides = ("strategy.name=derpp", *QUICK)
+    whole, expected = undisturbed(*overrides)
+    arguments = (tiny_path, *overrides, f"output_dir={tmp_path}", "checkpoint.every_steps=2", "--json")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / NAME).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert "going on after" in done.stderr
+    for part in PARTS:
+        assert result[part] == json.loads(whole.to_json())[part]
+    assert final(tmp_path) == expected
+    again = subprocess.run(command(*arguments, "--resume"), capture_output=True, text=True, check=True)
+    assert "is finished" in again.stderr
+    assert json.loads(again.stdout) == result
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_without_a_checkpoint_a_run_starts_from_the_beginning(tiny, tmp_path, undisturbed):
+    console = Console(file=io.StringIO(), width=500)
+    overrides = ("strategy.name=naive", *QUICK)
+    result = run_experiment(tiny(*overrides, f"output_dir={tmp_path / 'new'}"), console, resume=True)
+    assert "no checkpoint in" in console.file.getvalue()
+    assert result.matrix == undisturbed(*overrides)[0].matrix
+
+
+@pytest.fixture(scope="module")
+def begun(tiny, tmp_path_factory, fast):
+    """The bytes of the checkpoint of a run that was killed."""
+    folder = tmp_path_factory.mktemp("begun")
+    config = tiny("strategy.name=replay", *QUICK, f"output_dir={folder}")
+    with killed_at(15), pytest.raises(Killed):
+        run_experiment(config, Console(file=io.StringIO()))
+    return (folder / NAME).read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 1000])
+def test_a_truncated_checkpoint_is_refused(tiny, tmp_path, begun, quiet, cut):
+    (tmp_path / NAME).write_bytes(begun[:-cut])
+    with pytest.raises(UserError, match=r"checkpoint .* is truncated or damaged"):
+        run_experiment(tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}"), quiet, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a file of PyTorch's"])
+def test_a_foreign_file_is_refused(tiny, tmp_path, quiet, content):
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(UserError, match="is not a checkpoint of this program"):
+        run_experiment(tiny(*QUICK, f"output_dir={tmp_path}"), quiet, resume=True)
+
+
+def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
+    (tmp_path / NAME).write_bytes(begun)
+    for change, line in (
+        ("strategy.epochs=3", "strategy.epochs is 2 there, and 3 here"),
+        ("seed=4", "seed is 0 there, and 4 here"),
+    ):
+        config = tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}", change)
+        with pytest.raises(UserError, match=line):
+            run_experiment(config, quiet, resume=True)
+    with pytest.raises(UserError, match="--resume needs output_dir=DIR"):
+        run_experiment(tiny(*QUICK), quiet, resume=True)
+    moved = tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}", "threads=1", "checkpoint.every_steps=7")
+    assert run_experiment(moved, quiet, resume=True).matrix  # what decides nothing may differ
