@@ -189,3 +189,44 @@ def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
         run_experiment(tiny(*QUICK), quiet, resume=True)
     moved = tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}", "threads=1", "checkpoint.every_steps=7")
     assert run_experiment(moved, quiet, resume=True).matrix  # what decides nothing may differ
+
+
+def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store, fast):
+    from mlflow import MlflowClient
+
+    tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=resumed")
+    config = tiny("strategy.name=replay", *QUICK, *tracked, "checkpoint.every_steps=2", f"output_dir={tmp_path}")
+    with killed_at(13), pytest.raises(Killed):
+        run_experiment(config, Console(file=io.StringIO()))
+    result = run_experiment(config, Console(file=io.StringIO()), resume=True)
+    client = MlflowClient(tracking_uri=store)
+    found = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])
+    assert [run.info.run_id for run in found] == [result.run_id]
+    assert found[0].info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(result.run_id, "loss/train")]
+    assert steps == list(range(1, result.provenance["train_steps"] + 1))
+    for name in found[0].data.metrics:
+        history = [point.step for point in client.get_metric_history(result.run_id, name)]
+        assert len(set(history)) == len(history), name
+
+
+def test_seeds_go_on(tiny, tmp_path, fast):
+    from cl_ovq.seeds import run_seeds
+
+    overrides = ("strategy.name=naive", *QUICK, "seeds=2")
+    whole = run_seeds(tiny(*overrides, f"output_dir={tmp_path / 'whole'}"), Console(file=io.StringIO()))
+    config = tiny(*overrides, f"output_dir={tmp_path / 'killed'}")
+    own, calls = Checkpoints.save, []
+
+    def save(self, *, within):
+        own(self, within=within)
+        calls.append(within)
+        if len(calls) == 3:  # in the second seed
+            raise Killed
+
+    with patch.object(Checkpoints, "save", save), pytest.raises(Killed):
+        run_seeds(config, Console(file=io.StringIO()))
+    again = run_seeds(config, Console(file=io.StringIO()), resume=True)
+    assert [run.matrix for run in again.runs] == [run.matrix for run in whole.runs]
+    with pytest.raises(UserError, match="--resume needs output_dir=DIR"):
+        run_seeds(tiny(*overrides), Console(file=io.StringIO()), resume=True)
