@@ -7,11 +7,8 @@ from typing import Any
 
 from cl_ovq.checkpoints.files import NAME, read_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.load import flatten
+from cl_ovq.config.load import decisive
 from cl_ovq.errors import UserError
-
-# What may differ between the two parts of a run: where it is kept, and on what it is computed.
-FREE = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds")
 
 
 def find_checkpoint(folder: Path, config: ExperimentConfig) -> dict[str, Any] | None:
@@ -41,13 +38,9 @@ def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> No
     Raises:
         UserError: they differ in what decides the result.
     """
-    there, here = _fixed(kept), _fixed(to_dict(config))
+    there, here = decisive(kept), decisive(to_dict(config))
     for key in dict.fromkeys((*here, *there)):
         if there.get(key) != here.get(key):
             raise UserError(
                 f"{path} is of another configuration: {key} is {there.get(key)} there, and {here.get(key)} here"
             )
-
-
-def _fixed(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(tree).items() if not key.startswith(FREE)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cl_ovq.comparison.differences import Comparison
+from cl_ovq.config.load import decisive
 from cl_ovq.results import write_atomically
 
 NAMES = {
@@ -123,11 +124,8 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 
 def _configurations(comparison: Comparison) -> str:
-    from cl_ovq.comparison.sources import OWN
-    from cl_ovq.config.load import flatten
-
-    trees = [flatten(group.config) for group in comparison.groups]
-    keys = sorted({key for tree in trees for key in tree if not key.startswith(OWN)})
+    trees = [decisive(group.config) for group in comparison.groups]
+    keys = sorted({key for tree in trees for key in tree} - {"seed"})
     lines = [
         f"{key}: {' | '.join(str(tree.get(key, '-')) for tree in trees)}"
         for key in keys

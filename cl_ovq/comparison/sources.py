@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.config.load import flatten
+from cl_ovq.config.load import decisive
 from cl_ovq.errors import UserError
 from cl_ovq.results import FILE_NAME, Result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-# What the runs of one configuration differ in.
-OWN = ("seed", "seeds", "output_dir", "threads", "tracking.")
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,9 @@ def _download(client: MlflowClient, run: Run) -> Result:
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    first, second = flatten(a), flatten(b)
-    keys = sorted(first.keys() | second.keys())
-    return [key for key in keys if not key.startswith(OWN) and first.get(key) != second.get(key)]
+    first, second = decisive(a), decisive(b)
+    keys = sorted((first.keys() | second.keys()) - {"seed"})
+    return [key for key in keys if first.get(key) != second.get(key)]
 
 
 def _stream(group: Group) -> str:

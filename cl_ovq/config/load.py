@@ -19,6 +19,7 @@ from cl_ovq.config.schema import ExperimentConfig, StreamConfig
 from cl_ovq.errors import UserError, nearest, unknown
 from streams import STREAMS
 
+INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds")  # prefixes, see `decisive`
 STUDIES = "studies"  # the folder of the files that are no experiments, but grids of them
 
 SECTIONS: dict[str, Any] = {
@@ -136,6 +137,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the result of a run, by dotted key: all but where it is kept and on what it is computed."""
+    return {key: value for key, value in flatten(tree).items() if not key.startswith(INDIFFERENT)}
 
 
 def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:

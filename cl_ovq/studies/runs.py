@@ -16,14 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.load import SCALARS, SECTIONS, flatten
+from cl_ovq.config.load import SCALARS, SECTIONS, decisive, flatten
 from cl_ovq.errors import UserError
 from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
-
-# What a run's configuration may differ in without being another run.
-INDIFFERENT = ("output_dir", "seeds", "tracking.", "threads")
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,8 @@ def same_run(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[s
         new: as resolved now.
         defaults: of the schema, by dotted key.
     """
-    a, b = flatten(old), flatten(new)
-    return all(
-        a.get(key, defaults.get(key)) == b.get(key, defaults.get(key))
-        for key in a.keys() | b.keys()
-        if not key.startswith(INDIFFERENT)
-    )
+    a, b = decisive(old), decisive(new)
+    return all(a.get(key, defaults.get(key)) == b.get(key, defaults.get(key)) for key in a.keys() | b.keys())
 
 
 class _Tasks:
