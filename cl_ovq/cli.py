@@ -101,6 +101,26 @@ def study(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Another stream, e.g. stream.name=NAME.", show_default=False),
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a finished run on its own stream or another, without training: forgetting, transfer, linear probes."""
+    from cl_ovq.finished import evaluate_finished
+
+    found = evaluate_finished(run, overrides or (), uri)
+    if json:
+        print(found.to_json())
+    else:
+        Console().print(found.to_table())
+
+
+@app.command()
 def compare(
     runs: Annotated[
         list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")

@@ -91,13 +91,17 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     return _configure(_read_tree(find_experiment(str(name))), _parse_overrides(overrides))
 
 
-def from_dict(tree: Mapping[str, Any]) -> ExperimentConfig:
+def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Return the configuration that `to_dict` returned as plain data, checked like any other.
+
+    Args:
+        tree: as `to_dict` returned it.
+        overrides: `key=value`, see `load_config`.
 
     Raises:
         UserError: a key or value is wrong.
     """
-    return _configure(dict(tree), {})
+    return _configure(dict(tree), _parse_overrides(overrides))
 
 
 def _configure(tree: dict[str, Any], changes: dict[str, Any]) -> ExperimentConfig:

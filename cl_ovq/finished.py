@@ -1,0 +1,191 @@
+"""Evaluates a model that was trained before, on its own stream or another, without training it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from cl_ovq.checkpoints import NAME, read_checkpoint
+from cl_ovq.config import from_dict
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation.metrics import all_metrics
+from cl_ovq.experiment import build_strategy, find_device, load_stream, quiet
+from cl_ovq.learning import seed_everything
+from cl_ovq.models import build_model
+from cl_ovq.results import FILE_NAME, Result, to_matrix
+from streams import Stream
+
+# What may be changed of a finished run: what it is judged on, and where that is computed.
+CHANGEABLE = ("stream.", "evaluation.", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a finished model does on a stream.
+
+    Attributes:
+        source: the checkpoint.
+        learned: experiences of its own stream that it had learned.
+        stream: name of the stream that it was judged on.
+        own: whether that is the very stream that it learned from.
+        accuracy: on each experience.
+        task_masked_accuracy: among the classes of the experience.
+        loss: mean cross-entropy in nats.
+        linear_probe: accuracy of a linear classifier learned anew on its features, see `linear_probes`.
+        untrained_probe: the same on the features of the model before it learned anything.
+        metrics: `accuracy`, means of the probes, and `forward_transfer_linear_probe` (trained less untrained); on the
+            own stream of a finished run also forgetting and backward transfer, from the rows that the run measured.
+    """
+
+    source: str
+    learned: int
+    stream: str
+    own: bool
+    accuracy: list[float]
+    task_masked_accuracy: list[float]
+    loss: list[float]
+    linear_probe: list[float | None]
+    untrained_probe: list[float | None]
+    metrics: dict[str, float | None]
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    def to_table(self) -> Table:
+        """Return a row per quantity and a column per experience."""
+        title = f"{self.source} after {self.learned} experiences, on {self.stream}"
+        table = Table("", title=title + (" (its own stream)" if self.own else ""), title_justify="left")
+        for number in range(1, len(self.accuracy) + 1):
+            table.add_column(str(number), justify="right")
+        table.add_column("mean", justify="right")
+        for name in ("accuracy", "task_masked_accuracy", "linear_probe", "untrained_probe"):
+            values = getattr(self, name)
+            mean = _mean(values)
+            cells = ["-" if value is None else f"{value:.3f}" for value in (*values, mean)]
+            table.add_row(name.replace("_", " "), *cells)
+        told = ("forgetting", "backward_transfer", "forward_transfer_linear_probe")
+        shown = [
+            f"{name.replace('_', ' ')} {self.metrics[name]:.3f}" for name in told if self.metrics.get(name) is not None
+        ]
+        table.caption = ", ".join(shown)
+        return table
+
+
+def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None = None) -> Evaluation:
+    """Evaluate the model of a checkpoint; its dictionaries are left as they are.
+
+    Args:
+        name: a checkpoint, the directory that holds it, or a run's id or name in MLflow whose directory is still there.
+        overrides: `key=value` of the sections `stream` and `evaluation`; another stream must have images of the same
+            shape, and no more classes than the model.
+        uri: MLflow's store; the default one if None.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or the stream does not fit the model.
+    """
+    path = find_checkpoint_file(name, uri)
+    for override in overrides:
+        if not override.startswith(CHANGEABLE):
+            raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
+    run = read_checkpoint(path)
+    quiet()
+    own_config = from_dict(run["about"]["config"])
+    config = from_dict(run["about"]["config"], overrides)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    own = load_stream(own_config)
+    stream = load_stream(config)
+    _check_fit(own, stream)
+
+    from cl_ovq.evaluation.matrix import MatrixRecorder
+    from cl_ovq.evaluation.probes import linear_probes
+
+    seed_everything(own_config.seed, "model")
+    model = build_model(own_config, own).to(device)
+    untrained = linear_probes(model, stream, config.evaluation.stream, device)
+    recorder = MatrixRecorder(stream.classes_per_experience)
+    strategy = build_strategy(config, stream, model, device, metrics=(recorder,))
+    strategy.model.load_state_dict(run["state"]["model"])
+    recorder.row = experiences = len(stream.classes_per_experience)
+    strategy.eval(stream.benchmark.streams[config.evaluation.stream])
+    rows = {key: matrix[experiences] for key, matrix in recorder.result().items()}
+    probes = linear_probes(strategy.model, stream, config.evaluation.stream, device)
+
+    same = own.provenance["split_sha256"] == stream.provenance["split_sha256"] and (
+        own_config.evaluation.stream == config.evaluation.stream
+    )
+    metrics: dict[str, float | None] = {"accuracy": float(rows["accuracy"].mean())}
+    metrics |= {"linear_probe": _mean(probes), "untrained_probe": _mean(untrained)}
+    gained = [a - b for a, b in zip(probes, untrained, strict=True) if a is not None and b is not None]
+    metrics["forward_transfer_linear_probe"] = _mean(gained)
+    results = path.parent / FILE_NAME
+    if same and results.exists():
+        matrix = to_matrix(Result.read(results).matrix)
+        matrix[-1] = rows["accuracy"]
+        found = all_metrics(matrix)
+        metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
+    return Evaluation(
+        source=str(path),
+        learned=run["done"],
+        stream=stream.name,
+        own=same,
+        accuracy=rows["accuracy"].tolist(),
+        task_masked_accuracy=rows["task_masked_accuracy"].tolist(),
+        loss=rows["loss"].tolist(),
+        linear_probe=probes,
+        untrained_probe=untrained,
+        metrics=metrics,
+    )
+
+
+def find_checkpoint_file(name: str, uri: str | None = None) -> Path:
+    """Return the checkpoint that a name stands for, see `evaluate_finished`.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        path = _directory_of_run(name, uri)
+    if not (path / NAME).is_file():
+        raise UserError(f"{path} holds no checkpoint ({NAME}): it was run with checkpoint.enabled=false, or not at all")
+    return path / NAME
+
+
+def _directory_of_run(name: str, uri: str | None) -> Path:
+    from cl_ovq.comparison import load_group
+
+    group = load_group(name, uri)
+    if len(group.runs) > 1:
+        raise UserError(f"'{name}' are runs of {len(group.runs)} seeds: name one of them")
+    directory = Path(next(iter(group.runs.values())).output_dir)
+    if not directory.is_dir():
+        raise UserError(f"the directory of run '{name}', {directory}, is not there: name its checkpoint")
+    return directory
+
+
+def _check_fit(own: Stream, other: Stream) -> None:
+    if own.samples.image_shape != other.samples.image_shape:
+        raise UserError(
+            f"stream.name: '{other.name}' has images of {list(other.samples.image_shape)}, and the model was built for "
+            f"{list(own.samples.image_shape)}"
+        )
+    if other.n_classes > own.n_classes:
+        raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, and the model {own.n_classes}")
+    if other.scenario == "task_incremental" != own.scenario:
+        raise UserError("stream.scenario: the model was built without task labels")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
