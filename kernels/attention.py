@@ -6,6 +6,7 @@ from torch import Tensor
 from kernels import chunked, reference
 from kernels.options import DictionaryOptions, check_name
 from kernels.state import DictionaryState, statistics_dtype
+from kernels.triton.support import unserved
 from kernels.writing import check_fits
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
@@ -57,14 +58,9 @@ def ovq_attention(
     read-out and through the means of all later chunks; the choice of slots carries none.
     """
     check_name("implementation", implementation, IMPLEMENTATIONS)
-    if implementation == "triton":
-        raise ValueError("implementation 'triton' is not available yet; available: auto, reference, chunked")
-    if implementation == "auto":
-        implementation = "chunked"
     b, t, g, dk, dv = _check(q, k, v, beta, slot_bias, mask)
+    implementation = choose(implementation, q, k, v, options)
     dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
-    if mask is None:
-        mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
     if initial_state is None:
         initial_state = DictionaryState.empty(b, g, options.capacity, dk, dv, dtype, q.device)
     check_fits(initial_state, options, g, dk, dv)
@@ -76,6 +72,12 @@ def ovq_attention(
         raise ValueError(
             f"the state has {initial_state.batch} rows, the tokens {b}: they must be equal, or the state's 1"
         )
+    if implementation == "triton":
+        from kernels.triton import operator
+
+        return operator.attention(q, k, v, beta, slot_bias, options, mask, initial_state, output_final_state)
+    if mask is None:
+        mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
     if implementation == "reference":
         with torch.autocast(q.device.type, enabled=False):
             q, k, beta = q.to(dtype), k.to(dtype), beta.to(dtype)
@@ -83,6 +85,24 @@ def ovq_attention(
             o, final = reference.attention(q, k, v.to(dtype), beta, bias, options, mask, initial_state.expand(b))
         return o.to(v.dtype), final if output_final_state else None
     return chunked.attention(q, k, v, beta, slot_bias, options, mask, initial_state, output_final_state)
+
+
+def choose(implementation: str, q: Tensor, k: Tensor, v: Tensor, options: DictionaryOptions) -> str:
+    """The implementation that serves a call: `auto` takes Triton's kernels on a GPU wherever they serve it.
+
+    Raises:
+        ValueError: if `triton` is asked for and cannot.
+    """
+    if implementation not in ("auto", "triton"):
+        return implementation
+    if implementation == "auto" and q.device.type != "cuda":
+        return "chunked"
+    reason = unserved(q, k, v, options)
+    if reason is None:
+        return "triton"
+    if implementation == "triton":
+        raise ValueError(f"implementation 'triton' cannot serve this call: {reason}; 'chunked' and 'reference' can")
+    return "chunked"
 
 
 def _check(

@@ -8,6 +8,7 @@ Letters: `B` rows, `T` tokens, `H` query heads, `G` key/value heads, `Dk`/`Dv` k
 chunk, `p` pending positions, `B'` rows of the initial state (1 or B), `C` chunks that close, `D = Dk + Dv`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,23 +32,27 @@ def attention(
     beta: Tensor,
     slot_bias: Tensor | None,
     options: DictionaryOptions,
-    mask: Tensor,
+    mask: Tensor | None,
     state: DictionaryState,
     output_final_state: bool,
+    operator: str = "attention",
 ) -> tuple[Tensor, DictionaryState | None]:
     """See `kernels.ovq_attention`; arguments are checked, `state` may have one row for all.
+
+    `operator` is the registered one that does the work: they all take and give the same, except that only others than
+    `attention` may be told by None that no new token is masked.
 
     Where no chunk closes the final state shares the dictionary of the initial one: decoding token by token copies it
     once a chunk.
     """
-    b, t = mask.shape
+    b, t = q.shape[:2]
     p, length = state.pending, options.chunk_size
     # The last chunk's update serves the final state alone.
     closes = (p + t) // length if output_final_state else max(p + t - 1, 0) // length
     inputs = (q, k, v, beta, state.keys, state.values, state.pending_keys, state.pending_values)
     learned = inputs if slot_bias is None else (*inputs, slot_bias)
     differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in learned)
-    o, means, counts, size, _, _ = torch.ops.ovq.attention(
+    o, means, counts, size, *_ = getattr(torch.ops.ovq, operator)(
         q,
         k,
         v,
@@ -72,6 +77,8 @@ def attention(
     kept = (p + t) - closes * length
     old, new = max(kept - t, 0), min(kept, t)  # pending tokens that stay, new ones that join them
     dtype = state.keys.dtype
+    if mask is None:
+        mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
     new_mask = mask[:, t - new :]
     hidden = ~new_mask[..., None, None]
     new_k = normalise(k[:, t - new :].to(dtype).masked_fill(hidden, 0.0))
@@ -311,19 +318,25 @@ def _differentiate(
     ctx: Any, d_o: Tensor | None, d_means: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the operator's seventeen arguments."""
-    *arguments, slots, snapshots = ctx.saved_tensors
+    return argument_gradients(ctx, "attention_backward", d_o, d_means)
+
+
+def argument_gradients(
+    ctx: Any, operator: str, d_o: Tensor | None, d_means: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """What the registered operator `operator` gives for what `ctx` saved, of which the first fourteen are arguments."""
+    arguments, kept = ctx.saved_tensors[:14], ctx.saved_tensors[14:]
     q, _, v, beta, slot_bias = arguments[:5]
     keys, pending_k = arguments[7], arguments[11]
     wants_means = ctx.needs_input_grad[7] or ctx.needs_input_grad[8]
     if d_o is None:
         d_o = v.new_zeros(*q.shape[:3], v.shape[-1])
     dk = q.shape[-1]
-    d_q, d_k, d_v, d_beta, d_slot_bias, d_pending_k, d_pending_v, d_initial = torch.ops.ovq.attention_backward(
+    d_q, d_k, d_v, d_beta, d_slot_bias, d_pending_k, d_pending_v, d_initial = getattr(torch.ops.ovq, operator)(
         d_o,
         d_means if ctx.closes else None,
         *arguments,
-        slots,
-        snapshots,
+        *kept,
         ctx.options,
         ctx.closes,
         wants_means,
@@ -348,9 +361,10 @@ def _differentiate(
     )
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
+def no_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
+    """Say that there is none."""
     raise NotImplementedError(
-        "the chunked implementation of OVQ attention has no second derivative; implementation='reference' has"
+        "this implementation of OVQ attention has no second derivative; implementation='reference' has"
     )
 
 
@@ -359,23 +373,28 @@ def _to_rows(gradient: Tensor, rows: int) -> Tensor:
     return gradient if gradient.shape[0] == rows else gradient.sum(0, keepdim=True)
 
 
-def _register() -> torch.library.Library:
-    """Make operators of the functions above.
+def define(library: torch.library.Library, name: str, kernel: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Make `ovq::name` of a function, and of one that gives the shapes of what it returns.
 
     By hand, because `torch.library.custom_op` imports torch's compiler, two seconds and 180 MB, when it is first
     called.
     """
+    schema = name + torch.library.infer_schema(kernel, mutates_args=())
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ovq::{name}", shapes, lib=library)
+
+
+def _register() -> torch.library.Library:
+    """Make operators of the functions above."""
     library = torch.library.Library("ovq", "DEF")
     for name, kernel, shapes in (
         ("attention", _attention, _outputs),
         ("attention_backward", _attention_backward, _gradients),
     ):
-        schema = name + torch.library.infer_schema(kernel, mutates_args=())
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"ovq::{name}", shapes, lib=library)
+        define(library, name, kernel, shapes)
     torch.library.register_autograd("ovq::attention", _differentiate, setup_context=_remember, lib=library)
-    torch.library.register_autograd("ovq::attention_backward", _no_second_derivative, lib=library)
+    torch.library.register_autograd("ovq::attention_backward", no_second_derivative, lib=library)
     return library
 
 

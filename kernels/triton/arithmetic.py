@@ -1,0 +1,61 @@
+"""Arithmetic that all kernels share: narrow operands of matrix products, norms, and sums that stay exact.
+
+In 16-bit mode products take 16-bit operands and add in fp32. Where that rounds too much, the wider operand is cut in
+two 16-bit parts, a high and a low one. In fp32 mode operands are fp32, as `PRECISION` says.
+"""
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter, which runs kernels without a GPU, multiplies the bits of bfloat16 numbers as if they were
+# integers, and cuts off where the hardware rounds to nearest.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """Round fp32 x to DTYPE, to nearest even."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """`a [m, k] @ b [k, n] + accumulator`, of operands that are narrow already."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def dot_wide(a, b, accumulator, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """The same where DTYPE holds a exactly and b is fp32: b's low part counts too."""
+    high = narrow(b, DTYPE)
+    result = dot(narrow(a, DTYPE), high, accumulator, PRECISION)
+    if DTYPE != tl.float32:
+        result = dot(narrow(a, DTYPE), narrow(b - high.to(tl.float32), DTYPE), result, PRECISION)
+    return result
+
+
+@triton.jit
+def inverse_norm(x):
+    """`1 / |x|` of rows `[m, D]`, fp32; zero where the squared norm underflows or overflows."""
+    squared = tl.sum(x * x, 1)
+    sound = (squared > 0) & (squared < float("inf"))
+    return tl.where(sound, 1.0 / tl.sqrt(tl.where(sound, squared, 1.0)), 0.0)
+
+
+@triton.jit
+def normalise(x, inverse):
+    """`x * inverse` of rows; zero where `inverse` is, whatever x is."""
+    return tl.where((inverse > 0)[:, None], x, 0.0) * inverse[:, None]
+
+
+@triton.jit
+def in_order(x):
+    """An int32 for every fp32 that compares as the numbers do; both zeros are one."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
