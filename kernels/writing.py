@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from kernels.numerics import normalise
-from kernels.options import DictionaryOptions
+from kernels.options import DictionaryOptions, check_name
 from kernels.selection import Assignment, choose_slots
 from kernels.state import DictionaryState
+from kernels.triton.support import unserved
+
+UPDATES = ("auto", "chunked", "triton")  # implementations
 
 
 class Weights(NamedTuple):
@@ -96,7 +99,12 @@ def write_(means: Tensor, tokens: Tensor, index: Tensor, share: Tensor) -> None:
 
 
 def update(
-    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor | None = None
+    state: DictionaryState,
+    k: Tensor,
+    v: Tensor,
+    options: DictionaryOptions,
+    mask: Tensor | None = None,
+    implementation: str = "auto",
 ) -> tuple[DictionaryState, Tensor]:
     """One update of a dictionary with all valid tokens given, whatever their number.
 
@@ -109,6 +117,7 @@ def update(
         v: `[B, T, H, Dv]` values.
         options: of the dictionary.
         mask: `[B, T]` bool, True for tokens to write; None writes all.
+        implementation: `auto`, `chunked` (PyTorch) or `triton`, which passes no gradient on.
 
     Returns:
         The new state, and `slots [B, T, H]` int64: the slot each token seeded or was assigned to, -1 for a masked
@@ -119,6 +128,7 @@ def update(
     """
     b, t, h, dk = k.shape
     dv = v.shape[-1]
+    given = mask is not None
     if mask is None:
         mask = torch.ones(b, t, dtype=torch.bool, device=k.device)
     check_fits(state, options, h, dk, dv)
@@ -134,6 +144,11 @@ def update(
     elif state.batch != b:
         raise ValueError(f"the state has {state.batch} rows, the tokens {b}: they must be equal, or the state's 1")
 
+    if _chooses_triton(implementation, state, k, v, options):
+        from kernels.triton import batch
+
+        new, slots = batch.update(state, k, v, options, mask if given else None)
+        return new, slots.reshape(b, t, h)
     dtype = state.keys.dtype
     # What a masked position holds must not matter, not even if it is NaN.
     k, v = (x.to(dtype).masked_fill(~mask[..., None, None], 0.0).transpose(1, 2) for x in (k, v))
@@ -150,6 +165,23 @@ def update(
     tokens = state.tokens + mask.sum(-1)
     new = state.replace(counts=weights.counts, keys=keys, values=values, size=size, tokens=tokens)
     return new, choice.slots.transpose(1, 2).reshape(b, t, h)
+
+
+def _chooses_triton(
+    implementation: str, state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions
+) -> bool:
+    """Whether Triton's kernels make an update; `auto` takes them on a GPU wherever they serve it."""
+    check_name("implementation", implementation, UPDATES)
+    if implementation == "chunked" or (implementation == "auto" and k.device.type != "cuda"):
+        return False
+    reason = unserved(k, k, v, options)
+    if state.keys.dtype != torch.float32:
+        reason = reason or f"the state's means are {state.keys.dtype}; served: float32"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (state.keys, state.values, k, v)):
+        reason = reason or "a gradient is wanted, which it does not pass on (torch.no_grad() says that none is)"
+    if reason and implementation == "triton":
+        raise ValueError(f"implementation 'triton' cannot serve this update: {reason}; 'chunked' can")
+    return reason is None
 
 
 def check_fits(state: DictionaryState, options: DictionaryOptions, heads: int, key_dim: int, value_dim: int) -> None:
