@@ -145,9 +145,9 @@ def update(
         raise ValueError(f"the state has {state.batch} rows, the tokens {b}: they must be equal, or the state's 1")
 
     if _chooses_triton(implementation, state, k, v, options):
-        from kernels.triton import batch
+        from kernels.triton import writer
 
-        new, slots = batch.update(state, k, v, options, mask if given else None)
+        new, slots = writer.update(state, k, v, options, mask if given else None)
         return new, slots.reshape(b, t, h)
     dtype = state.keys.dtype
     # What a masked position holds must not matter, not even if it is NaN.

@@ -11,5 +11,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels then run without a GPU
 settings.register_profile("cl-ovq", deadline=None)  # what an example takes says little on a busy machine
 settings.load_profile("cl-ovq")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
+from kernels import ASSIGNMENT, GROWTH, IMPLEMENTATIONS, LEARNING_RATES, READ_OUTS, SEEDS
 
 CLASS_GROWTH = ("plateau", "all", "linear", "dirichlet")
 SCOPES = ("sequence", "task", "stream")
@@ -84,7 +84,7 @@ class ModelConfig:
     patch_size: int = option(2, "side of a square patch in pixels; divides the image's sides", minimum=1)
     mlp_ratio: float = option(2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0)
     dropout: float = option(0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99)
-    implementation: str = option("auto", "implementation of the OVQ operator", choices=("auto", "reference", "chunked"))
+    implementation: str = option("auto", "implementation of the OVQ operator", choices=IMPLEMENTATIONS)
 
 
 @dataclass

@@ -51,7 +51,7 @@ class OVQAttention(Mixer):
             learns its own. If None it counts for all tokens that were written.
         half_life: of a shared dictionary's counts, see `PersistentDictionary`.
         sums: whether a shared dictionary keeps sums by task, see `PersistentDictionary`.
-        implementation: of the operator: `auto`, `reference` or `chunked`.
+        implementation: of the operator: `auto`, `reference`, `chunked` or `triton`.
 
     Raises:
         ValueError: sizes do not divide each other.

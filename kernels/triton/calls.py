@@ -12,6 +12,7 @@ from kernels.growth import target_size
 from kernels.numerics import counter_hash
 from kernels.options import DictionaryOptions
 from kernels.triton.launch import TYPES, power, precision, widest
+from kernels.triton.tiles import Tile, tile
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def _rows(x: Tensor) -> Tensor:
 class Call:
     """One call: sizes, and the arguments that its kernels have in common.
 
-    Letters: `B` rows, `T` new tokens, `P` pending ones, `S = P + T` positions, `H` query heads, `G` key/value heads, `N`
-    capacity, `L` chunk, `V = N + closes L` versions, `D = Dk + Dv`.
+    Letters: `B` rows, `T` new tokens, `P` pending ones, `S = P + T` positions, `H` query heads, `G` key/value heads,
+    `N` capacity, `L` chunk, `V = N + closes L` versions, `D = Dk + Dv`.
     """
 
     def __init__(self, x: Tensors, options: DictionaryOptions, closes: int):
@@ -81,11 +82,16 @@ class Call:
             "beta": x.beta.detach().float().contiguous(),
             "slot_bias": None if x.slot_bias is None else x.slot_bias.detach().float().contiguous(),
         }
-        self.strides = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False)) | dict(
+        self.strides: dict[str, Any] = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False)) | dict(
             zip(("v_row", "v_token", "v_head"), v.stride(), strict=False)
         )
-        self.query_strides = dict(zip(("q_row", "q_token", "q_head"), q.stride(), strict=False))
-        self.sizes = {"T": self.t, "P": self.p, "G": self.g, "pending_row": self.p if x.pending_k.shape[0] > 1 else 0}
+        self.query_strides: dict[str, Any] = dict(zip(("q_row", "q_token", "q_head"), q.stride(), strict=False))
+        self.sizes: dict[str, Any] = {
+            "T": self.t,
+            "P": self.p,
+            "G": self.g,
+            "pending_row": self.p if x.pending_k.shape[0] > 1 else 0,
+        }
         self.flags: dict[str, Any] = {
             "MASKED": mask is not None,
             "PENDING": self.p > 0,
@@ -94,7 +100,10 @@ class Call:
             "DK": self.dk,
             "BLOCK_K": power(self.dk),
         }
-        self.value_flags = {"DV": self.dv, "BLOCK_V": power(self.dv)}
+        options = self.options
+        usual = options.learning_rate == "adaptive" and options.seeds == "spread" and options.read_out == "raw"
+        self.plain = usual and x.slot_bias is None and not self.p
+        self.value_flags: dict[str, Any] = {"DV": self.dv, "BLOCK_V": power(self.dv)}
 
     @property
     def chunk_queries(self) -> int:
@@ -107,6 +116,10 @@ class Call:
     def chunk_tokens(self) -> int:
         """Tokens likewise."""
         return self.b * self.s if self.shared else min(self.length, self.s)
+
+    def tile(self, kernel: str, rows: int, columns: int) -> Tile:
+        """The tile of one of the call's kernels, see `tiles.tile`."""
+        return tile(kernel, self.dtype, self.head, rows, columns, plain=self.plain)
 
     def tiles(self, rows: int, group: int, chunk: int) -> int:
         """Tiles of so many rows, `group` at each position, of all chunks before `chunk`."""

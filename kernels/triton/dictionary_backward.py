@@ -10,8 +10,8 @@ import triton.language as tl
 
 from kernels.triton.arithmetic import dot, inverse_norm, narrow
 from kernels.triton.reading_backward import weights_again
-from kernels.triton.sources import half_square, load_narrow, load_queries, slot_logits
-from kernels.triton.tokens import columns, load_rows, store_rows, where_tokens
+from kernels.triton.sources import load_narrow, load_queries, slot_logits
+from kernels.triton.tokens import load_rows, store_rows, where_tokens
 from kernels.triton.writing import rates, slots_of
 
 _VARYING = ("T", "P", "S", "N", "B", "closes", "pending_row")
@@ -36,7 +36,7 @@ def spread(
     STRIDE: tl.constexpr,
 ):
     """Add to the gradient of every token of a chunk its share of that of its slot's mean, `d_means [n, BLOCK]`."""
-    for begin in range(0, m, BLOCK_M):
+    for begin in tl.range(0, m, BLOCK_M, disable_licm=True):
         j = begin + tl.arange(0, BLOCK_M)
         code = tl.load(codes + j, mask=j < m, other=-1)
         mine, seed = slots_of(code)
@@ -161,7 +161,7 @@ def dictionary_backward(
         d_nu += load_rows(final + DK, slot, exists, STRIDE, DV, BLOCK_V)
     zero = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
 
-    for step in range(0, chunks):
+    for step in tl.range(0, chunks, disable_licm=True):
         chunk = chunks - 1 - step
         start = chunk * L
         if TRACED:
@@ -169,7 +169,7 @@ def dictionary_backward(
                 tokens = tl.zeros([BLOCK_N], tl.int32)
                 members = tl.zeros([BLOCK_N], tl.int32)
                 before = tl.full([BLOCK_N], -2, tl.int32)
-                for begin in range(0, L, BLOCK_M):
+                for begin in tl.range(0, L, BLOCK_M, disable_licm=True):
                     j = begin + tl.arange(0, BLOCK_M)
                     code = tl.load(codes + start + j, mask=j < L, other=-1)
                     mine, seed = slots_of(code)
@@ -215,7 +215,7 @@ def dictionary_backward(
             else:
                 stop = tl.minimum(start + L, S)
                 begin = tl.maximum(start, P)
-            for first in range(begin * GROUP, stop * GROUP, BLOCK_M):
+            for first in tl.range(begin * GROUP, stop * GROUP, BLOCK_M, disable_licm=True):
                 query = first + tl.arange(0, BLOCK_M)
                 place = query // GROUP
                 query_head = head * GROUP + query % GROUP
@@ -227,7 +227,7 @@ def dictionary_backward(
                     position = place
                 asked = (place < stop) & (position >= P)
                 answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
-                queries, _ = load_queries(
+                queries, lengths = load_queries(
                     q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K
                 )
                 scale = tl.load(beta + query_head)
@@ -238,9 +238,7 @@ def dictionary_backward(
                 gradient = narrow(load_rows(d_o, at_query, answer, DV, DV, BLOCK_V).to(tl.float32), DTYPE)
                 denominator = tl.load(lse + at_query, mask=answer, other=0.0)
                 product = tl.load(delta + at_query, mask=answer, other=0.0)
-                logits = slot_logits(
-                    queries, mu, held, log_count, scale, bias, BIASED, READ_OUT, DTYPE, PRECISION
-                )
+                logits = slot_logits(queries, mu, held, log_count, scale, bias, BIASED, READ_OUT, DTYPE, PRECISION)
                 weights = tl.where(answer[:, None], weights_again(logits, denominator), 0.0)
                 d_nu = dot(narrow(tl.trans(weights), DTYPE), gradient, d_nu, PRECISION)
                 d_logits = weights * (dot(gradient, nu, zero, PRECISION) - product[:, None]) * scale[:, None]

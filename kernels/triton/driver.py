@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.triton import tiles
 from kernels.triton.calls import Call
 from kernels.triton.dictionary_backward import dictionary_backward
-from kernels.triton.launch import launch
+from kernels.triton.launch import launch, power
 from kernels.triton.reading import read
 from kernels.triton.reading_backward import finish_tokens, queries_backward, tokens_backward
 from kernels.triton.scan import scan, trace
+from kernels.triton.tiles import Tile
 
 
 class Walk(NamedTuple):
@@ -36,26 +36,27 @@ def walk(call: Call) -> Walk:
     counts = x.counts.expand(b, g, n).contiguous().clone() if x.counts.shape[0] == 1 else x.counts.clone()
     means = torch.cat([x.keys.detach(), x.values.detach()], -1).expand(b, g, n, call.dk + call.dv).contiguous()
     size = x.size.expand(b, g).clone(memory_format=torch.contiguous_format)
-    integers = {"dtype": torch.int32, "device": call.device}
+    integers: dict[str, Any] = {"dtype": torch.int32, "device": call.device}
     written = call.closes * length
-    versions = means.new_empty(b, g, call.versions, call.dk + call.dv, dtype=call.dtype)
+    # Zero where no token leads, so that what is returned is the same in every call.
+    versions = means.new_zeros(b, g, call.versions, call.dk + call.dv, dtype=call.dtype)
     versions[:, :, :n] = means
-    log_counts = means.new_empty(b, g, call.versions)
+    log_counts = means.new_zeros(b, g, call.versions)
     log_counts[:, :, :n] = counts.to(means.dtype).log()
     result = Walk(
         means,
         counts.contiguous(),
         size,
-        torch.empty(b, g, written, **integers),  # type: ignore[arg-type]
-        torch.empty(b, g, written, **integers),  # type: ignore[arg-type]
+        torch.empty(b, g, written, **integers),
+        torch.empty(b, g, written, **integers),
         initial_versions(call),
         versions,
         log_counts,
-        torch.empty(b, g, call.closes + 1, **integers),  # type: ignore[arg-type]
+        torch.empty(b, g, call.closes + 1, **integers),
     )
     arrivals = call.arrivals()
     options = call.options
-    tile = tiles.scan_tile(call.dtype, length, call.head)
+    tile = call.tile("scan", length, n)
     launch(
         scan,
         (call.lines,),
@@ -84,6 +85,7 @@ def walk(call: Call) -> Walk:
         **call.value_flags,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
+        BLOCK_I=tile.inner,
     )
     return result
 
@@ -121,13 +123,13 @@ def counts_of(call: Call, result: Walk | None) -> dict[str, Any]:
     return {"counts": counts, "count_line": call.versions, "sizes": sizes, "chunks": call.closes + 1}
 
 
-def _reads(call: Call, result: Walk | None, tile: tiles.Tile) -> list[dict[str, Any]]:
+def _reads(call: Call, result: Walk | None, tile: Tile) -> list[dict[str, Any]]:
     """Arguments of the launches that cover all queries, wave by wave; each lists the versions it needs when used.
 
     A generator would do, but the table is the same memory for every wave.
     """
     first = 0 if call.shared else call.p * call.group // tile.rows
-    common = {"S": call.s, "N": call.n, "B": call.b, "L": call.length, "GROUP": call.group}
+    common: dict[str, Any] = {"S": call.s, "N": call.n, "B": call.b, "L": call.length, "GROUP": call.group}
     if result is None:
         stop = call.tiles(tile.rows, call.group, call.chunks)
         return [common | {"first_tile": first, "first_chunk": 0, "table_of_line": 0, "stop": stop, "wave": 0}]
@@ -158,7 +160,7 @@ class _Trace:
         if self.result is None:
             return
         call = self.call
-        block = tiles.power(min(call.n, 128))
+        block = power(min(call.n, 128))
         launch(
             trace,
             (call.lines, -(-call.n // block)),
@@ -172,14 +174,14 @@ class _Trace:
             codes_of_line=call.closes * call.length,
             table_of_line=call.wave,
             L=call.length,
-            BLOCK_M=tiles.power(call.length, most=64),
+            BLOCK_M=power(call.length, most=64),
             BLOCK_N=block,
         )
 
 
 def forward(call: Call, result: Walk | None, o: Tensor, lse: Tensor | None) -> None:
     """Fill the outputs `o [B, T, H, Dv]`, and `lse [B, T, H]` if given."""
-    tile = tiles.read_tile(call.dtype, call.chunk_queries, call.head)
+    tile = call.tile("read", call.chunk_queries, max(call.n, call.chunk_tokens))
     versions = _Trace(call, result)
     for part in _reads(call, result, tile):
         chunks, stop = part.pop("wave"), part.pop("stop")
@@ -232,9 +234,9 @@ def backward(
     delta = lse.new_empty(lse.shape)
     lines = call.g if call.shared else call.lines
     biased = call.x.slot_bias is not None
-    read_out = {"READ_OUT": call.options.read_out, "SHARED": call.shared}
+    read_out: dict[str, Any] = {"READ_OUT": call.options.read_out, "SHARED": call.shared}
     dictionary, counts = dictionary_of(call, result), counts_of(call, result)
-    tile = tiles.queries_backward_tile(call.dtype, call.chunk_queries, call.head)
+    tile = call.tile("queries_backward", call.chunk_queries, max(call.n, call.chunk_tokens))
     versions = _Trace(call, result)
     for part in _reads(call, result, tile):
         chunks, stop = part.pop("wave"), part.pop("stop")
@@ -269,8 +271,8 @@ def backward(
             BLOCK_N=tile.columns,
         )
 
-    places = {"S": call.s, "B": call.b, "L": call.length, "GROUP": call.group}
-    tile = tiles.tokens_backward_tile(call.dtype, call.chunk_queries, call.chunk_tokens, call.head)
+    places: dict[str, Any] = {"S": call.s, "B": call.b, "L": call.length, "GROUP": call.group}
+    tile = call.tile("tokens_backward", call.chunk_queries, call.chunk_tokens)
     launch(
         tokens_backward,
         (call.tiles(tile.columns, 1, call.chunks), lines),
@@ -295,7 +297,7 @@ def backward(
 
     if call.traced or grads.means.shape[0]:
         flags = {name: x for name, x in call.flags.items() if name != "PENDING"}
-        tile = tiles.dictionary_backward_tile(call.dtype, call.chunk_queries, call.n, call.head)
+        tile = call.tile("dictionary_backward", call.chunk_queries, call.n)
         launch(
             dictionary_backward,
             (-(-call.n // tile.columns), lines),
@@ -336,7 +338,7 @@ def backward(
             BLOCK_N=tile.columns,
         )
 
-    rows = tiles.power(call.t, most=64)
+    rows = power(call.t, most=64)
     launch(
         finish_tokens,
         (-(-call.t // rows), call.lines),

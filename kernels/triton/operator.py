@@ -1,7 +1,7 @@
 """OVQ attention and the batch write in Triton, registered as PyTorch operators: tensors in, tensors out.
 
-`ovq::attention_triton` and its gradient have the arguments of `ovq::attention`; `chunked.attention` puts the state together
-around either. Letters: see `calls`.
+`ovq::attention_triton` and its gradient have the arguments of `ovq::attention`; `chunked.attention` puts the state
+together around either. Letters: see `calls`.
 """
 
 from typing import Any
@@ -158,7 +158,9 @@ def _attention_backward(
     rows = (b if closes else keys.shape[0]) if wants_means else 0
     if not q.numel():
         return (
-            *(torch.zeros_like(y) for y in (q, k, v)),
+            torch.zeros_like(q),
+            torch.zeros_like(k),
+            torch.zeros_like(v),
             keys.new_zeros(b, h),
             keys.new_zeros(0 if slot_bias is None else b, h),
             keys.new_zeros(b, p, g, dk),
@@ -169,7 +171,9 @@ def _attention_backward(
         call = Call(x, options_of(options), closes)
         result = Walk(d_o, final_counts, size, codes, previous, last, versions, log_counts, sizes) if closes else None
         grads = Gradients(
-            *(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (q, k, v)),
+            torch.empty_like(q, memory_format=torch.contiguous_format),
+            torch.empty_like(k, memory_format=torch.contiguous_format),
+            torch.empty_like(v, memory_format=torch.contiguous_format),
             keys.new_empty(b, t, h),
             keys.new_empty(0 if slot_bias is None else b, t, h),
             keys.new_empty(b, g, call.s, dk + dv),
@@ -224,7 +228,9 @@ def _gradients(
     p, dv = pending_mask.shape[1], v.shape[-1]
     rows = (b if closes else keys.shape[0]) if wants_means else 0
     return (
-        *(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (q, k, v)),
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        torch.empty_like(k, memory_format=torch.contiguous_format),
+        torch.empty_like(v, memory_format=torch.contiguous_format),
         keys.new_empty(b, h),
         keys.new_empty(0 if slot_bias is None else b, h),
         keys.new_empty(b, p, g, dk),

@@ -119,7 +119,7 @@ def read(
     )
     asked = inside & (position >= P)
     query_head = head * GROUP + member
-    queries, _ = load_queries(q, row, position - P, query_head, asked, q_row, q_token, q_head, DK, BLOCK_K)
+    queries, inverse = load_queries(q, row, position - P, query_head, asked, q_row, q_token, q_head, DK, BLOCK_K)
     scale = tl.load(beta + query_head)
     bias = scale
     if BIASED:
@@ -129,7 +129,7 @@ def read(
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for first in range(begin, end, BLOCK_N):
-        own, _, valid, token_place, token_row, token = own_tokens(
+        own, lengths, valid, token_place, token_row, token = own_tokens(
             k, mask, pending_k, pending_mask, first, end, line, head, k_row, k_token, k_head, pending_row, T, P, G, S,
             MASKED, PENDING, SHARED, DK, BLOCK_K, BLOCK_N,
         )  # fmt: skip

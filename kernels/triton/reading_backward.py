@@ -131,7 +131,7 @@ def queries_backward(
     of_bias = tl.zeros([BLOCK_M], tl.float32)
     zero = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first in range(begin, end, BLOCK_N):
-        own, _, valid, token_place, token_row, token = own_tokens(
+        own, lengths, valid, token_place, token_row, token = own_tokens(
             k, mask, pending_k, pending_mask, first, end, line, head, k_row, k_token, k_head, pending_row, T, P, G, S,
             MASKED, PENDING, SHARED, DK, BLOCK_K, BLOCK_N,
         )  # fmt: skip
@@ -248,7 +248,7 @@ def tokens_backward(
         begin = chunk * L + tl.program_id(0) % TILES * BLOCK_N
         end = tl.minimum(chunk * L + L, S)
         stop = end
-    own, _, valid, token_place, token_row, token = own_tokens(
+    own, lengths, valid, token_place, token_row, token = own_tokens(
         k, mask, pending_k, pending_mask, begin, end, line, head, k_row, k_token, k_head, pending_row, T, P, G, S,
         MASKED, PENDING, SHARED, DK, BLOCK_K, BLOCK_N,
     )  # fmt: skip
@@ -273,7 +273,7 @@ def tokens_backward(
             position = place
         asked = (place < stop) & (position >= P)
         answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
-        queries, _ = load_queries(q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K)
+        queries, inverse = load_queries(q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K)
         scale = tl.load(beta + query_head)
         at_query = (row.to(tl.int64) * T + position - P) * (G * GROUP) + query_head
         gradient = narrow(load_rows(d_o, at_query, answer, DV, DV, BLOCK_V).to(tl.float32), DTYPE)

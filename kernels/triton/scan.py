@@ -67,6 +67,7 @@ def scan(
     BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     """Walk the chunks that close. Grid: lines.
 
@@ -104,7 +105,7 @@ def scan(
     if RANKED:
         ranks += wide * closes * L
     n = tl.load(size + line).to(tl.int32)
-    for chunk in range(0, closes):
+    for chunk in tl.range(0, closes, disable_licm=True):
         start = chunk * L
         tl.store(sizes + chunk, n)
         arrived = tl.load(arrivals + row * closes + chunk)
@@ -112,14 +113,12 @@ def scan(
         leader = -1
         if n == 0:
             if arrived > 0:
-                leader = first_token(
-                    mask, pending_mask, row, start, L, T, P, pending_row, MASKED, PENDING, BLOCK_M
-                )
+                leader = first_token(mask, pending_mask, row, start, L, T, P, pending_row, MASKED, PENDING, BLOCK_M)
                 new -= 1
         chunk_ranks = ranks
         if RANKED:
             chunk_ranks = ranks + start
-        for tile in range(0, (L + BLOCK_M - 1) // BLOCK_M):
+        for tile in tl.range(0, (L + BLOCK_M - 1) // BLOCK_M, disable_licm=True):
             assign(
                 k, mask, pending_k, pending_mask, row, head, start, L, tile, n, leader, means, similarity, order,
                 codes + start, chunk_ranks, k_row, k_token, k_head, pending_row, stride, T, P, G, threshold,
@@ -127,23 +126,23 @@ def scan(
             )  # fmt: skip
         tl.debug_barrier()
         if (new > 0) | (leader >= 0):
-            for tile in range(0, (L + BLOCK_M - 1) // BLOCK_M):
-                choose(order, codes + start, L, tile, new, leader, BLOCK_M)
+            for tile in tl.range(0, (L + BLOCK_M - 1) // BLOCK_M, disable_licm=True):
+                choose(order, codes + start, L, tile, new, leader, BLOCK_M, BLOCK_I)
             tl.debug_barrier()
             total = n
-            for tile in range(0, (L + BLOCK_M - 1) // BLOCK_M):
+            for tile in tl.range(0, (L + BLOCK_M - 1) // BLOCK_M, disable_licm=True):
                 total = settle(
                     k, pending_k, row, head, start, L, tile, n, similarity, codes + start, k_row, k_token, k_head,
-                    pending_row, P, G, JOIN_SEEDS, PENDING, DTYPE, PRECISION, DK, BLOCK_K, BLOCK_M,
+                    pending_row, P, G, JOIN_SEEDS, PENDING, DTYPE, PRECISION, DK, BLOCK_K, BLOCK_M, BLOCK_I,
                 )  # fmt: skip
             n = total
             tl.debug_barrier()
-        for tile in range(0, (L + BLOCK_M - 1) // BLOCK_M):
+        for tile in tl.range(0, (L + BLOCK_M - 1) // BLOCK_M, disable_licm=True):
             write(
                 k, v, pending_k, pending_v, row, head, start, L, tile, codes + start, means, counts, last,
                 previous + start, versions, log_counts, N + start, k_row, k_token, k_head, v_row, v_token, v_head,
                 pending_row, P, G, rate, True, LEARNING_RATE, PENDING, DTYPE, PRECISION, DK, DV, BLOCK_K, BLOCK_V,
-                BLOCK_M,
+                BLOCK_M, BLOCK_I,
             )  # fmt: skip
         tl.debug_barrier()
     tl.store(sizes + closes, n)

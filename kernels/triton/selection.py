@@ -55,33 +55,39 @@ def nearest_slots(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Largest similarity `[m]` of keys with the first n slots, and the lowest slot that has it.
-
-    Every column of a block keeps a maximum of its own over the blocks; columns meet once, at the end.
-    """
+    """Largest similarity `[m]` of keys with the first n slots, and the lowest slot that has it."""
     column = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_K)
-    best = tl.full([BLOCK_M, BLOCK_N], float("-inf"), tl.float32)
-    block = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    nearest = tl.zeros([BLOCK_M], tl.int32)
     for first in range(0, n, BLOCK_N):
         slot = first + column
         held = columns(slot < n, DK, BLOCK_K)
         rows = tl.load(means + slot[:, None] * stride + d[None, :], mask=held, other=0.0)
-        score = similarity_to_rows(
-            x, rows, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), DTYPE, PENDING, PRECISION
-        )
+        zero = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        score = similarity_to_rows(x, rows, zero, DTYPE, PENDING, PRECISION)
         score = tl.where((slot < n)[None, :], score, float("-inf"))
-        better = score > best
-        best = tl.where(better, score, best)
-        block = tl.where(better, first, block)
-    most = tl.max(best, 1)
-    slot = tl.min(tl.where(best == most[:, None], block + column[None, :], NOBODY), 1)
-    return most * scale, slot
+        most = tl.max(score, 1)
+        which = tl.min(tl.where(score == most[:, None], slot[None, :], NOBODY), 1)
+        better = most > best
+        best = tl.where(better, most, best)
+        nearest = tl.where(better, which, nearest)
+    return best * scale, nearest
 
 
 @triton.jit
 def first_token(
-    mask, pending_mask, row, start, m, T, P, pending_row, MASKED: tl.constexpr, PENDING: tl.constexpr, BLOCK: tl.constexpr
+    mask,
+    pending_mask,
+    row,
+    start,
+    m,
+    T,
+    P,
+    pending_row,
+    MASKED: tl.constexpr,
+    PENDING: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Index in the chunk of its first valid token; NOBODY if there is none."""
     found = 0x7FFFFFFF
@@ -181,7 +187,7 @@ def assign(
 
 
 @triton.jit
-def choose(order, codes, m, tile, new, leader, BLOCK_M: tl.constexpr):
+def choose(order, codes, m, tile, new, leader, BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr):
     """Mark the seeds of a tile: the `new` tokens of lowest order, the earlier one on ties, and the leader.
 
     A token's rank is the number of tokens that come before it, counted; nothing is sorted.
@@ -190,8 +196,8 @@ def choose(order, codes, m, tile, new, leader, BLOCK_M: tl.constexpr):
     mine = tl.load(order + j, mask=j < m, other=NOBODY)
     rank = tl.zeros([BLOCK_M], tl.int32)
     if new > 0:
-        for begin in range(0, m, BLOCK_M):
-            i = begin + tl.arange(0, BLOCK_M)
+        for begin in tl.range(0, m, BLOCK_I, disable_licm=True):
+            i = begin + tl.arange(0, BLOCK_I)
             other = tl.load(order + i, mask=i < m, other=NOBODY)
             equal = (other[None, :] == mine[:, None]) & (i[None, :] < j[:, None])
             rank += tl.sum(((other[None, :] < mine[:, None]) | equal).to(tl.int32), 1)
@@ -224,6 +230,7 @@ def settle(
     DK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     """Final codes of a tile: seeds get slots in order of position; the others join a seed that is more like them.
 
@@ -245,8 +252,8 @@ def settle(
         )  # fmt: skip
         x, scale = key_operand(x, inverse_norms(x, start + j, P, PENDING), DTYPE)
     total = n
-    for begin in range(0, m, BLOCK_M):
-        i = begin + tl.arange(0, BLOCK_M)
+    for begin in tl.range(0, m, BLOCK_I, disable_licm=True):
+        i = begin + tl.arange(0, BLOCK_I)
         seed = tl.load(codes + i, mask=i < m, other=-1) <= -2
         flag = seed.to(tl.int32)
         number = total + tl.cumsum(flag, 0) - flag
@@ -259,7 +266,7 @@ def settle(
                     pending_row * G * DK, P, G, DK, BLOCK_K, PENDING,
                 )  # fmt: skip
                 y, scale_y = key_operand(y, inverse_norms(y, start + i, P, PENDING), DTYPE)
-                zero = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
+                zero = tl.zeros([BLOCK_M, BLOCK_I], tl.float32)
                 if PENDING:
                     score = similarity_to_rows(x, y, zero, DTYPE, PENDING, PRECISION)
                 else:  # both are as narrow as they came

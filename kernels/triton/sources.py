@@ -69,9 +69,7 @@ def places_of_tokens(begin, end, line, G, S, SHARED: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def load_queries(
-    q, row, time, query_head, asked, q_row, q_token, q_head, DK: tl.constexpr, BLOCK_K: tl.constexpr
-):
+def load_queries(q, row, time, query_head, asked, q_row, q_token, q_head, DK: tl.constexpr, BLOCK_K: tl.constexpr):
     """Normalised queries `[m, BLOCK_K]` in fp32, and their inverse norms."""
     d = tl.arange(0, BLOCK_K)[None, :]
     at = row.to(tl.int64) * q_row + time.to(tl.int64) * q_token + query_head * q_head
@@ -139,9 +137,7 @@ def token_logits(
 
 
 @triton.jit
-def slot_rows(
-    first, n, table, counts, TRACED: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def slot_rows(first, n, table, counts, TRACED: tl.constexpr, BLOCK_N: tl.constexpr):
     """Slots from `first` on: the row of each in the dictionary, whether it is in use, and the logarithm of its count."""
     slot = first + tl.arange(0, BLOCK_N)
     held = slot < n

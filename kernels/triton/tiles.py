@@ -1,52 +1,69 @@
-"""Which tiles each kernel works in. Chosen so that nothing spills and shared memory fits (see `docs/kernels.md`)."""
+"""Which tiles each kernel works in, by target, width of operands and head size.
 
+Every entry compiles without spilling a register and within shared memory; `python -m kernels.triton.compile` checks that.
+They were found without a GPU, so the largest that fits was taken, not the fastest that was measured.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
 from kernels.triton.launch import power
+from kernels.triton.tile_table import TILES
+
+_target: str | None = None
 
 
 class Tile(NamedTuple):
-    """Rows (tokens or queries) and columns (slots or tokens) of a tile, the warps that share it, stages of loads."""
+    """Rows (tokens or queries) and columns (slots or tokens) of a tile, the warps that share it, stages of loads.
+
+    `inner` is how many tokens of its chunk the scan compares a tile with at a time.
+    """
 
     rows: int
     columns: int
     warps: int
-    stages: int = 2
+    stages: int
+    inner: int = 32
 
 
-def scan_tile(dtype: torch.dtype, tokens: int, head: int) -> Tile:
-    """Of `scan` and the kernels of a batch write; `head` is the larger of key and value size."""
+@contextmanager
+def for_target(name: str) -> Iterator[None]:
+    """Choose tiles for another target than the GPU that is there."""
+    global _target
+    before, _target = _target, name
+    try:
+        yield
+    finally:
+        _target = before
+
+
+def target() -> str:
+    """The target that tiles are chosen for: `sm_80`, `sm_90`, `sm_100` or `gfx942`, the nearest to the GPU there."""
+    if _target is not None:
+        return _target
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    major = torch.cuda.get_device_capability()[0]
+    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+
+
+def tile(kernel: str, dtype: torch.dtype, head: int, rows: int, columns: int, *, plain: bool) -> Tile:
+    """The tile of a kernel.
+
+    Args:
+        kernel: its name in the table.
+        dtype: of operands.
+        head: the larger of key and value size.
+        rows: as many as there are to work on at a time; a tile is no larger.
+        columns: likewise.
+        plain: whether the call has default options, for which less needs to be held at a time.
+    """
     wide = dtype == torch.float32
-    rows = power(tokens, most=64 if wide else 128)
-    columns = 32 if wide and head > 64 else 64
-    return Tile(rows, columns, 8 if rows > 32 else 4, 1 if wide else 2)
-
-
-def read_tile(dtype: torch.dtype, queries: int, head: int) -> Tile:
-    """Of `read`; `queries` are those of a chunk, or of all rows that share a dictionary."""
-    wide = dtype == torch.float32
-    rows = power(queries, most=64 if wide else 128)
-    columns = 32 if wide else 64
-    return Tile(rows, columns, 8 if rows > 64 or head > 64 else 4, 1 if wide else 2)
-
-
-def queries_backward_tile(dtype: torch.dtype, queries: int, head: int) -> Tile:
-    """Of `queries_backward`."""
-    wide = dtype == torch.float32
-    rows = power(queries, most=64 if wide else 128)
-    columns = 32 if wide or head > 64 else 64
-    return Tile(rows, columns, 8 if rows > 32 else 4, 1 if wide else 2)
-
-
-def tokens_backward_tile(dtype: torch.dtype, queries: int, tokens: int, head: int) -> Tile:
-    """Of `tokens_backward`: columns are its tokens, rows the queries that it walks."""
-    most = 32 if dtype == torch.float32 or head > 64 else 64
-    return Tile(power(queries, most=most), power(tokens, most=64), 8, 1)
-
-
-def dictionary_backward_tile(dtype: torch.dtype, queries: int, slots: int, head: int) -> Tile:
-    """Of `dictionary_backward`: columns are its slots, rows the queries or tokens that it walks."""
-    most = 32 if dtype == torch.float32 or head > 64 else 64
-    return Tile(power(queries, most=most), power(slots, most=64), 8, 1)
+    found = Tile(*TILES[kernel, target(), wide, 128 if head > 64 else 64, plain and not wide])
+    rows, columns = power(rows, most=found.rows), power(columns, most=found.columns)
+    return found._replace(rows=rows, columns=columns, inner=min(found.inner, rows))

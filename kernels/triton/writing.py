@@ -118,6 +118,7 @@ def write(
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     """Write the slots that tokens of a tile lead.
 
@@ -143,8 +144,8 @@ def write(
     earlier = tl.zeros([BLOCK_M], tl.int32)
     of_all = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     of_seeds = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    for begin in range(0, m, BLOCK_M):
-        i = begin + tl.arange(0, BLOCK_M)
+    for begin in tl.range(0, m, BLOCK_I, disable_licm=True):
+        i = begin + tl.arange(0, BLOCK_I)
         code = tl.load(codes + i, mask=i < m, other=-1)
         other, seed = slots_of(code)
         together = (slot[:, None] == other[None, :]) & (other >= 0)[None, :]
@@ -176,8 +177,8 @@ def write(
 
     of_all = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     of_seeds = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    for begin in range(0, m, BLOCK_M):
-        i = begin + tl.arange(0, BLOCK_M)
+    for begin in tl.range(0, m, BLOCK_I, disable_licm=True):
+        i = begin + tl.arange(0, BLOCK_I)
         code = tl.load(codes + i, mask=i < m, other=-1)
         other, seed = slots_of(code)
         together = (slot[:, None] == other[None, :]) & (other >= 0)[None, :]

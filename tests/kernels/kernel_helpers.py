@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,10 +18,33 @@ from kernels import (
     ovq_attention,
 )
 
+IMPLEMENTATIONS = ("reference", "chunked", "triton")
+ON_GPU = torch.cuda.is_available()
 
-def examples(count: int = 25) -> settings:
-    """So many examples, the same in every run."""
-    return settings(deadline=None, derandomize=True, max_examples=count)
+
+def dtype_of(implementation: str) -> torch.dtype:
+    """The most exact dtype that an implementation serves."""
+    return torch.float32 if implementation == "triton" else torch.float64
+
+
+def tolerance_of(implementation: str) -> dict[str, float]:
+    """How close to the exact result an implementation comes, in that dtype; on a GPU fp32 products are a little less."""
+    if implementation != "triton":
+        return {}
+    return {"rtol": 1e-3, "atol": 1e-4} if ON_GPU else {"rtol": 1e-4, "atol": 1e-5}
+
+
+def served(options: DictionaryOptions, implementation: str) -> DictionaryOptions:
+    """The options, with seeds that the implementation can choose."""
+    if implementation == "triton" and options.seeds not in ("spread", "random"):
+        return replace(options, seeds="spread")
+    return options
+
+
+def examples(count: int = 25, *, shrink: bool = True) -> settings:
+    """So many examples, the same in every run; without `shrink` a failing one is shown as it is, where each is slow."""
+    phases = [phase for phase in Phase if shrink or phase in (Phase.explicit, Phase.generate)]
+    return settings(deadline=None, derandomize=True, max_examples=count, phases=phases)
 
 
 @dataclass
@@ -53,20 +76,28 @@ class Inputs:
         names = ("q", "k", "v", "beta", "slot_bias")[: len(leaves)]
         return replace(self, **dict(zip(names, leaves, strict=True)))
 
+    def to(self, dtype) -> "Inputs":
+        """In another floating dtype."""
+        names = ("q", "k", "v", "beta", "slot_bias")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: x if x is None else x.to(dtype) for name, x in tensors.items()})
+
     def run(self, options, implementation, state=None):
-        """Outputs and final state."""
-        return ovq_attention(
-            self.q,
-            self.k,
-            self.v,
-            self.beta,
+        """Outputs and final state; on the GPU if there is one and the implementation is for it."""
+        device = "cuda" if ON_GPU and implementation == "triton" else "cpu"
+        o, final = ovq_attention(
+            self.q.to(device),
+            self.k.to(device),
+            self.v.to(device),
+            self.beta.to(device),
             options,
-            mask=self.mask,
-            initial_state=state,
-            slot_bias=self.slot_bias,
+            mask=self.mask.to(device),
+            initial_state=None if state is None else state.to(device),
+            slot_bias=None if self.slot_bias is None else self.slot_bias.to(device),
             output_final_state=True,
             implementation=implementation,
         )
+        return o.cpu(), final.to("cpu")
 
 
 def random_inputs(

@@ -1,0 +1,320 @@
+"""Compile every kernel ahead of time, for GPUs that need not be there, and read what the assemblers say of it.
+
+`python -m kernels.triton.compile` prints a table; `--help` lists what it takes. What is compiled is what calls would
+launch: calls are made on tensors without data, and their launches recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.options import DictionaryOptions
+from kernels.state import DictionaryState
+from kernels.triton import driver, writer
+from kernels.triton.calls import Call, Tensors
+from kernels.triton.launch import INTERPRETED, Launch, recording
+from kernels.triton.tiles import for_target
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SHARED_LIMIT = {
+    "sm_80": 166_912,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "gfx942": 65_536,
+}  # bytes that one program may use
+MATRIX = ("tcgen05.mma", "wgmma.mma_async", "mma.sync", "v_mfma")
+WITHOUT_PRODUCTS = ("trace", "finish_tokens", "choose_batch")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call to compile for: one of `KINDS`, and what its kernels depend on."""
+
+    kind: str
+    dtype: str
+    head: int
+    chunk: int
+    choices: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the assembler says of one kernel on one target.
+
+    Attributes:
+        kernel: its name.
+        shape: what it was compiled for, in words.
+        target: a name in `TARGETS`.
+        shared: bytes of shared memory of a program.
+        registers: of a thread.
+        spilled: bytes (on AMD: registers) of a thread that do not fit registers and lie in memory.
+        matrix: the matrix instruction that it uses; empty if none.
+        warps: of a program.
+        problem: what is wrong; empty if nothing is.
+    """
+
+    kernel: str
+    shape: str
+    target: str
+    shared: int
+    registers: int
+    spilled: int
+    matrix: str
+    warps: int
+    problem: str
+
+
+def launches(shape: Shape, target: str) -> list[Launch]:
+    """The launches that a call of this shape makes on a target, forward and backward."""
+    choices = dict(shape.choices)
+    group, biased = choices.pop("group", 1), choices.pop("biased", False)
+    options = DictionaryOptions(capacity=1024, chunk_size=shape.chunk, **choices)
+    dtype = DTYPES[shape.dtype]
+    heads, pending, masked, rows = 4, 0, False, 2
+    tokens = 16 * shape.chunk
+    if shape.kind == "decode":
+        pending, tokens = 17, 1
+    elif shape.kind == "resume":
+        pending, masked = 17, True
+    elif shape.kind in ("shared", "write"):
+        rows, tokens = 128, 16
+    with recording() as made, torch.device("meta"), for_target(target):
+        one = shape.kind in ("shared", "write")
+        q, k, v = (torch.empty(rows, tokens, h, shape.head, dtype=dtype) for h in (heads * group, heads, heads))
+        state = DictionaryState.empty(1 if one else rows, heads, 1024, shape.head, shape.head)
+        if shape.kind == "write":
+            k, v = (x.reshape(1, rows * tokens, heads, shape.head) for x in (k, v))
+            writer.update(state, k, v, options, None)
+            return made
+        state = state.replace(
+            pending_keys=torch.empty(rows, pending, heads, shape.head) if pending else state.pending_keys,
+            pending_values=torch.empty(rows, pending, heads, shape.head) if pending else state.pending_values,
+            pending_mask=torch.ones(rows, pending, dtype=torch.bool) if pending else state.pending_mask,
+        )
+        mask = torch.ones(rows, tokens, dtype=torch.bool) if masked else None
+        beta = torch.empty(heads * group)
+        x = Tensors(q, k, v, beta, beta if biased else None, mask, *state.state_dict().values())
+        call = Call(x, options, (pending + tokens) // shape.chunk if shape.kind in ("train", "resume") else 0)
+        result = driver.walk(call) if call.closes else None
+        o, lse = torch.empty_like(q), torch.empty(rows, tokens, heads * group)
+        driver.forward(call, result, o, None if shape.kind == "decode" else lse)
+        if shape.kind != "decode":
+            means = torch.empty(1 if one else rows, heads, 1024, 2 * shape.head)
+            grads = driver.Gradients(q, k, v, lse, lse, torch.empty(rows, heads, call.s, 2 * shape.head), means)
+            driver.backward(call, result, o, o, lse, means if call.closes else None, grads)
+    return made
+
+
+def source(made: Launch) -> ASTSource:
+    """The kernel specialised as a launch with these arguments specialises it, addresses aligned to 16 bytes."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(made.kernel.params):
+        name, value = parameter.name, made.arguments[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            signature[name] = "constexpr"
+            constants[(index,)] = value
+        elif isinstance(value, Tensor):
+            signature[name] = "*" + NAMES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if special and value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(made.kernel, signature, constants, attributes)
+
+
+def compile_for(made: Launch, shape: str, target: str) -> Report:
+    """Compile one launch for one target."""
+    name = made.kernel.__name__
+    precise = dict(made.arguments)
+    if target.startswith("gfx") and "PRECISION" in precise:
+        precise["PRECISION"] = "ieee"
+    options = dict(made.options)
+    try:
+        compiled = triton.compile(
+            source(Launch(made.kernel, made.grid, precise, options)), target=TARGETS[target], options=options
+        )
+    except Exception as error:  # whatever stage of the compiler failed, it is what the report says
+        return Report(name, shape, target, 0, 0, 0, "", options["num_warps"], str(error).strip().splitlines()[-1][:200])
+    shared = compiled.metadata.shared
+    if target.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        registers, spilled = _amd(text)
+    else:
+        registers, spilled = _nvidia(compiled.asm["cubin"])
+        text = compiled.asm["ptx"]
+    matrix = next((word for word in MATRIX if word in text), "")
+    problems = []
+    if shared > SHARED_LIMIT[target]:
+        problems.append(f"{shared} bytes of shared memory of {SHARED_LIMIT[target]}")
+    if spilled:
+        problems.append(f"{spilled} spilled")
+    if not matrix and name not in WITHOUT_PRODUCTS:
+        problems.append("no matrix instruction")
+    return Report(name, shape, target, shared, registers, spilled, matrix, options["num_warps"], "; ".join(problems))
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, from the binary that the assembler made."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _amd(text: str) -> tuple[int, int]:
+    """Vector registers of a thread, and those spilled to memory, from the assembly's metadata.
+
+    Scalar registers that do not fit lie in lanes of vector registers, not in memory.
+    """
+    found = {
+        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # type: ignore[index]
+        for name in ("vgpr_count", "vgpr_spill_count")
+    }
+    return found["vgpr_count"], found["vgpr_spill_count"]
+
+
+def shapes(dtypes: Iterable[str], heads: Iterable[int], chunks: Iterable[int], *, variants: bool) -> list[Shape]:
+    """All combinations for training; with `variants` the other kinds of calls and options too, at one size each."""
+    found = [Shape("train", *sizes) for sizes in itertools.product(dtypes, heads, chunks)]
+    if variants:
+        for dtype, head in itertools.product(dtypes, heads):
+            found += [Shape(kind, dtype, head, 128) for kind in ("decode", "resume", "write")]
+            found += [Shape("shared", dtype, head, 128, (("biased", True),))]
+        for dtype in dtypes:
+            for choice in VARIANTS:
+                found.append(Shape("train", dtype, 64, 128, tuple(choice.items())))
+            found.append(Shape("train", dtype, 64, 256))
+    return found
+
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"read_out": "gmr", "biased": True},
+    {"read_out": "unit", "group": 4},
+    {"learning_rate": "floored", "seeds": "random"},
+    {"growth": "novelty", "assignment": "old"},
+)
+
+
+def words(shape: Shape) -> str:
+    """A shape in words."""
+    more = "".join(f" {name}={value}" for name, value in shape.choices)
+    return f"{shape.kind} {shape.dtype} D={shape.head} L={shape.chunk}{more}"
+
+
+def reports(wanted: Sequence[Shape], targets: Sequence[str], jobs: int = 1) -> list[Report]:
+    """Compile all launches of these shapes for these targets, each distinct one once."""
+    work: dict[str, tuple[Shape, int, str]] = {}
+    for shape in wanted:
+        for target in targets:
+            for index, made in enumerate(launches(shape, target)):
+                fixed = source(made)
+                key = (made.kernel.__name__, fixed.signature, fixed.constants, fixed.attrs, made.options, target)
+                work.setdefault(str(key), (shape, index, target))
+    items = list(work.values())
+    if jobs == 1:
+        return [_job(item) for item in items]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_job, items))
+
+
+def _job(item: tuple[Shape, int, str]) -> Report:
+    shape, index, target = item
+    report = compile_for(launches(shape, target)[index], words(shape), target)
+    print(f"{report.target} {report.kernel} {report.shape}: {report.problem or 'sound'}", file=sys.stderr, flush=True)
+    return report
+
+
+def summary(found: Sequence[Report]) -> str:
+    """A Markdown table, one row per kernel and target."""
+    lines = [
+        "| kernel | target | compiled | registers, most | spilled, most | shared memory, most | matrix instruction |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    groups: dict[tuple[str, str], list[Report]] = {}
+    for report in found:
+        groups.setdefault((report.kernel, report.target), []).append(report)
+    for (kernel, target), group in groups.items():
+        used = ", ".join(f"`{m}`" for m in sorted({r.matrix for r in group if r.matrix})) or "none needed"
+        spilling = sum(r.spilled > 0 for r in group)
+        spilled = f"{max(r.spilled for r in group)}" + (f" (in {spilling})" if spilling else "")
+        shared = max(r.shared for r in group) / 1024
+        lines.append(
+            f"| `{kernel}` | {target} | {len(group)} | {max(r.registers for r in group)} | {spilled} "
+            f"| {shared:.0f} of {SHARED_LIMIT[target] // 1024} KiB | {used} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print the table, and return 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.triton.compile", description=__doc__)
+    parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--heads", default="32,64,128", help="head sizes")
+    parser.add_argument("--chunks", default="32,64,128", help="chunk sizes")
+    parser.add_argument("--no-variants", action="store_true", help="training with default options alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--output", type=Path, help="folder for compiled.json and compiled.md")
+    given = parser.parse_args(arguments)
+    if INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
+    wanted = shapes(
+        given.dtypes.split(","),
+        [int(x) for x in given.heads.split(",")],
+        [int(x) for x in given.chunks.split(",")],
+        variants=not given.no_variants,
+    )
+    found = reports(wanted, given.targets.split(","), given.jobs)
+    print(summary(found))
+    wrong = [r for r in found if r.problem]
+    for report in wrong:
+        print(f"{report.target} {report.kernel} {report.shape}: {report.problem}")
+    if given.output is not None:
+        given.output.mkdir(parents=True, exist_ok=True)
+        result = {"triton": triton.__version__, "reports": [asdict(r) for r in found]}
+        (given.output / "compiled.json").write_text(json.dumps(result, indent=1) + "\n")
+        (given.output / "compiled.md").write_text(summary(found))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The write of a batch: one update with any number of tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.growth import target_size
+from kernels.options import DictionaryOptions
+from kernels.state import DictionaryState
+from kernels.triton import tiles
+from kernels.triton.batch import assign_batch, choose_batch, settle_batch, write_batch
+from kernels.triton.calls import random_ranks
+from kernels.triton.launch import TYPES, launch, power, precision, widest
+
+
+@torch.no_grad()
+def update(
+    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor | None
+) -> tuple[DictionaryState, Tensor]:
+    """See `kernels.update`; arguments are checked and served, and a state of one row gets tokens of one row.
+
+    Returns:
+        The new state, and the slots `[B, T, G]` int64.
+    """
+    (b, t, g, dk), dv, n = k.shape, v.shape[-1], options.capacity
+    device = k.device
+    if mask is None:
+        arrived = torch.full((b,), t, dtype=torch.int64, device=device)
+        first = torch.zeros(b, dtype=torch.int64, device=device)
+    else:
+        arrived, first = mask.sum(-1), mask.byte().argmax(-1)
+    tokens = state.tokens + arrived
+    new = (target_size(tokens, options)[:, None] - state.size).clamp(min=0).minimum(arrived[:, None])
+    empty = (state.size == 0) & (arrived > 0)[:, None]
+    leaders = torch.where(empty, first[:, None], -1).int()
+    new = (new - empty.long()).int()
+    ranks = None
+    if options.seeds == "random":
+        valid = torch.ones(b, t, dtype=torch.bool, device=device) if mask is None else mask
+        ranks = random_ranks(valid, state.tokens, g, options.seed)
+    k, v = (x.detach() if x.stride(-1) == 1 else x.detach().contiguous() for x in (k, v))
+    means = torch.cat([state.keys, state.values], -1)
+    counts = state.counts.clone(memory_format=torch.contiguous_format)
+    codes = torch.empty(b, g, t, dtype=torch.int32, device=device)
+    size = state.size.contiguous()
+    scratch: dict[str, Any] = {"similarity": means.new_empty(b, g, t), "order": torch.empty_like(codes)}
+    new_size = size.clone()
+    dtype = widest(k, v)
+    usual = options.learning_rate == "adaptive" and options.seeds == "spread"
+    tile = tiles.tile("scan", dtype, max(dk, dv), t, n, plain=usual)
+    grid = (-(-t // tile.rows), b * g)
+    strides: dict[str, Any] = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False))
+    v_strides: dict[str, Any] = dict(zip(("v_row", "v_token", "v_head"), v.stride(), strict=False))
+    common: dict[str, Any] = {"DTYPE": TYPES[dtype], "PRECISION": precision(device), "DK": dk, "BLOCK_K": power(dk)}
+    how: dict[str, Any] = {"warps": tile.warps, "stages": tile.stages, "BLOCK_M": tile.rows}
+    inner: dict[str, Any] = {"BLOCK_I": tile.inner}
+    launch(
+        assign_batch,
+        grid,
+        k=k,
+        mask=None if mask is None else mask.contiguous().view(torch.uint8),
+        size=size,
+        leaders=leaders,
+        means=means,
+        codes=codes,
+        ranks=ranks,
+        **scratch,
+        **strides,
+        T=t,
+        N=n,
+        G=g,
+        threshold=float(options.novelty_threshold),
+        MASKED=mask is not None,
+        NOVELTY=options.growth == "novelty",
+        RANKED=ranks is not None,
+        DV=dv,
+        BLOCK_N=tile.columns,
+        **common,
+        **how,
+    )
+    launch(choose_batch, grid, order=scratch["order"], codes=codes, news=new, leaders=leaders, T=t, **inner, **how)
+    launch(
+        settle_batch,
+        grid,
+        k=k,
+        size=size,
+        new_size=new_size,
+        similarity=scratch["similarity"],
+        codes=codes,
+        **strides,
+        T=t,
+        G=g,
+        JOIN_SEEDS=options.assignment == "all",
+        **common,
+        **inner,
+        **how,
+    )
+    launch(
+        write_batch,
+        grid,
+        k=k,
+        v=v,
+        codes=codes,
+        means=means,
+        counts=counts,
+        **strides,
+        **v_strides,
+        T=t,
+        N=n,
+        G=g,
+        rate=float(options.rate),
+        LEARNING_RATE=options.learning_rate,
+        DV=dv,
+        BLOCK_V=power(dv),
+        **common,
+        **inner,
+        **how,
+    )
+    slots = torch.where(codes < -1, -2 - codes, codes).long().transpose(1, 2)
+    return (
+        state.replace(counts=counts, keys=means[..., :dk], values=means[..., dk:], size=new_size, tokens=tokens),
+        slots,
+    )

@@ -1,0 +1,303 @@
+"""The Triton kernels: on a GPU if there is one, else in Triton's interpreter, at sizes that it can take.
+
+Tests over all implementations run these kernels too; here is what only they have: tiles, dtypes, shared reads, batch
+writes, operators of their own, and what they refuse.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_helpers import (
+    ON_GPU,
+    Inputs,
+    all_inputs,
+    all_options,
+    assert_states_close,
+    empty_state,
+    examples,
+    random_inputs,
+    relative_rms,
+    served,
+    tolerance_of,
+)
+from test_operator import Model
+
+from kernels import DictionaryOptions, DictionaryState, ovq_attention, update
+from kernels.attention import choose
+
+CLOSE = tolerance_of("triton")
+
+
+def outputs_and_gradients(inputs, options, state, implementation):
+    """Outputs, final state and every gradient that exists, of outputs and final state."""
+    leaves = inputs.leaves()
+    learned = {name: x.clone().requires_grad_() for name, x in state.state_dict().items() if x.is_floating_point()}
+    o, final = inputs.with_leaves(leaves).run(options, implementation, state.replace(**learned))
+    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype)
+    loss = (o * weight).sum()
+    for tensor in (final.keys, final.values, final.pending_keys, final.pending_values):
+        loss = loss + tensor.pow(3).sum()
+    return o, final, torch.autograd.grad(loss, [*leaves, *learned.values()], materialize_grads=True)
+
+
+def compare(inputs, options, state):
+    """Against the PyTorch path, which is tested against the specification."""
+    o, final, grads = outputs_and_gradients(inputs, options, state, "chunked")
+    fast_o, fast_final, fast_grads = outputs_and_gradients(inputs, options, state, "triton")
+    torch.testing.assert_close(fast_o, o, **CLOSE)
+    assert_states_close(fast_final.detach(), final.detach(), **CLOSE)
+    for actual, expected in zip(fast_grads, grads, strict=True):
+        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+        torch.testing.assert_close(actual / scale, expected / scale, **CLOSE)
+
+
+def any_case(inputs, options, before, shared):
+    options = served(options, "triton")
+    rows = 1 if shared else inputs.q.shape[0]
+    state = empty_state(inputs, options, rows)
+    if before:
+        history = random_inputs(
+            rows, before, *inputs.k.shape[2:], inputs.v.shape[-1], masked=0.2, dtype=torch.float32, seed=7
+        )
+        with torch.no_grad():
+            _, state = history.run(options, "chunked", state)
+    compare(inputs, options, state)
+
+
+@given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
+@examples(200 if ON_GPU else 8, shrink=False)
+def test_outputs_states_and_gradients(inputs, options, before, shared):
+    any_case(inputs, options, before, shared)
+
+
+@pytest.mark.slow
+@given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
+@examples(100, shrink=False)
+def test_outputs_states_and_gradients_at_length(inputs, options, before, shared):
+    any_case(inputs, options, before, shared)
+
+
+SIZES = [  # T, H, group, D, N, L: each D, each L, tiles that do not fit, several tiles a chunk
+    pytest.param(70, 1, 1, 32, 33, 32),
+    pytest.param(150, 1, 1, 64, 70, 128, marks=() if ON_GPU else pytest.mark.slow),
+    pytest.param(140, 1, 2, 128, 40, 64, marks=() if ON_GPU else pytest.mark.slow),
+    pytest.param(300, 1, 1, 32, 64, 256, marks=() if ON_GPU else pytest.mark.slow),
+]
+if ON_GPU:
+    SIZES += [pytest.param(5000, 4, 2, 64, 1024, 128), pytest.param(9001, 2, 1, 128, 8192, 64)]
+
+
+@pytest.mark.parametrize(("t", "h", "group", "d", "n", "length"), SIZES)
+def test_native_sizes(t, h, group, d, n, length):
+    """Clusters that no rounding confuses, so that both paths make the same dictionary of many chunks."""
+    g = torch.Generator().manual_seed(0)
+    inputs = random_inputs(t=t, h=h, dk=d, dv=d, group=group, dtype=torch.float32)
+    centres = torch.randn(2 * n, d, generator=g)
+    inputs.k[:] = centres[torch.randint(2 * n, inputs.k.shape[:3], generator=g)] + 0.01 * inputs.k
+    options = DictionaryOptions(capacity=n, chunk_size=length)
+    compare(inputs, options, empty_state(inputs, options))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 2e-3)], ids=str)
+@pytest.mark.parametrize("choices", [{}, {"read_out": "gmr", "learning_rate": "floored"}], ids=str)
+def test_narrow_inputs(dtype, tolerance, choices):
+    """Within their rounding of the specification in fp64; statistics keep the precision of fp32."""
+    options = DictionaryOptions(capacity=16, chunk_size=16, **choices)
+    inputs = random_inputs(t=44, h=1, dk=16, dv=16, dtype=dtype)
+    o, final = inputs.run(options, "triton")
+    exact = inputs.to(torch.float64)
+    expected, state = exact.run(options, "reference")
+    assert o.dtype == dtype
+    assert final.keys.dtype == torch.float32
+    assert relative_rms(o, expected) < tolerance
+    assert torch.equal(final.counts, state.counts)
+    assert relative_rms(final.keys, state.keys) < 1e-5
+    assert relative_rms(final.values, state.values) < 1e-6
+    grads, expected_grads = (
+        torch.autograd.grad(x.with_leaves(leaves).run(options, name)[0].square().sum(), leaves)
+        for x, name, leaves in ((inputs, "triton", inputs.leaves()), (exact, "chunked", exact.leaves()))
+    )
+    for actual, wanted in zip(grads, expected_grads, strict=True):
+        assert relative_rms(actual, wanted) < 2 * tolerance
+
+
+def test_near_ties_by_their_effect():
+    """Keys so close that rounding may give a token to either of two slots: outputs hardly care which."""
+    inputs = random_inputs(t=40, h=1, dk=8, dv=8)
+    pairs = torch.randn(6, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64).repeat_interleave(2, 0)
+    pairs[1::2] += 1e-4 * torch.randn(6, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    which = torch.randint(12, (40,), generator=torch.Generator().manual_seed(5))
+    inputs.k[0, :, 0] = pairs[which]
+    inputs.v[0, :, 0] = pairs[which] * 2
+    narrow = inputs.to(torch.bfloat16)
+    options = DictionaryOptions(capacity=12, chunk_size=8)
+    o, final = narrow.run(options, "triton")
+    expected, _ = narrow.to(torch.float64).run(options, "reference")
+    assert relative_rms(o, expected) < 1e-2
+    assert int(final.counts.sum()) == int(final.tokens)
+
+
+@pytest.mark.parametrize("read_out", ["raw", "gmr"])
+def test_rows_that_share_a_dictionary(read_out):
+    """Tiles run over the tokens of several rows, and no row sees another's."""
+    options = DictionaryOptions(capacity=20, chunk_size=8, read_out=read_out)
+    with torch.no_grad():
+        history = random_inputs(t=16, h=1, dtype=torch.float32, seed=4)
+        _, state = history.run(replace(options, growth="all"), "chunked")
+    inputs = random_inputs(b=9, t=5, h=1, group=2, biased=True, masked=0.2, dtype=torch.float32)
+    compare(inputs, options, state)
+
+
+def test_a_strided_input_is_read_where_it_lies():
+    """Heads taken out of one projection, and a state that slices another."""
+    options = DictionaryOptions(capacity=6, chunk_size=4)
+    together = torch.randn(2, 10, 3, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = (together[:, :, i : i + 1] for i in range(3))
+    inputs = Inputs(q, k, v, torch.ones(1), torch.ones(2, 10, dtype=torch.bool))
+    _, state = inputs.run(options, "triton")
+    assert not state.keys.is_contiguous()
+    compare(inputs, options, state.detach())
+
+
+@given(all_inputs(torch.float32), all_options(), st.booleans())
+@examples(200 if ON_GPU else 10, shrink=False)
+def test_update(inputs, options, shared):
+    """Slots and states of two writes, and the state that was given left alone."""
+    device = "cuda" if ON_GPU else "cpu"
+    options = served(options, "triton")
+    expected = state = empty_state(inputs, options, 1 if shared else None)
+    for i in range(2):
+        before = state.clone()
+        k = inputs.k * (i + 1) + i  # other keys than before, whose similarity to their own slots would tie
+        written, slots = update(
+            state.to(device), k.to(device), inputs.v.to(device), options, inputs.mask.to(device), "triton"
+        )
+        assert_states_close(state, before, rtol=0, atol=0)
+        expected, expected_slots = update(expected, k, inputs.v, options, inputs.mask, "chunked")
+        assert torch.equal(slots.cpu(), expected_slots)
+        state = written.to("cpu")
+        assert_states_close(state, expected, **CLOSE)
+
+
+def test_update_in_many_tiles():
+    """More tokens than a tile holds, seeds and members in all of them."""
+    device = "cuda" if ON_GPU else "cpu"
+    options = DictionaryOptions(capacity=90, growth="linear", growth_rate=0.3)
+    inputs = random_inputs(b=7, t=31, h=1, dtype=torch.float32)
+    state = empty_state(inputs, options, 1)
+    expected, expected_slots = update(state, inputs.k, inputs.v, options, implementation="chunked")
+    written, slots = update(
+        state.to(device), inputs.k.to(device), inputs.v.to(device), options, implementation="triton"
+    )
+    assert torch.equal(slots.cpu(), expected_slots)
+    assert_states_close(written.to("cpu"), expected, **CLOSE)
+
+
+def test_the_table_of_versions_comes_in_waves(monkeypatch):
+    """A sequence so long, or slots so many, that the table is made piece by piece."""
+    from kernels.triton.calls import Call
+
+    monkeypatch.setattr(Call, "wave", 2)
+    inputs = random_inputs(t=23, h=1, dtype=torch.float32)
+    options = DictionaryOptions(capacity=5, chunk_size=4)
+    compare(inputs, options, empty_state(inputs, options))
+
+
+def test_the_same_bits_again():
+    """No sum depends on which program comes first."""
+    inputs = random_inputs(b=2, t=19, h=1, group=2, dtype=torch.float32)
+    options = DictionaryOptions(capacity=5, chunk_size=4)
+    results = [outputs_and_gradients(inputs, options, empty_state(inputs, options), "triton") for _ in range(2)]
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=0, atol=0)
+
+
+def test_as_an_operator():
+    """With autograd, fake tensors and compiled graphs."""
+    from kernels.triton import operator  # noqa: F401  (registers it)
+
+    options = DictionaryOptions(capacity=6, chunk_size=5)
+    device = "cuda" if ON_GPU else "cpu"
+    state = DictionaryState.empty(1, 1, 6, 4, 3, device=device)
+    inputs = random_inputs(b=2, t=7, h=1, dtype=torch.float32)
+    tensors = [x.detach().to(device).requires_grad_() for x in inputs.leaves()]
+    arguments = (*tensors, None, None, *state.state_dict().values(), options.text, 1, True)
+    torch.library.opcheck(torch.ops.ovq.attention_triton.default, arguments)
+
+
+def test_compiles_without_a_graph_break(monkeypatch):
+    import test_operator
+
+    monkeypatch.setattr(
+        test_operator, "ovq_attention", lambda *args, **kw: ovq_attention(*args, **kw, implementation="triton")
+    )
+    torch.manual_seed(0)
+    device = "cuda" if ON_GPU else "cpu"
+    model = Model(DictionaryOptions(capacity=6, chunk_size=5), kv_heads=1).to(device)
+    x = torch.randn(1, 7, 8, device=device)
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        y, state = run(x)
+        (y.sum() + state.keys.sum()).backward()
+        results.append([y, *state.state_dict().values(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("choices", "dtype", "dk", "message"),
+    [
+        ({"seeds": "farthest"}, torch.float32, 4, "seeds 'farthest'.*served: spread, random; 'chunked'"),
+        ({}, torch.float64, 4, "inputs are torch.float64; served: float32"),
+        ({}, torch.float32, 129, "head sizes are 129 and 3; served: 1 to 128"),
+    ],
+)
+def test_what_kernels_do_not_serve(choices, dtype, dk, message):
+    options = DictionaryOptions(capacity=4, chunk_size=4, **choices)
+    inputs = random_inputs(dk=dk, dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        inputs.run(options, "triton")
+    if "inputs" not in message:
+        with pytest.raises(ValueError, match=message):
+            update(empty_state(inputs, options), inputs.k, inputs.v, options, implementation="triton")
+
+
+def test_auto_takes_what_serves():
+    """On a CPU the PyTorch path; on a GPU kernels wherever they serve a call, else the PyTorch path."""
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    x = torch.zeros(1, 4, 1, 4)
+    assert choose("auto", x, x, x, options) == "chunked"
+    gpu = torch.zeros(1, 4, 1, 4, device="meta")
+
+    class OnGpu:
+        """What `choose` asks of a tensor, as a tensor on a GPU would answer."""
+
+        device = torch.device("cuda")
+        dtype, shape = gpu.dtype, gpu.shape
+
+    assert choose("auto", OnGpu, OnGpu, OnGpu, options) == "triton"
+    assert choose("auto", OnGpu, OnGpu, OnGpu, replace(options, seeds="kmeans++")) == "chunked"
+    OnGpu.dtype = torch.float64
+    assert choose("auto", OnGpu, OnGpu, OnGpu, options) == "chunked"
+
+
+def test_update_passes_no_gradient_on():
+    inputs = random_inputs(dtype=torch.float32)
+    options = DictionaryOptions(capacity=4)
+    with pytest.raises(ValueError, match="a gradient is wanted"):
+        update(empty_state(inputs, options), inputs.k.requires_grad_(), inputs.v, options, implementation="triton")
+
+
+def test_a_cpu_without_the_interpreter_is_told_so():
+    code = (
+        "import torch; from kernels import *; x = torch.zeros(1, 4, 1, 4)\n"
+        "ovq_attention(x, x, x, torch.ones(1), DictionaryOptions(capacity=4), implementation='triton')"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "it needs tensors on a GPU, these are on cpu (or set TRITON_INTERPRET=1" in run.stderr
