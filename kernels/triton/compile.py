@@ -172,12 +172,8 @@ def compile_for(made: Launch, shape: str, target: str) -> Report:
     except Exception as error:  # whatever stage of the compiler failed, it is what the report says
         return Report(name, shape, target, 0, 0, 0, "", options["num_warps"], str(error).strip().splitlines()[-1][:200])
     shared = compiled.metadata.shared
-    if target.startswith("gfx"):
-        text = compiled.asm["amdgcn"]
-        registers, spilled = _amd(text)
-    else:
-        registers, spilled = _nvidia(compiled.asm["cubin"])
-        text = compiled.asm["ptx"]
+    text = compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]
+    registers, spilled = _amd(text) if target.startswith("gfx") else _nvidia(text, target)
     matrix = next((word for word in MATRIX if word in text), "")
     problems = []
     if shared > SHARED_LIMIT[target]:
@@ -189,15 +185,19 @@ def compile_for(made: Launch, shape: str, target: str) -> Report:
     return Report(name, shape, target, shared, registers, spilled, matrix, options["num_warps"], "; ".join(problems))
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, from the binary that the assembler made."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+def _nvidia(ptx: str, target: str) -> tuple[int, int]:
+    """Registers of a thread and bytes that it spills, from the assembler's report."""
+    tools = triton.knobs.nvidia
+    tool = tools.ptxas_blackwell if target == "sm_100" else tools.ptxas
+    architecture = target if target == "sm_80" else f"{target}a"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = {name: int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
-    return found["REG"], found["STACK"] + found["LOCAL"]
+        command = [tool.path, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    patterns = (r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
+    registers, stores, loads = (int(re.search(pattern, text)[1]) for pattern in patterns)  # type: ignore[index]
+    return registers, max(stores, loads)
 
 
 def _amd(text: str) -> tuple[int, int]:

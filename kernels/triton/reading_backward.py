@@ -1,7 +1,7 @@
 """The way back through the read, as far as it has no order: gradients of queries, and of tokens from their own chunk.
 
-Weights are made again from the logits and the softmax's denominator, which the forward pass kept. They never exceed one,
-also where a huge inverse temperature turns a rounding error of a logit into a large number.
+Weights are made again from the logits and the softmax's denominator, which the forward pass kept. They never exceed
+one, also where a huge inverse temperature turns a rounding error of a logit into a large number.
 """
 
 import triton
@@ -228,7 +228,9 @@ def tokens_backward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients of tiles of BLOCK_N tokens from the queries of their chunk. Grid: tiles, lines (heads where rows share).
+    """Gradients of tiles of BLOCK_N tokens from the queries of their chunk.
+
+    Grid: tiles, lines (heads where rows share).
 
     Args:
         d_tokens: `[B, G, S, DK + DV]` fp32, written: of normalised keys and of values.

@@ -1,9 +1,9 @@
 """The one part of a call that is sequential: a program per line walks its chunks and writes the dictionary.
 
-It reads no query. What it leaves lets every other kernel see the dictionary as it stood before any chunk, without a copy
-of it per chunk: each slot that a chunk touches gets a new *version*, a row of its own (so there are never more of them
-than tokens), and which version a slot has when is written in the tokens' codes. Versions 0 to N - 1 are the initial
-dictionary, version N + s is that of the slot which the token at position s leads.
+It reads no query. What it leaves lets every other kernel see the dictionary as it stood before any chunk, without a
+copy of it per chunk: each slot that a chunk touches gets a new *version*, a row of its own (so there are never more
+of them than tokens), and which version a slot has when is written in the tokens' codes. Versions 0 to N - 1 are the
+initial dictionary, version N + s is that of the slot which the token at position s leads.
 """
 
 import triton

@@ -1,8 +1,9 @@
 """What a query sees, and its logits: slots of the dictionary, and tokens of its own chunk.
 
-Queries come in tiles. A tile belongs to one chunk of one line; where all rows share one dictionary and no chunk closes
-(`SHARED`), tiles run over the tokens of all rows, so that short sequences fill them. *Places* number a line's positions,
-or, where rows share, row after row those of all. The g query heads of a group are so many queries at one place.
+Queries come in tiles. A tile belongs to one chunk of one line; where all rows share one dictionary and no chunk
+closes (`SHARED`), tiles run over the tokens of all rows, so that short sequences fill them. *Places* number a line's
+positions, or, where rows share, row after row those of all. The g query heads of a group are so many queries at one
+place.
 
 Logits are in units of log 2, because `exp2` is what hardware has.
 """
@@ -138,7 +139,7 @@ def token_logits(
 
 @triton.jit
 def slot_rows(first, n, table, counts, TRACED: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Slots from `first` on: the row of each in the dictionary, whether it is in use, and the logarithm of its count."""
+    """Slots from `first` on: the row of each in the dictionary, whether it is in use, the logarithm of its count."""
     slot = first + tl.arange(0, BLOCK_N)
     held = slot < n
     if TRACED:

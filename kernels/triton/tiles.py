@@ -1,6 +1,6 @@
 """Which tiles each kernel works in, by target, width of operands and head size.
 
-Every entry compiles without spilling a register and within shared memory; `python -m kernels.triton.compile` checks that.
+`python -m kernels.triton.compile` checks that no entry spills registers or exceeds shared memory.
 They were found without a GPU, so the largest that fits was taken, not the fastest that was measured.
 """
 

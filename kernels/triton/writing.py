@@ -1,8 +1,8 @@
 """The update of the touched slots, by tiles of tokens: the statistics half of a chunk's end.
 
-The first token of every slot that the chunk touches leads: it alone reads the slot's old mean, adds the chunk's tokens to
-it, and writes it, so nothing is added by two programs and no order changes a sum. Who belongs together is a matrix of
-zeros and ones, and its product with the tokens their sum.
+The first token of every slot that the chunk touches leads: it alone reads the slot's old mean, adds the chunk's
+tokens to it, and writes it, so nothing is added by two programs and no order changes a sum. Who belongs together is a
+matrix of zeros and ones, and its product with the tokens their sum.
 """
 
 import triton

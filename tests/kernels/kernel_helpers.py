@@ -28,7 +28,7 @@ def dtype_of(implementation: str) -> torch.dtype:
 
 
 def tolerance_of(implementation: str) -> dict[str, float]:
-    """How close to the exact result an implementation comes, in that dtype; on a GPU fp32 products are a little less."""
+    """How close to the exact result an implementation comes in that dtype; a GPU's fp32 products are less exact."""
     if implementation != "triton":
         return {}
     return {"rtol": 1e-3, "atol": 1e-4} if ON_GPU else {"rtol": 1e-4, "atol": 1e-5}
