@@ -1,7 +1,7 @@
 """A cost model of the Triton kernels: operations and bytes of every chunk, and the time that they take at best.
 
-It is a model, not a measurement. It knows a machine by a few numbers and takes every kernel at a stated share of them; no
-number in it was fitted to a run.
+It is a model, not a measurement. It knows a machine by a few numbers and takes every kernel at a stated share of them;
+no number in it was fitted to a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Machine:
         cores: streaming multiprocessors.
         clock: cycles per second.
         cache: bytes per second that one core reads from the second-level cache.
-        latency: seconds between dependent steps of a chunk: memory there and back, and all warps waiting for each other.
+        latency: seconds between dependent steps of a chunk: memory there and back, all warps waiting for each other.
     """
 
     name: str
@@ -87,8 +87,8 @@ def cost(
     """Model a call on 16-bit inputs.
 
     The scan has one program per row and head, which has one core to itself: a chunk waits for matrix products, for the
-    comparisons of scores, or for the dictionary from the cache, whichever takes longest, and for the latency of its eight
-    dependent steps. Everything else is spread over all cores.
+    comparisons of scores, or for the dictionary from the cache, whichever takes longest, and for the latency of its
+    eight dependent steps. Everything else is spread over all cores.
 
     Args:
         machine: where.

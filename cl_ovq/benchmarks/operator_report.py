@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -36,8 +37,52 @@ def markdown(result: dict[str, Any]) -> str:
     parts = []
     for group in series(result["rows"]).values():
         lines = [COLUMNS, ["---:"] * len(COLUMNS), *(cells(row, spread=True) for row in group)]
-        parts.append(f"**{title(group[0])}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        parts.append(f"**{title(group[0])}**\n\n" + _table(lines))
+        if "peers" in group[0]:
+            peers = list(dict.fromkeys(name for row in group for name in row["peers"]))
+            lines = [["tokens", "predicted s", "share of copy rate", *(f"{name} s" for name in peers)]]
+            lines.append(["---:"] * len(lines[0]))
+            for row in group:
+                times = [row["peers"][name] for name in peers]
+                lines.append(
+                    [
+                        f"{row['tokens']}",
+                        f"{row['predicted_seconds']:.3g}",
+                        f"{row['memory_share']:.0%}",
+                        *(time if isinstance(time, str) else f"{time:.3g}" for time in times),
+                    ]
+                )
+            parts.append(_table(lines))
+    if result.get("decode"):
+        lines = [["context", "median step s", "tokens per second"], ["---:"] * 3]
+        lines += [
+            [f"{row['context']}", f"{row['median_seconds']:.3g}", f"{row['tokens_per_second']:.0f}"]
+            for row in result["decode"]
+        ]
+        parts.append("**decoding, one token at a time**\n\n" + _table(lines))
     return "\n".join(parts)
+
+
+def modelled_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the cost model's rows as Markdown tables."""
+    columns = ("tokens", "scan s", "read s", "backward s", "OVQ s", "flash s", "speed-up", "share of matmul")
+    names = ("scan_seconds", "read_seconds", "backward_seconds", "seconds", "flash_seconds")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(title(row), []).append(row)
+    parts = []
+    for name, group in groups.items():
+        lines: list[Any] = [columns, ["---:"] * len(columns)]
+        for row in group:
+            times = [f"{row[key]:.3g}" for key in names]
+            lines.append([f"{row['tokens']}", *times, f"{row['speedup']:.2f}", f"{row['matmul_share']:.0%}"])
+        step = f"A decoding step: {group[0]['decode_seconds']:.2g} s at any position.\n"
+        parts.append(f"**{name}, modelled, not measured**\n\n{_table(lines)}\n{step}")
+    return "\n".join(parts)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:

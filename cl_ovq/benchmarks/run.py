@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cl_ovq.benchmarks.cost import MACHINES
+from cl_ovq.benchmarks.gpu import modelled_rows
 from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
-from cl_ovq.benchmarks.operator_report import markdown, operator_figure, terminal_tables
+from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, terminal_tables
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.experiment import find_device
 from cl_ovq.results import write_atomically
@@ -27,7 +30,7 @@ def run_operator_benchmark(
     Args:
         tokens: comma-separated numbers of tokens for each direction; a direction without any is not measured.
         lists: comma-separated values for each other field of `Case` but the device.
-        device: a device's name, or `auto`.
+        device: a device's name, `auto`, or `model:` and a name in `MACHINES`, for which nothing is measured.
         rounds: timings of each method.
         output: folder for `operator.json`, `operator.md` and `operator.png`.
         as_json: whether standard output carries the result as JSON, and nothing else.
@@ -35,7 +38,10 @@ def run_operator_benchmark(
     Raises:
         UserError: an option holds something that cannot be measured.
     """
-    place = str(find_device(device))
+    modelled = device.removeprefix("model:") if device.startswith("model:") else None
+    if modelled is not None and modelled not in MACHINES:
+        raise unknown("modelled device", modelled, tuple(MACHINES))
+    place = device if modelled is not None else str(find_device(device))
     values = {name: parse_list(name, text) for name, text in lists.items()}
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     lengths = {direction: parse_list("tokens", text) for direction, text in tokens.items() if text}
@@ -47,6 +53,14 @@ def run_operator_benchmark(
     ]
     if not cases:
         raise UserError("--tokens and --backward-tokens are both empty: nothing to measure")
+    if modelled is not None:
+        rows = modelled_rows(modelled, [asdict(case) for case in cases])
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            write_atomically(output / f"modelled_{modelled}.json", json.dumps(rows, indent=2) + "\n")
+            write_atomically(output / f"modelled_{modelled}.md", modelled_markdown(rows))
+        print(json.dumps(rows, indent=2) if as_json else modelled_markdown(rows))
+        return
     progress = Console(stderr=True)
     with progress.status("measuring") as status:
         result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"))
