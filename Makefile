@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench results-memory results-dictionaries results-quickstart ui clean
+.PHONY: setup demo test test-slow lint format docs bench gpu results-memory results-dictionaries results-quickstart ui clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,15 @@ docs: setup
 bench: setup
 	$(BIN)/cl-ovq bench training
 	$(BIN)/cl-ovq bench operator
+
+# What needs an NVIDIA GPU: the kernels' tests, natively and at larger sizes, then their speed beside their peers'.
+GPU_SHAPE := --device cuda --dtype bfloat16 --chunk 128
+gpu: setup
+	@$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'no GPU here'"
+	-$(BIN)/python -m pip install --quiet "flash-linear-attention>=0.6"
+	$(BIN)/python -m pytest tests/kernels -m "slow or not slow"
+	$(BIN)/cl-ovq bench operator $(GPU_SHAPE) --heads 16 --output docs/results/gpu
+	$(BIN)/cl-ovq bench operator $(GPU_SHAPE) --heads 256 --tokens 16384 --backward-tokens "" --output docs/results/gpu_256_heads
 
 # The table of memory heads in docs/RESULTS.md: five seeds each, a few minutes on one core.
 MEMORY_RUN := $(BIN)/cl-ovq run

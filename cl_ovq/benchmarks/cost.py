@@ -130,7 +130,7 @@ def cost(
     element = 2.0 * d * tokens * lines
     read = spread(2, 10) + 4 * element / machine.memory
     back = spread(3, 10) + spread(4, 12) + 12 * element / machine.memory if backward else 0.0
-    operations = 2.0 * chunk * d * lines * ((3 + 7 * backward) * total_slots + (2 + 5 * backward) * chunk / 2 * chunks)
+    operations = 2.0 * chunk * d * lines * ((3 + 7 * backward) * total_slots + (2 + 7 * backward) * chunk / 2 * chunks)
     return Cost(operations, element * (4 + 6 * backward), scan, read, back)
 
 

@@ -1,4 +1,4 @@
-"""The table of `tiles`: a kernel's name, target, whether operands are fp32, head size up to, whether options are default.
+"""The table of `tiles`: kernel, target, whether operands are fp32, head size up to, whether options are default.
 
 Found by compiling ever smaller tiles until nothing spilled; where even the smallest did, the one that spilled least.
 """

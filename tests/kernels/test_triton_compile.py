@@ -1,0 +1,68 @@
+"""Kernels compiled for GPUs that are not here, and what the assemblers say, in processes that do not interpret."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+INSTRUCTIONS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+
+
+def python(*arguments):
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def compiled(tmp_path, *arguments):
+    """Reports of the command with these arguments."""
+    run = python("-m", "kernels.triton.compile", "--output", str(tmp_path), *arguments)
+    assert (tmp_path / "compiled.json").exists(), run.stderr[-2000:]
+    reports = json.loads((tmp_path / "compiled.json").read_text())["reports"]
+    assert run.returncode == any(r["problem"] for r in reports)
+    return reports
+
+
+@pytest.mark.parametrize("target", INSTRUCTIONS)
+def test_the_usual_call_compiles_soundly(tmp_path, target):
+    """All kernels of a training step: no register spills, shared memory fits, products are the matrix units'."""
+    reports = compiled(
+        tmp_path, "--targets", target, "--dtypes", "bfloat16", "--heads", "64", "--chunks", "128", "--no-variants"
+    )
+    assert {r["kernel"] for r in reports} == {
+        "scan",
+        "trace",
+        "read",
+        "queries_backward",
+        "tokens_backward",
+        "dictionary_backward",
+        "finish_tokens",
+    }
+    assert [r["problem"] for r in reports] == [""] * len(reports)
+    assert next(r for r in reports if r["kernel"] == "read")["matrix"] == INSTRUCTIONS[target]
+    assert all(r["registers"] > 0 for r in reports)
+
+
+@pytest.mark.slow
+def test_every_configuration_compiles(tmp_path):
+    """Spills are reported in the table of `docs/kernels.md`; nothing else may be wrong."""
+    reports = compiled(tmp_path, "--jobs", "2")
+    wrong = [r for r in reports if r["problem"] and not r["problem"].endswith("spilled")]
+    assert not wrong
+
+
+OVERSIZED = """
+from kernels.triton.compile import Shape, compile_for, launches
+from kernels.triton.tile_table import TILES
+TILES["dictionary_backward", "sm_80", False, 128, True] = (128, 128, 4, 1)
+made = launches(Shape("train", "bfloat16", 128, 128), "sm_80")
+made = next(launch for launch in made if launch.kernel.__name__ == "dictionary_backward")
+print(compile_for(made, "", "sm_80").problem)
+"""
+
+
+def test_a_tile_too_large_is_reported():
+    assert "spilled" in python("-c", OVERSIZED).stdout
