@@ -71,7 +71,7 @@ def any_case(inputs, options, before, shared):
 
 
 @given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
-@examples(200 if ON_GPU else 8, shrink=False)
+@examples(200 if ON_GPU else 6, shrink=False)
 def test_outputs_states_and_gradients(inputs, options, before, shared):
     any_case(inputs, options, before, shared)
 
