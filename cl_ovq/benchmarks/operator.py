@@ -138,9 +138,14 @@ def _on_gpu(case: Case, rounds: int, ovq: float, machine: gpu.Machine) -> dict[s
             peers[name] = statistics.median(gpu.seconds_of(runner(case, name), rounds))
         except Exception as error:  # a peer that cannot run here must not lose the run
             peers[name] = f"{type(error).__name__}: {error}"[:200]
-    shape = {"tokens": case.tokens, "heads": case.heads, "head_dim": case.head_dim}
     modelled = cost(
-        machine, capacity=case.capacity, chunk=case.chunk, backward=case.direction == FORWARD_BACKWARD, **shape
+        machine,
+        tokens=case.tokens,
+        capacity=case.capacity,
+        chunk=case.chunk,
+        heads=case.heads,
+        head_dim=case.head_dim,
+        backward=case.direction == FORWARD_BACKWARD,
     )
     return {
         "peers": peers,
