@@ -160,6 +160,27 @@ def show(config: Config, overrides: Overrides = None) -> None:
     print(OmegaConf.to_yaml(OmegaConf.create(to_dict(loaded))), end="")
 
 
+@app.command("show-stream")
+def show_stream(
+    name: Annotated[str, typer.Argument(help="A stream from `cl-ovq list streams`.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The stream's options, and seed=N.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File of the contact sheet; runs/streams/NAME.png if not given.")
+    ] = None,
+) -> None:
+    """Show a stream: shapes, sizes, balance of its targets, and an example or a contact sheet."""
+    from cl_ovq.config import load_stream_config
+    from cl_ovq.experiment import load_stream, quiet
+    from cl_ovq.preview import print_stream
+
+    quiet()
+    config = load_stream_config(name, overrides or ())
+    print_stream(load_stream(config), Console(), output or Path("runs", "streams", f"{name}.png"))
+
+
 @app.command("list")
 def list_names(
     kind: Annotated[

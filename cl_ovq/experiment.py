@@ -21,16 +21,16 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
-from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES, derive_seed, seed_everything
-from cl_ovq.learning.strategies import PROTOTYPES
-from cl_ovq.mixers import dictionaries
-from cl_ovq.models import build_model, check_model
+from cl_ovq.learning import BUFFERED, OBJECTIVES, OPTIMIZERS, STRATEGIES, Objective, derive_seed, seed_everything
+from cl_ovq.learning.strategies import OF_SEQUENCES, PROTOTYPES
+from cl_ovq.mixers import dictionaries, layer_mixers
+from cl_ovq.models import MIXED, build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, to_matrix, write_atomically
 from cl_ovq.tracking import RUNS, StoreCheck, Tracker, warm_up
 from cl_ovq.tracking.notes import run_note
-from streams import StreamDataError, build_stream
+from streams import StreamDataError, TensorSamples, build_stream
 
 if TYPE_CHECKING:
     # These import Avalanche or matplotlib, which `cl-ovq show` does not need.
@@ -104,10 +104,9 @@ def find_device(name: str) -> torch.device:
 def describe(config: ExperimentConfig) -> str:
     """Return the name of a run: model, strategy and seed."""
     model = config.model.name
-    if model == "patch_transformer":
-        model = config.model.mixer
-        if model == "ovq":
-            model += f"-{config.dictionary.scope}"
+    if model in MIXED:
+        named = dict.fromkeys(config.model.pattern or [config.model.mixer])
+        model = "+".join(f"{name}-{config.dictionary.scope}" if name == "ovq" else name for name in named)
     if config.model.head == "memory":
         model += "-memory"
     return config.tracking.run_name or f"{model} {config.strategy.name} seed {config.seed}"
@@ -202,10 +201,19 @@ def load_stream(config: ExperimentConfig) -> Stream:
     Raises:
         UserError: its data is missing or damaged, or its options do not fit it.
     """
+    from cl_ovq.evaluation.lengths import sequences_of
+
     try:
         stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
     except StreamDataError as error:
         raise UserError(f"stream: {error}") from error
+    if stream.kind != "classes" and config.strategy.name not in OF_SEQUENCES:
+        raise UserError(
+            f"strategy.name: '{config.strategy.name}' learns classes of images, and '{stream.name}' has sequences: "
+            f"known: {', '.join(OF_SEQUENCES)}"
+        )
+    for length in config.evaluation.lengths:
+        sequences_of(stream, length, 1)
     if config.memory.calibrate and "validation" not in stream.benchmark.streams:
         raise UserError("memory.calibrate: needs a validation stream: stream.validation_fraction is 0")
     if config.evaluation.stream not in stream.benchmark.streams:
@@ -230,6 +238,7 @@ def _run(
     """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+    from cl_ovq.evaluation.lengths import as_data, evaluate_lengths
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
@@ -239,7 +248,7 @@ def _run(
     reset_peak_memory(device)
     seed_everything(config.seed, "training")
     recorders = Recorders(
-        MatrixRecorder(stream.classes_per_experience),
+        MatrixRecorder(stream.classes_per_experience, stream.kind),
         DictionaryRecorder(config.evaluation.dictionary_every),
         CensusRecorder(),
     )
@@ -255,6 +264,9 @@ def _run(
         output_dir=str(directory),
         config=to_dict(config),
         **_findings(stream, strategy, recorders),
+        lengths=as_data(
+            evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
+        ),
         provenance={
             "seed": config.seed,
             "code": code_revision(),
@@ -334,7 +346,8 @@ def _train(
             recorders.matrix.row = row
             strategy.eval(test)
             if tracker is not None:
-                tracker.log(_stream_metrics(recorders.matrix.result(), len(train) if joint else row), step=row)
+                learned = len(train) if joint else row
+                tracker.log(_stream_metrics(recorders.matrix.result(), OBJECTIVES[stream.kind], learned), step=row)
             checkpoints.done += 1
             checkpoints.save(within=False)
     finally:
@@ -348,16 +361,17 @@ def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders
     from cl_ovq.evaluation.dictionaries import summarize
     from cl_ovq.evaluation.plateaus import growth_plateaus, plateau_tokens
 
-    matrices = recorders.matrix.result()
-    metrics = _metrics(matrices)
+    matrices, objective = recorders.matrix.result(), OBJECTIVES[stream.kind]
+    metrics = _metrics(matrices, objective)
     probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
     experiences = len(stream.classes_per_experience)
     history = recorders.growth.result()
     summary = summarize(strategy.model, probe, strategy.clock.train_iterations, experiences)
     at_rest = plateau_tokens(history)
     return {
-        "matrix": to_lists(matrices["accuracy"]),
-        "matrices": {key: to_lists(value) for key, value in matrices.items() if key != "accuracy"},
+        "quantity": objective.quantity,
+        "matrix": to_lists(objective.sign * matrices[objective.quantity]),
+        "matrices": {key: to_lists(value) for key, value in matrices.items() if key != objective.quantity},
         "metrics": metrics,
         "dictionary": summary
         | {
@@ -369,24 +383,30 @@ def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders
     }
 
 
-def _metrics(matrices: Mapping[str, Matrix]) -> dict[str, float | None]:
+def _metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, float | None]:
     """Return the metrics of a stream; None where one is undefined."""
-    masked = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
-    return all_metrics(matrices["accuracy"]) | {"forward_transfer_task_masked": masked}
+    metrics = all_metrics(objective.sign * matrices[objective.quantity])
+    if "task_masked_accuracy" in matrices:
+        masked = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
+        metrics["forward_transfer_task_masked"] = masked
+    return metrics
 
 
-def _stream_metrics(matrices: Mapping[str, Matrix], learned: int) -> dict[str, float]:
+def _stream_metrics(matrices: Mapping[str, Matrix], objective: Objective, learned: int) -> dict[str, float]:
     """Return the metrics of the experiences learned so far, as far as they are defined."""
-    metrics = _metrics({name: part(matrix, learned) for name, matrix in matrices.items()})
+    metrics = _metrics({name: part(matrix, learned) for name, matrix in matrices.items()}, objective)
     return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
     """Return the figures of a run by file name."""
     from cl_ovq.evaluation import figures
+    from cl_ovq.evaluation.lengths import lengths_figure
 
     name = result.run_name
-    drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name)}
+    drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name, result.quantity)}
+    if result.lengths:
+        drawn["lengths.png"] = lengths_figure({name: result.lengths}, result.config["stream"].get("length"))
     if recorders.growth.records:
         capacity = result.dictionary["capacity"]
         drawn["dictionary_growth.png"] = figures.growth_figure(recorders.growth.records, capacity, name)
@@ -428,12 +448,16 @@ def _log_summary(result: Result, tracker: Tracker) -> None:
 def _log_model(
     config: ExperimentConfig, stream: Stream, model: torch.nn.Module, directory: Path, tracker: Tracker
 ) -> None:
-    """Register the trained model with MLflow."""
+    """Keep the trained model, and register it with MLflow if it reads images: what is served answers for images."""
     from cl_ovq.models.saving import save_model
 
     path = directory / "model.pt"
     save_model(path, model, config, stream)
-    inputs: dict[str, Any] = {"images": [-1, *stream.samples.image_shape]}
+    samples = stream.samples
+    if not isinstance(samples, TensorSamples):
+        tracker.log_file(path)
+        return
+    inputs: dict[str, Any] = {"images": [-1, *samples.image_shape]}
     if stream.scenario == "task_incremental":
         inputs["task_labels"] = [-1]
     tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)
@@ -442,11 +466,12 @@ def _log_model(
 def _log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
     """Name the data set that the run uses."""
     facts = stream.provenance
+    shapes = {name: facts[name] for name in ("image_shape", "sequence_shape") if name in facts}
     tracker.log_input(
         stream.name,
         facts["split_sha256"][:36],
         source={"uri": facts["source"], "files": facts["files"]},
-        profile={"sizes": facts["sizes"], "image_shape": facts["image_shape"]},
+        profile={"sizes": facts["sizes"]} | shapes,
         context=f"train, {evaluation}",
     )
 
@@ -478,13 +503,14 @@ def build_strategy(
 
     from cl_ovq.evaluation.logger import MetricLogger
     from cl_ovq.evaluation.training import TrainingLoss
+    from cl_ovq.learning.auxiliary import AuxiliaryLoss
     from cl_ovq.learning.batches import BatchedData
     from cl_ovq.learning.dictionary import DictionaryScope
     from cl_ovq.learning.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.learning.memory import MemoryWrites
 
     plugins: list[Any] = [BatchedData(stream.samples)] if batched else []
-    plugins.append(DictionaryScope(config.dictionary.scope))
+    plugins += [DictionaryScope(config.dictionary.scope), AuxiliaryLoss()]
     if config.model.head == "memory":
         plugins.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
     if config.model.train_encoder == "first_experience":
@@ -500,7 +526,7 @@ def build_strategy(
     common = {
         "model": model,
         "optimizer": OPTIMIZERS[config.optimizer.name](model.parameters(), config.optimizer),
-        "criterion": torch.nn.CrossEntropyLoss(),
+        "criterion": OBJECTIVES[stream.kind].criterion(),
         "train_mb_size": config.strategy.batch_size,
         "train_epochs": config.strategy.epochs,
         "eval_mb_size": config.evaluation.batch_size,
@@ -533,14 +559,14 @@ def make_directory(config: ExperimentConfig, name: str) -> Path:
 
 def _tags(config: ExperimentConfig, scenario: str, device: torch.device) -> dict[str, Any]:
     code = code_revision()
-    mixer = config.model.mixer if config.model.name == "patch_transformer" else "none"
+    mixers = layer_mixers(config.model) if config.model.name in MIXED else []
     return {
         "stream": config.stream.name,
         "scenario": scenario,
         "model": config.model.name,
         "head": config.model.head,
-        "mixer": mixer,
-        "scope": config.dictionary.scope if mixer == "ovq" else "none",
+        "mixer": "+".join(dict.fromkeys(mixers)) or "none",
+        "scope": config.dictionary.scope if "ovq" in mixers else "none",
         "strategy": config.strategy.name,
         "seed": config.seed,
         "sweep": "none",

@@ -19,7 +19,7 @@ from cl_ovq.experiment import build_strategy, find_device, load_stream, quiet
 from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
 from cl_ovq.results import FILE_NAME, Result, to_matrix
-from streams import Stream
+from streams import Stream, TensorSamples
 
 # What may be changed of a finished run: what it is judged on, and where that is computed.
 CHANGEABLE = ("stream.", "evaluation.", "device", "threads")
@@ -175,6 +175,10 @@ def _directory_of_run(name: str, uri: str | None) -> Path:
 
 
 def _check_fit(own: Stream, other: Stream) -> None:
+    if not isinstance(own.samples, TensorSamples) or not isinstance(other.samples, TensorSamples):
+        raise UserError(
+            "stream.name: only models of images are evaluated afterwards, and a stream of sequences has none"
+        )
     if own.samples.image_shape != other.samples.image_shape:
         raise UserError(
             f"stream.name: '{other.name}' has images of {list(other.samples.image_shape)}, and the model was built for "

@@ -14,7 +14,9 @@ CLASS_INCREMENTAL = "class_incremental"
 
 def matrix_table(result: Result) -> Table:
     """Return the results matrix as a table: a row per moment of training, a column per test experience."""
-    table = Table(title=f"{result.run_name}: accuracy on test experience", title_justify="left")
+    table = Table(
+        title=f"{result.run_name}: {result.quantity.replace('_', ' ')} on test experience", title_justify="left"
+    )
     table.add_column("")
     for j in range(len(result.matrix[0])):
         table.add_column(str(j + 1), justify="right")
@@ -31,7 +33,7 @@ def summary_table(results: Sequence[Result]) -> Table:
         table.add_column(result.run_name, justify="right")
     class_incremental = any(result.config["stream"].get("scenario") == CLASS_INCREMENTAL for result in results)
     names = {
-        "accuracy": "average accuracy",
+        "accuracy": "average accuracy" if all(result.quantity == "accuracy" for result in results) else "average of R",
         "forgetting": "forgetting",
         "backward_transfer": "backward transfer",
         "forward_transfer": "forward transfer",

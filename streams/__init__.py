@@ -1,7 +1,7 @@
 """Task streams: what data comes in what order. Knows nothing of models.
 
 Importing the package is cheap: torch, torchvision, scikit-learn and Avalanche are imported when a stream is built (or
-`TensorSamples` is asked for).
+samples are asked for).
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from streams.registry import STREAMS, StreamEntry, build_stream
 from streams.stream import Stream
 
 if TYPE_CHECKING:
-    from streams.samples import TensorSamples, rows_of
+    from streams.samples import Samples, TensorSamples, rows_of
+    from streams.sequences import IGNORED, PADDING, SequenceSamples
 
 # Tells this package from another distribution's of the same name.
 __project__ = "cl-ovq"
 
 __all__ = [
+    "IGNORED",
+    "PADDING",
     "STREAMS",
+    "Samples",
+    "SequenceSamples",
     "SplitOptions",
     "Stream",
     "StreamDataError",
@@ -32,8 +37,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("TensorSamples", "rows_of"):
+    if name in ("Samples", "TensorSamples", "rows_of"):
         from streams import samples  # imports torch
 
         return getattr(samples, name)
+    if name in ("IGNORED", "PADDING", "SequenceSamples"):
+        from streams import sequences
+
+        return getattr(sequences, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

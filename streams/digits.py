@@ -1,4 +1,4 @@
-"""`split_digits`: scikit-learn's handwritten digits, 1797 real images of 8 x 8 that come with the package.
+"""Digits: scikit-learn's handwritten digits, 1797 real images of 8 x 8 that come with the package.
 
 Source: the test set of "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, as
 `sklearn.datasets.load_digits` ships it. Pixels are integers 0 to 16.
@@ -10,11 +10,9 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
-from streams.options import SplitOptions
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages
-    from streams.stream import Stream
 
 # sha256 of the arrays as uint8, in C order.
 ARRAYS = {
@@ -23,21 +21,11 @@ ARRAYS = {
 }
 
 
-def build_split_digits(options: SplitOptions, *, seed: int) -> Stream:
-    """Builds the stream.
+def read_digits(data_dir: str | None = None) -> LabelledImages:
+    """Reads and verifies the data set: images `[1797, 1, 8, 8]`; there is no official test set.
 
-    There is no official test set: 20 % of each class, the same samples in every run, are the test stream.
-
-    Raises:
-        StreamDataError: an option does not fit the data, or scikit-learn's copy of it is not the known one.
-    """
-    from streams.split import build_split_stream  # imports torch, which listing the streams does without
-
-    return build_split_stream("split_digits", read_digits(), options, seed=seed)
-
-
-def read_digits() -> LabelledImages:
-    """Reads and verifies the data set: images `[1797, 1, 8, 8]`.
+    Args:
+        data_dir: not used; the data comes installed.
 
     Raises:
         StreamDataError: the arrays are not the known ones.

@@ -1,4 +1,4 @@
-"""`split_fashion_mnist`: Zalando's Fashion-MNIST, 70 000 grey images of 28 x 28, 10 classes of clothing.
+"""Fashion-MNIST: Zalando's 70 000 grey images of 28 x 28, 10 classes of clothing.
 
 Source: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747. The four files are looked for in `data_dir`, then where the Debian
 package `dataset-fashion-mnist` installs them, then in the cache, into which torchvision downloads them.
@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
-from streams.options import SplitOptions
 
 if TYPE_CHECKING:
     import numpy as np
 
     from streams.split import LabelledImages
-    from streams.stream import Stream
 
 # sha256 of the unpacked files.
 FILES = {
@@ -55,17 +53,6 @@ N_TEST = 10_000
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION_SUBFOLDER = Path("FashionMNIST", "raw")
 DOWNLOAD_TIMEOUT_S = 30.0
-
-
-def build_split_fashion_mnist(options: SplitOptions, *, seed: int) -> Stream:
-    """Builds the stream, with the data set's official test set.
-
-    Raises:
-        StreamDataError: an option does not fit the data, the data is not found, or a file is not the known one.
-    """
-    from streams.split import build_split_stream  # imports torch, which listing the streams does without
-
-    return build_split_stream("split_fashion_mnist", read_fashion_mnist(options.data_dir), options, seed=seed)
 
 
 def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
@@ -106,7 +93,7 @@ def _find(data_dir: str | None) -> tuple[str, dict[str, Path]]:
         return "stream.data_dir", paths
     if paths := _files_in(DEBIAN_FOLDER):
         return "Debian package dataset-fashion-mnist", paths
-    cache = folder or _cache_folder()
+    cache = folder or cache_folder()
     if paths := _files_in(cache):
         return "download", paths
     try:
@@ -171,7 +158,8 @@ def _parse_idx(contents: bytes) -> np.ndarray:
     return np.frombuffer(contents, dtype=np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Returns the folder into which this user's downloads go."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cl-ovq")
 
 
@@ -186,7 +174,7 @@ def _download(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     # Into a folder of its own first: a broken download leaves nothing behind, and processes that download at the same
     # time do not disturb each other.
-    with tempfile.TemporaryDirectory(dir=root) as temporary, _patience(DOWNLOAD_TIMEOUT_S):
+    with tempfile.TemporaryDirectory(dir=root) as temporary, patience(DOWNLOAD_TIMEOUT_S):
         # Some versions of torchvision report on standard output, which belongs to the caller's results.
         with contextlib.redirect_stdout(sys.stderr):
             FashionMNIST(temporary, download=True)
@@ -197,7 +185,7 @@ def _download(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def patience(seconds: float) -> Iterator[None]:
     """Limits how long a silent server is waited for; torchvision sets no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

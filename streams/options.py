@@ -14,7 +14,27 @@ from streams.errors import StreamDataError
 
 SCENARIOS = ("class_incremental", "domain_incremental", "task_incremental")
 
+DATA_DIR_HELP = "folder with the data set's files, looked into first; not used by data that comes installed"
+
 OptionsT = TypeVar("OptionsT")
+
+
+def count_option(default: int, help: str, *, minimum: int = 1) -> Any:
+    """Declares a whole number of at least one."""
+    return field(default=default, metadata={"help": help, "minimum": minimum})
+
+
+def blur_option() -> Any:
+    """Declares how far the boundaries between experiences are blurred."""
+    return field(
+        default=0.0,
+        metadata={
+            "help": "how far the boundaries between experiences are blurred, in experiences, for task-free learning: "
+            "near one, training samples of both sides mix; 0: sharp",
+            "minimum": 0.0,
+            "maximum": 1.0,
+        },
+    )
 
 
 @dataclass
@@ -52,9 +72,48 @@ class SplitOptions:
             "maximum": 0.9,
         },
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "folder with the data set's files, looked into first; not used by data that comes installed"},
+    blur: float = blur_option()
+    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
+
+
+@dataclass
+class TransformOptions:
+    """A labelled data set seen anew in each experience: its pixels permuted, or its images rotated."""
+
+    scenario: str = field(
+        default="domain_incremental",
+        metadata={
+            "help": "domain_incremental: no task label; task_incremental: the task label is the experience",
+            "choices": ("domain_incremental", "task_incremental"),
+        },
+    )
+    experiences: int = field(
+        default=5,
+        metadata={"help": "number of experiences, each with all images; the first sees them as they are", "minimum": 1},
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
+            "minimum": 0.0,
+            "maximum": 0.9,
+        },
+    )
+    blur: float = blur_option()
+    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
+
+
+@dataclass
+class RotationOptions(TransformOptions):
+    """A labelled data set whose images are rotated further in each experience."""
+
+    degrees: float = field(
+        default=180.0,
+        metadata={
+            "help": "angle of the last experience; the first is not rotated",
+            "minimum": 0.0,
+            "maximum": 360.0,
+        },
     )
 
 
@@ -82,6 +141,8 @@ def checked_options(options_type: type[OptionsT], options: Any) -> OptionsT:
 
 def _check_value(entry: Field[Any], value: Any) -> None:
     limits = entry.metadata
+    if value is None:
+        return
     if "choices" in limits and value not in limits["choices"]:
         raise StreamDataError(f"{entry.name}={value!r}: choose one of {', '.join(map(str, limits['choices']))}")
     # Written so that a NaN fails too.

@@ -1,14 +1,19 @@
-"""The streams by name. A new one is a new file with a builder and an options dataclass, and one entry here."""
+"""The streams by name. A new one is a new file with a builder and an options dataclass, and one entry here;
+a new data set of images is one entry in `images.DATASETS`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from streams.digits import build_split_digits
-from streams.fashion_mnist import build_split_fashion_mnist
-from streams.options import SplitOptions, checked_options
+from streams.images import DATASETS, VARIANTS
+from streams.options import checked_options
+from streams.pg19 import PG19Options, build_pg19
+from streams.recall import RecallOptions, RepeatedRecallOptions, build_recall
+from streams.regression import RegressionOptions, build_regression
 from streams.stream import Stream
+from streams.text import TextOptions, build_text
 
 
 class StreamBuilder(Protocol):
@@ -33,15 +38,32 @@ class StreamEntry:
 
 
 STREAMS: dict[str, StreamEntry] = {
-    "split_digits": StreamEntry(
-        build=build_split_digits,
-        Options=SplitOptions,
-        summary="scikit-learn's digits (1797 images of 8 x 8, 10 classes) split by class; nothing to download",
+    **{
+        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}")
+        for variant, (build, Options, how) in VARIANTS.items()
+        for name, dataset in DATASETS.items()
+    },
+    "recall": StreamEntry(
+        partial(build_recall, "recall"), RecallOptions, "in-context recall: key-value pairs, then keys to answer"
     ),
-    "split_fashion_mnist": StreamEntry(
-        build=build_split_fashion_mnist,
-        Options=SplitOptions,
-        summary="Fashion-MNIST (70 000 images of 28 x 28, 10 classes) split by class",
+    "positional_recall": StreamEntry(
+        partial(build_recall, "positional_recall"),
+        RepeatedRecallOptions,
+        "in-context recall where a key's values are asked for in the order in which it was bound to them",
+    ),
+    "rebinding": StreamEntry(
+        partial(build_recall, "rebinding"),
+        RepeatedRecallOptions,
+        "in-context recall of keys that are bound again: the last value counts",
+    ),
+    "regression": StreamEntry(
+        build_regression, RegressionOptions, "in-context regression of several interleaved functions"
+    ),
+    "text": StreamEntry(
+        build_text, TextOptions, "language modelling over bytes by domain: your files, or what Python has on disk"
+    ),
+    "pg19": StreamEntry(
+        build_pg19, PG19Options, "language modelling over the bytes of PG-19's books by period (files or a download)"
     ),
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,29 @@ if TYPE_CHECKING:
     from avalanche.benchmarks.utils import AvalancheDataset
 
 
-class TensorSamples(Dataset[tuple[torch.Tensor, int]]):
+class Samples(Dataset[Any], ABC):
+    """All samples of a stream; the row of a sample is its index here.
+
+    Attributes:
+        targets: `[n]`, or `[n, T]` where every token may have a target.
+    """
+
+    targets: torch.Tensor
+
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Bytes that one sample takes as it is stored."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the inputs of `rows` `[b]`, as the model takes them."""
+
+
+class TensorSamples(Samples):
     """Images and labels of a stream; the row of a sample is its index here.
 
     Avalanche reads it sample by sample (`__getitem__`); a training loop that has the rows of a batch (`rows_of`) reads
@@ -43,6 +66,11 @@ class TensorSamples(Dataset[tuple[torch.Tensor, int]]):
         """`(C, H, W)`."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that one image takes as it is stored."""
+        return self.images[0].nbytes
 
     def __len__(self) -> int:
         return len(self.images)

@@ -5,21 +5,18 @@ Index work is numpy's: the arrays are small, and torch's threads cost more than 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from streams.benchmark import make_benchmark, split_digest
 from streams.errors import StreamDataError
 from streams.options import SplitOptions
 from streams.samples import TensorSamples
 from streams.stream import Stream
-
-if TYPE_CHECKING:
-    from avalanche.benchmarks import CLScenario
 
 # Which samples are held out is part of the data, not of a run: the same test and validation samples for every seed,
 # scenario and number of experiences, so that runs are compared on the same data.
@@ -64,8 +61,10 @@ def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *
         seed: decides the order of the classes, and nothing else.
 
     Raises:
-        StreamDataError: more experiences than classes, or a class order that is not a permutation.
+        StreamDataError: more experiences than classes, a class order that is not a permutation, or blurred boundaries
+            with task labels.
     """
+    check_blur(options)
     n_original = len(data.class_names)
     original_classes = split_classes(order_classes(n_original, options, seed=seed), options.experiences)
     restart = options.scenario == "domain_incremental"
@@ -85,16 +84,32 @@ def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *
     return Stream(
         name=name,
         scenario=options.scenario,
-        benchmark=_benchmark(
-            samples, split, experiences, task_labels=experiences if options.scenario == "task_incremental" else None
+        benchmark=make_benchmark(
+            samples,
+            split,
+            experiences,
+            samples.targets.numpy(),
+            task_labels=experiences if options.scenario == "task_incremental" else None,
+            blur=options.blur,
+            seed=seed,
         ),
         samples=samples,
         n_classes=max(map(len, labels)) if restart else n_original,
         classes_per_experience=labels,
         original_classes=original_classes,
         class_names=data.class_names,
-        provenance=_provenance(data, split),
+        provenance=image_provenance(data, split),
     )
+
+
+def check_blur(options: Any) -> None:
+    """Refuses task labels where boundaries are blurred.
+
+    Raises:
+        StreamDataError: both are asked for.
+    """
+    if options.blur and options.scenario == "task_incremental":
+        raise StreamDataError("blur: task labels mark sharp boundaries: choose another scenario, or blur=0")
 
 
 def order_classes(n_classes: int, options: SplitOptions, *, seed: int) -> tuple[int, ...]:
@@ -162,50 +177,13 @@ def _hold_out(rows: np.ndarray, targets: np.ndarray, fraction: float) -> tuple[n
     return rows[~held_out[rows]], rows[held_out[rows]]
 
 
-def _benchmark(
-    samples: TensorSamples,
-    split: dict[str, np.ndarray],
-    experiences: np.ndarray,
-    *,
-    task_labels: np.ndarray | None,
-) -> CLScenario:
-    """Returns Avalanche's view of the samples; `experiences` and `task_labels` are `[n]`, one per sample."""
-    # Imported here since it takes 7 to 11 s.
-    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-    from avalanche.benchmarks.utils import (
-        ConstantSequence,
-        DataAttribute,
-        TaskAwareSupervisedClassificationDataset,
-        TaskLabels,
-    )
-
-    # One dataset, of which every experience is a subset: they then share its attributes' storage, so that Avalanche
-    # merges indices when a replay buffer concatenates them, instead of growing a tree.
-    everything = TaskAwareSupervisedClassificationDataset(
-        [samples],
-        data_attributes=[
-            DataAttribute(samples.targets.tolist(), "targets"),
-            TaskLabels(ConstantSequence(0, len(samples)) if task_labels is None else task_labels.tolist()),
-            DataAttribute(range(len(samples)), "rows"),
-        ],
-    )
-    n_experiences = int(experiences.max()) + 1
-    datasets = {
-        stream: [everything.subset(rows[experiences[rows] == e].tolist()) for e in range(n_experiences)]
-        for stream, rows in split.items()
-    }
-    return with_task_labels(with_classes_timeline(benchmark_from_datasets(**datasets)))
-
-
-def _provenance(data: LabelledImages, split: dict[str, np.ndarray]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for stream, rows in split.items():
-        digest.update(stream.encode() + rows.tobytes())
+def image_provenance(data: LabelledImages, split: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what a result must say of images and of how they were split."""
     return {
         "dataset": data.dataset,
         "source": data.source,
         "files": data.files,
         "sizes": {stream: len(split.get(stream, ())) for stream in ("train", "validation", "test")},
         "image_shape": list(data.images.shape[1:]),
-        "split_sha256": digest.hexdigest(),
+        "split_sha256": split_digest(split),
     }

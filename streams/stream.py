@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # At run time avalanche takes 7 to 11 s to import and torch 2 s, and listing the streams needs neither.
+    from collections.abc import Callable
+
     from avalanche.benchmarks import CLScenario
 
-    from streams.samples import TensorSamples
+    from streams.samples import Samples
+    from streams.sequences import SequenceSamples
+
+# What a model's output and a sample's target are. `classes`: one class for a sample; `tokens`: a class at those tokens
+# of a sequence that have a target; `bytes`: the next byte at every token; `values`: a number at those tokens.
+KINDS = ("classes", "tokens", "bytes", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,19 +31,25 @@ class Stream:
             `samples`, which `subset` and `concat` keep.
         samples: all samples of all three streams.
         n_classes: size of the model's output.
-        classes_per_experience: labels of each experience, as the model sees them.
+        classes_per_experience: labels of each experience, as the model sees them. Of sequences, whose targets are no
+            classes of the sample, the number of the experience itself.
         original_classes: classes of each experience as the data set numbers them, in the same order; differs from
             `classes_per_experience` where labels restart in each experience (`domain_incremental`).
         class_names: name of each class, by the data set's numbers.
         provenance: what a result must say of its data; plain values that JSON can hold.
+        kind: what the model's output and the targets are, one of `KINDS`.
+        at_length: `(tokens, count)` to test sequences of another length, where the stream has them; those of all
+            experiences in equal parts.
     """
 
     name: str
     scenario: str
     benchmark: CLScenario
-    samples: TensorSamples
+    samples: Samples
     n_classes: int
     classes_per_experience: tuple[tuple[int, ...], ...]
     original_classes: tuple[tuple[int, ...], ...]
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
+    kind: str = "classes"
+    at_length: Callable[[int, int], SequenceSamples] | None = None

@@ -1,6 +1,6 @@
 """The typed configuration of an experiment, and how it is read."""
 
-from cl_ovq.config.load import find_experiment, from_dict, load_config, to_dict
+from cl_ovq.config.load import find_experiment, from_dict, load_config, load_stream_config, to_dict
 from cl_ovq.config.schema import (
     DictionaryConfig,
     EvaluationConfig,
@@ -26,5 +26,6 @@ __all__ = [
     "find_experiment",
     "from_dict",
     "load_config",
+    "load_stream_config",
     "to_dict",
 ]

@@ -104,7 +104,22 @@ def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experim
     return _configure(dict(tree), _parse_overrides(overrides))
 
 
+def load_stream_config(name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Return the configuration of a stream alone, with everything else at its default.
+
+    Args:
+        name: of the stream.
+        overrides: `key=value` of the stream's options, e.g. `experiences=2`, and `seed=N`.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    named = [text if text.startswith(("seed=", "stream.")) else f"stream.{text}" for text in overrides]
+    return _configure({"stream": {"name": name}}, _parse_overrides(named))
+
+
 def _configure(tree: dict[str, Any], changes: dict[str, Any]) -> ExperimentConfig:
+    """Lay changes over a file's tree, check everything, and build the configuration."""
     options = _stream_schema(tree, changes)
     schema: dict[str, Any] = {"stream": options, **SECTIONS}
     for source in (tree, changes):
@@ -153,6 +168,8 @@ def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             tree = _as_tree(OmegaConf.load(file), path)
+    except AssertionError as error:  # OmegaConf, of a document that is a text which reads as a number
+        raise UserError(f"{path} holds no mapping, but a text") from error
     except OSError as error:  # OmegaConf raises it, without a number, for a document that is no mapping or list
         problem = f"cannot be read: {error.strerror}" if error.errno else f"holds no mapping: {_first_line(error)}"
         raise UserError(f"{path} {problem}") from error

@@ -12,6 +12,7 @@ from typing import Any
 from kernels import ASSIGNMENT, GROWTH, IMPLEMENTATIONS, LEARNING_RATES, READ_OUTS, SEEDS
 
 CLASS_GROWTH = ("plateau", "all", "linear", "dirichlet")
+POSITIONS = ("none", "rotary")
 SCOPES = ("sequence", "task", "stream")
 TRAIN_ENCODER = ("always", "first_experience", "never")
 
@@ -74,15 +75,36 @@ class ModelConfig:
         choices=TRAIN_ENCODER,
     )
     mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`")
+    pattern: list[str] | None = option(  # noqa: RUF009 - option makes a field
+        None, "mixers of the layers in turn, repeated over the depth, in place of `mixer`: [sliding_window, ovq]"
+    )
     width: int = option(64, "features per token or hidden layer, or random features or filters", minimum=1)
     depth: int = option(2, "number of blocks, or of hidden layers", minimum=1)
     heads: int = option(4, "attention heads; divides width", minimum=1)
     key_value_heads: int | None = option(
         None, "heads of keys and values, and so dictionaries; as many as heads if null; divides heads (ovq)", minimum=1
     )
-    convolution: int = option(0, "tokens seen by a short causal convolution before the mixer; 0: none (ovq)", minimum=0)
+    convolution: int = option(
+        0, "tokens seen by a short causal convolution of a mixer's queries, keys and values; 0: none", minimum=0
+    )
+    position: str = option(
+        "none", "positions in softmax attention: none, or rotary; sliding_window's are rotary", choices=POSITIONS
+    )
+    window: int = option(64, "tokens that a query sees, its own included (sliding_window)", minimum=1)
+    codes: int = option(512, "codes of a head's codebook (vq)", minimum=1)
+    code_decay: float = option(0.99, "decay of the running means that make a codebook (vq)", minimum=0, maximum=0.9999)
+    commitment: float = option(1e-2, "weight of the distance of keys to their codes in the loss (vq)", minimum=0)
+    state_size: int = option(64, "features of a key and a query (mamba2)", minimum=1)
+    slots: int = option(64, "slots of a head's memory (gated_slot)", minimum=1)
     patch_size: int = option(2, "side of a square patch in pixels; divides the image's sides", minimum=1)
     mlp_ratio: float = option(2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0)
+    parameters: int | None = option(
+        None,
+        "weights of the whole model, to compare mixers alike: the MLPs get the size that makes it so, in place of "
+        "mlp_ratio (sequence_model)",
+        minimum=1,
+    )
+    tied: bool = option(False, "whether the head is the embedding's transpose (sequence_model)")
     dropout: float = option(0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99)
     implementation: str = option("auto", "implementation of the OVQ operator", choices=IMPLEMENTATIONS)
 
@@ -214,6 +236,12 @@ class EvaluationConfig:
         choices=("test", "validation"),
     )
     batch_size: int = option(512, "samples per evaluation step", minimum=1)
+    lengths: list[int] = option(  # noqa: RUF009 - option makes a field
+        [], "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)"
+    )
+    length_tokens: int = option(
+        65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1
+    )
     dictionary_every: int = option(1, "training steps between two records of the dictionaries", minimum=1)
 
 

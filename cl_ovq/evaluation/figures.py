@@ -17,21 +17,34 @@ from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
 from cl_ovq.mixers import PersistentDictionary
 
 
-def matrix_figure(matrix: Matrix, title: str) -> Figure:
-    """Draw a results matrix as a heat map: rows are moments of training, columns test experiences."""
+def matrix_label(quantity: str) -> str:
+    """Return what a results matrix holds, in words."""
+    return quantity if quantity == "accuracy" else f"minus {quantity.replace('_', ' ')}"
+
+
+def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Figure:
+    """Draw a results matrix as a heat map: rows are moments of training, columns test experiences.
+
+    Args:
+        matrix: as in a result.
+        title: above the figure.
+        quantity: what it holds; anything but accuracy has the sign turned.
+    """
     rows, columns = matrix.shape
     figure = Figure(figsize=(1.6 + 0.75 * columns, 1.4 + 0.55 * rows), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    low, high = (0.0, 1.0) if quantity == "accuracy" else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
+    image = axes.imshow(matrix, vmin=low, vmax=high, cmap="viridis", aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         if not np.isnan(value):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+            color = "white" if value < low + 0.6 * (high - low) else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     axes.set_xticks(range(columns), [str(j + 1) for j in range(columns)])
     axes.set_yticks(range(rows), ["before", *(f"after {i}" for i in range(1, rows))])
     axes.set_xlabel("test experience")
     axes.set_ylabel("training")
     axes.set_title(title, fontsize="medium")
-    figure.colorbar(image, label="accuracy")
+    figure.colorbar(image, label=matrix_label(quantity))
     return figure
 
 

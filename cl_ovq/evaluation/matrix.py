@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,63 +13,74 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
 from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.learning.criteria import count_targets
 
-QUANTITIES = ("accuracy", "task_masked_accuracy", "loss")
+# What is recorded in streams of each kind.
+QUANTITIES = {
+    "classes": ("accuracy", "loss", "task_masked_accuracy"),
+    "tokens": ("accuracy", "loss"),
+    "bytes": ("accuracy", "loss", "bits_per_byte"),
+    "values": ("squared_error",),
+}
 
 
 class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
-    """Records accuracy and loss of every test experience; `row` says which row an evaluation fills.
+    """Records the quantities of every test experience; `row` says which row an evaluation fills.
 
     Avalanche's own stream metrics weight experiences by their samples and count those not yet seen; its forgetting is
     zero on online streams. So the matrix is kept here, and every metric is computed from it.
 
     Quantities:
-        accuracy: share of samples whose largest logit is the target.
-        task_masked_accuracy: the same, among the classes of the sample's experience only.
+        accuracy: share of targets that have the largest logit; every target of a sequence counts as one.
         loss: mean cross-entropy in nats.
+        task_masked_accuracy: accuracy among the classes of the sample's experience only.
+        bits_per_byte: the loss in bits.
+        squared_error: mean over targets.
 
     Args:
         classes_per_experience: the labels of each experience.
+        kind: of the stream, see `streams.stream.KINDS`.
     """
 
     STATE = ("matrices", "row")  # of a checkpoint
 
-    def __init__(self, classes_per_experience: Sequence[Sequence[int]]) -> None:
+    def __init__(self, classes_per_experience: Sequence[Sequence[int]], kind: str = "classes") -> None:
         super().__init__()
+        self.quantities = QUANTITIES[kind]
         self.classes = [torch.tensor(list(classes)) for classes in classes_per_experience]
         experiences = len(self.classes)
-        self.matrices = {name: np.full((experiences + 1, experiences), np.nan) for name in QUANTITIES}
+        self.matrices = {name: np.full((experiences + 1, experiences), np.nan) for name in self.quantities}
         self.row = 0
-        self._sums = torch.zeros(len(QUANTITIES), dtype=torch.float64)
-        self._samples = 0
+        self._sums = torch.zeros(len(self.quantities), dtype=torch.float64)
+        self._targets = 0
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start the sums of an experience."""
         self._sums.zero_()
-        self._samples = 0
+        self._targets = 0
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Add a batch to the sums."""
-        logits, targets = strategy.mb_output, strategy.mb_y
-        classes = self.classes[strategy.experience.current_experience].to(logits.device)
-        masked = classes[logits[:, classes].argmax(1)]
-        self._sums += torch.stack(
-            (
-                _count(logits.argmax(1) == targets),
-                _count(masked == targets),
-                strategy.loss.double().mean().cpu() * len(targets),
-            )
-        )
-        self._samples += len(targets)
+        outputs, targets = strategy.mb_output, strategy.mb_y
+        count = count_targets(targets)
+        loss = strategy.loss.double().mean().cpu() * count
+        sums = {"loss": loss, "squared_error": loss, "bits_per_byte": loss / math.log(2)}
+        if "accuracy" in self.quantities:
+            sums["accuracy"] = _count(outputs.argmax(-1) == targets)
+        if "task_masked_accuracy" in self.quantities:
+            classes = self.classes[strategy.experience.current_experience].to(outputs.device)
+            sums["task_masked_accuracy"] = _count(classes[outputs[:, classes].argmax(1)] == targets)
+        self._sums += torch.stack([sums[name] for name in self.quantities])
+        self._targets += count
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Enter the experience into the current row."""
         column = strategy.experience.current_experience
         step = strategy.clock.train_iterations
         values = []
-        for name, total in zip(QUANTITIES, self._sums.tolist(), strict=True):
-            self.matrices[name][self.row, column] = total / self._samples
-            values.append(MetricValue(self, f"{name}/task_{column + 1}", total / self._samples, step))
+        for name, total in zip(self.quantities, self._sums.tolist(), strict=True):
+            self.matrices[name][self.row, column] = total / self._targets
+            values.append(MetricValue(self, f"{name}/task_{column + 1}", total / self._targets, step))
         return values
 
     def result(self) -> dict[str, Matrix]:

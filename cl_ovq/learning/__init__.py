@@ -1,7 +1,16 @@
 """Strategies, optimizers, and the plugins that tie them to dictionaries and data."""
 
+from cl_ovq.learning.criteria import OBJECTIVES, Objective
 from cl_ovq.learning.optimizers import OPTIMIZERS
 from cl_ovq.learning.seeding import derive_seed, seed_everything
 from cl_ovq.learning.strategies import BUFFERED, STRATEGIES
 
-__all__ = ["BUFFERED", "OPTIMIZERS", "STRATEGIES", "derive_seed", "seed_everything"]
+__all__ = [
+    "BUFFERED",
+    "OBJECTIVES",
+    "OPTIMIZERS",
+    "STRATEGIES",
+    "Objective",
+    "derive_seed",
+    "seed_everything",
+]

@@ -16,7 +16,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from streams import TensorSamples, rows_of
+from streams import Samples, rows_of
 
 Batch = list[Tensor]
 
@@ -51,7 +51,7 @@ class BatchedLoader:
         plan: rows and task labels of the epoch's batches that are still to come, the last one first.
     """
 
-    def __init__(self, loader: MultiDatasetDataLoader, samples: TensorSamples) -> None:
+    def __init__(self, loader: MultiDatasetDataLoader, samples: Samples) -> None:
         self.loader = loader
         self.samples = samples
         self.all_rows = torch.cat([rows_of(dataset) for dataset in loader.datasets])
@@ -86,7 +86,7 @@ class BatchedData(SupervisedPlugin):
         samples: the stream's samples.
     """
 
-    def __init__(self, samples: TensorSamples) -> None:
+    def __init__(self, samples: Samples) -> None:
         super().__init__()
         self.samples = samples
 

@@ -8,7 +8,7 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 
 from cl_ovq.models.heads import RememberingHead
 from cl_ovq.models.memory import MemoryHead
-from streams import TensorSamples
+from streams import Samples
 
 
 def replay_samples(strategy: Any) -> int:
@@ -21,10 +21,10 @@ def replay_buffers(strategy: Any) -> list[Any]:
     return [policy.buffer for policy in policies(strategy)]
 
 
-def replay_bytes(strategy: Any, samples: TensorSamples) -> int:
+def replay_bytes(strategy: Any, samples: Samples) -> int:
     """Return the bytes of the past samples that a strategy holds, with what it keeps beside their images (logits)."""
     beside = sum(owner.logits.nbytes for owner in _owners(strategy) if hasattr(owner, "logits"))
-    return replay_samples(strategy) * samples.images[0].nbytes + beside
+    return replay_samples(strategy) * samples.sample_bytes + beside
 
 
 def method_bytes(strategy: Any) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cl_ovq.learning.passes import Tensors, evaluating, gradient, logits_of, trained
 from cl_ovq.learning.replay import tasks_of
-from streams import TensorSamples, rows_of
+from streams import Samples, rows_of
 
 
 class QuadraticPenalty(SupervisedPlugin):
@@ -86,7 +86,7 @@ class _FromSamples(QuadraticPenalty):
         count: samples of each experience that are looked at.
     """
 
-    def __init__(self, strength: float, samples: TensorSamples, count: int) -> None:
+    def __init__(self, strength: float, samples: Samples, count: int) -> None:
         super().__init__(strength)
         self.samples = samples
         self.count = count
@@ -128,7 +128,7 @@ class ElasticWeights(_FromSamples):
         decay: gamma of online EWC; None for the original.
     """
 
-    def __init__(self, strength: float, samples: TensorSamples, count: int, decay: float | None = None) -> None:
+    def __init__(self, strength: float, samples: Samples, count: int, decay: float | None = None) -> None:
         super().__init__(strength / 2, samples, count)
         self.decay = decay
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_ovq.learning.passes import gradient, logits_of, trained
 from cl_ovq.learning.replay import Memory, MemoryBatch
-from streams import TensorSamples
+from streams import Samples
 
 
 class _Projection(SupervisedPlugin):
@@ -26,7 +26,7 @@ class _Projection(SupervisedPlugin):
 
     STATE = ("memory",)  # of a checkpoint
 
-    def __init__(self, size: int, samples: TensorSamples) -> None:
+    def __init__(self, size: int, samples: Samples) -> None:
         super().__init__()
         self.memory = Memory(ExperienceBalancedBuffer(size), samples)
         self.references: list[Tensor] = []
@@ -76,7 +76,7 @@ class EpisodicGradients(_Projection):
         margin: gamma, by which the multipliers are raised to favour backward transfer.
     """
 
-    def __init__(self, size: int, samples: TensorSamples, margin: float) -> None:
+    def __init__(self, size: int, samples: Samples, margin: float) -> None:
         super().__init__(size, samples)
         self.margin = margin
 
@@ -118,7 +118,7 @@ class AverageGradients(_Projection):
         batch_size: past samples of a reference gradient.
     """
 
-    def __init__(self, size: int, samples: TensorSamples, batch_size: int) -> None:
+    def __init__(self, size: int, samples: Samples, batch_size: int) -> None:
         super().__init__(size, samples)
         self.batch_size = batch_size
 

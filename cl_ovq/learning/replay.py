@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cl_ovq.config.schema import StrategyConfig
 from cl_ovq.errors import UserError
-from streams import Stream, TensorSamples, rows_of
+from streams import Samples, Stream, rows_of
 
 POLICIES: dict[str, type[ExemplarsBuffer]] = {
     "class_balanced": ClassBalancedBuffer,
@@ -39,7 +39,7 @@ def memory_samples(config: StrategyConfig, stream: Stream, *, extra: int = 0) ->
     """
     if config.memory_bytes is None:
         return config.memory_size
-    size = stream.samples.images[0].nbytes + extra
+    size = stream.samples.sample_bytes + extra
     if config.memory_bytes < size:
         raise UserError(f"strategy.memory_bytes: {config.memory_bytes} is too small: one sample takes {size} bytes")
     return config.memory_bytes // size
@@ -99,7 +99,7 @@ class Memory:
 
     STATE = ("storage_policy", "rows", "tasks", "order")  # of a checkpoint
 
-    def __init__(self, policy: ExemplarsBuffer, samples: TensorSamples) -> None:
+    def __init__(self, policy: ExemplarsBuffer, samples: Samples) -> None:
         self.storage_policy = policy
         self.samples = samples
         self.rows = self.tasks = self.order = torch.empty(0, dtype=torch.int64)

@@ -31,6 +31,9 @@ STRATEGIES: Registry[StrategyBuilder] = Registry("strategy")
 # Strategies that keep past samples.
 BUFFERED = ("replay", "gem", "agem", "der", "derpp", "er_ace", "mir", "gdumb")
 
+# Strategies that know targets for every token. The others compare one class of a sample with its logits.
+OF_SEQUENCES = ("naive", "cumulative", "joint", "l2", "replay")
+
 # The penalty's weight where none is configured.
 STRENGTH = {"ewc": 100.0, "online_ewc": 100.0, "si": 1.0, "mas": 1.0, "l2": 0.01, "lwf": 1.0}
 

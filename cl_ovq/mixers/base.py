@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,12 @@ class Mixer(nn.Module, ABC):
     """A causal sequence mixer: token t sees tokens up to and including t.
 
     Shapes: `B` sequences, `T` tokens, `C` features.
+
+    Attributes:
+        losses: where a forward pass leaves what it adds to the training loss, while `auxiliary_losses` collects it.
     """
+
+    losses: list[Tensor] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None, return_state: bool = False) -> Any:
@@ -40,3 +46,32 @@ class Mixer(nn.Module, ABC):
 MixerBuilder = Callable[[ModelConfig, DictionaryConfig], Mixer]
 
 MIXERS: Registry[MixerBuilder] = Registry("mixer")
+
+
+@contextmanager
+def auxiliary_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the mixers of a model add to the loss in the forward passes of a `with` block (scalars)."""
+    losses: list[Tensor] = []
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    for mixer in mixers:
+        mixer.losses = losses
+    try:
+        yield losses
+    finally:
+        for mixer in mixers:
+            mixer.losses = None  # a copy of the model must hold no part of a graph
+
+
+def layer_mixers(model: ModelConfig) -> list[str]:
+    """Return the name of the mixer of each layer: the pattern over and over, or one mixer everywhere."""
+    pattern = model.pattern or [model.mixer]
+    return [pattern[layer % len(pattern)] for layer in range(model.depth)]
+
+
+def build_mixers(model: ModelConfig, dictionary: DictionaryConfig) -> list[Mixer]:
+    """Return the mixer of each layer.
+
+    Raises:
+        UserError: an unknown mixer, or one whose library is not installed.
+    """
+    return [MIXERS[name](model, dictionary) for name in layer_mixers(model)]

@@ -36,6 +36,8 @@ class ShortConvolution(nn.Module):
         """
         if past is None:
             past = x.new_zeros(len(x), self.size - 1, x.shape[-1])
+        if not x.shape[1]:
+            return x, past
         x = torch.cat((past, x), 1)
         y = functional.conv1d(x.transpose(1, 2), self.weight, groups=x.shape[-1]).transpose(1, 2)
         return y, x[:, x.shape[1] - (self.size - 1) :]

@@ -3,65 +3,62 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS, Mixer
+from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.projected import Memory, ProjectedMixer
+from cl_ovq.mixers.rotary import rotate
 
 
-class SoftmaxAttention(Mixer):
+class SoftmaxAttention(ProjectedMixer):
     """Multi-head causal attention (Vaswani et al. 2017) through PyTorch's `scaled_dot_product_attention`.
 
     Args:
         width: features per token (C).
         heads: attention heads (H); divides `width`.
+        convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
+        rotary: whether queries and keys carry rotary positions; needs heads of even size.
     """
 
-    def __init__(self, *, width: int, heads: int) -> None:
-        super().__init__()
+    def __init__(self, *, width: int, heads: int, convolution: int = 0, rotary: bool = False) -> None:
+        super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
         self.head_dim = width // heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.rotary = rotary
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None = None,
-        state: tuple[Tensor, Tensor, Tensor] | None = None,
-        return_state: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """Mix tokens; see `Mixer.forward`. The state is the cache of keys, values and mask."""
-        batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # [B, H, T, D]
-        valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
-        if state is not None:
-            k, v = torch.cat((state[0], k), 2), torch.cat((state[1], v), 2)
-            valid = torch.cat((state[2], valid), 1)
-        if mask is None and state is None:
+    def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Attend; the memory is the cache of keys, values `[B, H, S, D]` and mask `[B, S]`."""
+        batch, tokens, _ = features.shape
+        q, k, v = features.view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # [B, H, T, D]
+        first = 0 if memory is None else memory[0].shape[2]
+        if self.rotary:
+            q, k = rotate(q, first), rotate(k, first)
+        valid = torch.ones(batch, tokens, dtype=torch.bool, device=features.device) if mask is None else mask
+        if memory is not None:
+            k, v, valid = torch.cat((memory[0], k), 2), torch.cat((memory[1], v), 2), torch.cat((memory[2], valid), 1)
+        if mask is None and memory is None:
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             seen = k.shape[2]
-            order = torch.arange(seen, device=x.device) <= torch.arange(seen - tokens, seen, device=x.device)[:, None]
+            order = torch.arange(seen, device=k.device) <= torch.arange(first, seen, device=k.device)[:, None]
             visible = order & valid[:, None, None, :]  # [B, 1, T, S]
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
             y = y * visible.any(-1, keepdim=True)  # a query that sees nothing gives zero, not NaN
-        y = self.out(y.transpose(1, 2).flatten(2))
-        if mask is not None:
-            y = y * mask[..., None]
-        return y, (k, v, valid) if return_state else None
+        return y.transpose(1, 2).flatten(2), (k, v, valid)
 
-    def state_bytes(self, tokens: int) -> int:
+    def memory_bytes(self, tokens: int) -> int:
         """Return the bytes of the cache of keys, values and mask."""
         return tokens * (2 * self.heads * self.head_dim * self.qkv.weight.element_size() + 1)
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
-        return f"heads={self.heads}, head_dim={self.head_dim}"
+        return f"heads={self.heads}, head_dim={self.head_dim}, rotary={self.rotary}"
 
 
 @MIXERS.enter("softmax", "causal softmax attention (Vaswani et al. 2017): exact, state grows with every token")
 def _build(model: ModelConfig, dictionary: DictionaryConfig) -> SoftmaxAttention:
-    return SoftmaxAttention(width=model.width, heads=model.heads)
+    return SoftmaxAttention(
+        width=model.width, heads=model.heads, convolution=model.convolution, rotary=model.position == "rotary"
+    )

@@ -7,24 +7,7 @@ from torch import Tensor, nn
 
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import Mixer
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: mixer, then MLP."""
-
-    def __init__(self, *, width: int, mixer: Mixer, mlp_ratio: float, dropout: float) -> None:
-        super().__init__()
-        hidden = max(1, round(mlp_ratio * width))
-        self.mixer_norm = nn.LayerNorm(width)
-        self.mixer = mixer
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, T, C]` to `[B, T, C]`."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x))[0])
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+from cl_ovq.models.block import Block
 
 
 class PatchTransformer(nn.Module):
@@ -68,7 +51,8 @@ class PatchTransformer(nn.Module):
         # Large enough to count beside the patches from the first step: nothing else tells OVQ where a patch lies.
         self.positions = nn.Parameter(0.5 * torch.randn(self.tokens, width))
         self.blocks = nn.ModuleList(
-            Block(width=width, mixer=mixer, mlp_ratio=mlp_ratio, dropout=dropout) for mixer in mixers
+            Block(width=width, mixer=mixer, hidden=max(1, round(mlp_ratio * width)), dropout=dropout)
+            for mixer in mixers
         )
         self.norm = nn.LayerNorm(width)
         self.head: nn.Module = nn.Linear(width, n_classes)
@@ -77,7 +61,7 @@ class PatchTransformer(nn.Module):
         """Map images `[B, channels, height, width]` to features `[B, C]`."""
         x = self.embedding(self.patches(x).transpose(1, 2)) + self.positions  # [B, T, C]
         for block in self.blocks:
-            x = block(x)
+            x, _ = block(x)
         return self.norm(x).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:

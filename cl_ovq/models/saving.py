@@ -23,14 +23,14 @@ class SavedModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         config: the configuration that it was built from.
-        image_shape: channels, height and width of its inputs.
+        image_shape: channels, height and width of its inputs; None where they are sequences.
         n_classes: its outputs.
         task_labels: whether it takes the samples' task labels as its second argument.
     """
 
     model: nn.Module
     config: ExperimentConfig
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | None
     n_classes: int
     task_labels: bool
 
@@ -42,7 +42,9 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
         {
             "state": state,
             "config": to_dict(config),
-            "image_shape": tuple(stream.samples.image_shape),
+            "kind": stream.kind,
+            "image_shape": getattr(stream.samples, "image_shape", None),
+            "features": getattr(stream.samples, "features", None),
             "n_classes": stream.n_classes,
             "scenario": stream.scenario,
             "classes_per_experience": stream.classes_per_experience,
@@ -60,7 +62,8 @@ def load_model(path: Path) -> SavedModel:
     shape = saved["image_shape"]
     # What building a model asks of its stream; the samples themselves are not needed.
     stream = SimpleNamespace(
-        samples=SimpleNamespace(image_shape=shape),
+        kind=saved["kind"],
+        samples=SimpleNamespace(image_shape=shape, features=saved["features"]),
         n_classes=saved["n_classes"],
         scenario=saved["scenario"],
         classes_per_experience=saved["classes_per_experience"],

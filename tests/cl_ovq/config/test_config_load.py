@@ -167,6 +167,7 @@ TREES = st.recursive(
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES, stream=st.booleans())
+@example(tree="0", stream=False)
 def test_any_yaml_tree_is_accepted_or_a_mistake(write, tree, stream):
     if stream and isinstance(tree, dict):
         tree = tree | STREAM
@@ -185,7 +186,8 @@ def _valid(field, hint):
     if "choices" in limits:
         return st.sampled_from(limits["choices"])
     low = limits.get("minimum", limits.get("exclusive_minimum"))
-    kinds = {typing.get_origin(part) or part for part in (typing.get_args(hint) or (hint,))}
+    parts = (hint,) if typing.get_origin(hint) is list else typing.get_args(hint) or (hint,)
+    kinds = {typing.get_origin(part) or part for part in parts}
     if typing.get_origin(hint) is dict:
         return st.dictionaries(NAMES, NAMES, max_size=2)
     options = []
@@ -199,7 +201,8 @@ def _valid(field, hint):
     if str in kinds:
         options.append(NAMES)
     if list in kinds:
-        options.append(st.permutations(range(10)))
+        of_names = any(typing.get_args(part) == (str,) for part in (hint, *typing.get_args(hint)))
+        options.append(st.lists(NAMES, max_size=3) if of_names else st.permutations(range(10)))
     if type(None) in kinds:
         options.append(st.none())
     return st.one_of(options)

@@ -95,11 +95,21 @@ def known(names):
         ("device=gpu", ["device", "'gpu'", "known: auto, cpu, cuda"]),
         ("device=cuda:99", ["device", "cuda:99"]),
         ("model.heads=3", ["model.heads", "3", "model.width=64"]),
+        ("model.pattern=[softmax,oqv]", ["model.pattern: unknown mixer 'oqv': did you mean 'ovq'?"]),
+        ("model.pattern=[]", ["model.pattern: is empty"]),
     ],
 )
 def test_unknown_name(write, override, parts):
     line = mistake(write(STREAM), [override])
     assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("mixer", ["model.mixer=sliding_window", "model.position=rotary"])
+def test_rotary_positions_need_heads_of_even_size(write, mixer):
+    overrides = [mixer] if "mixer" in mixer else ["model.mixer=softmax", mixer]
+    line = mistake(write(STREAM), [*overrides, "model.width=12", "model.heads=4"])
+    assert line.startswith("model.heads: rotary positions need heads of even size")
+    assert line.endswith("have 3 features each")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +209,8 @@ def test_unreadable_override_is_named_among_others(write, override):
         ("[1, 2]", "holds no mapping"),
         ("5", "holds no mapping"),
         ("text", "stream.name is missing: known: "),
-        ("", "stream.name is missing: known: split_digits, split_fashion_mnist"),
-        ("model: {width: 8}", "stream.name is missing: known: split_digits, split_fashion_mnist"),
+        ("", f"stream.name is missing: {known(STREAMS)}"),
+        ("model: {width: 8}", f"stream.name is missing: {known(STREAMS)}"),
     ],
 )
 def test_file_that_is_no_configuration(write, content, part):

@@ -78,7 +78,7 @@ def test_patch_size_that_does_not_divide_the_image():
 def test_every_model_of_the_registry_is_built_for_every_scenario(head, scope, scenario):
     stream = build_stream("split_digits", SplitOptions(scenario=scenario, experiences=2), seed=0)
     x = stream.samples.gather(torch.arange(4))
-    for name in MODELS:
+    for name in MODELS.keys() - {"sequence_model"}:  # which reads no images
         config = ExperimentConfig(
             stream=StreamConfig("split_digits", SplitOptions()),
             model=ModelConfig(name=name, width=8, heads=2, depth=3, head=head),

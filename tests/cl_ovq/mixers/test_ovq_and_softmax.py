@@ -1,12 +1,11 @@
-"""Mixers against formulas written here, causality, and the size of their states."""
+"""OVQ and softmax attention against formulas written here."""
 
 import math
 
 import pytest
 import torch
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers import MIXERS, OVQAttention, SoftmaxAttention
+from cl_ovq.mixers import OVQAttention, SoftmaxAttention
 from cl_ovq.mixers.convolution import ShortConvolution
 from kernels import DictionaryOptions
 
@@ -70,35 +69,6 @@ def test_softmax_reads_no_masked_token():
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("make", [softmax, ovq])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("pieces", [[1] * 7, [3, 4], [2, 0, 5]])
-def test_state_goes_on_in_pieces(make, masked, pieces):
-    layer, x = make(), tokens()
-    mask = some_mask() if masked else None
-    whole, _ = layer(x, mask=mask)
-    state, outputs, start = None, [], 0
-    for size in pieces:
-        part = slice(start, start + size)
-        piece = None if mask is None else mask[:, part]
-        y, state = layer(x[:, part], mask=piece, state=state, return_state=True)
-        outputs.append(y)
-        start += size
-    torch.testing.assert_close(torch.cat(outputs, 1), whole)
-
-
-@pytest.mark.parametrize("make", [softmax, ovq])
-def test_jacobian_is_lower_triangular(make):
-    layer, x = make().eval(), tokens(batch=1)
-    jacobian = torch.autograd.functional.jacobian(lambda inputs: layer(inputs)[0], x)
-    influence = jacobian.abs().sum((0, 2, 3, 5))  # [T, T]: of input token j on output token i
-    assert (influence.triu(1) == 0).all()
-    assert (influence.diagonal() > 0).all()
-    assert (
-        influence[torch.ones_like(influence).tril() > 0] > 0
-    ).all()  # every earlier token is read, from the dictionary or the chunk
-
-
 @pytest.mark.parametrize("chunk_size", [7, 9])
 def test_ovq_with_all_slots_is_softmax_over_normalised_keys(chunk_size):
     layer, x = ovq(capacity=7, chunk_size=chunk_size, growth="all"), tokens()
@@ -128,30 +98,10 @@ def test_temperature_starts_at_the_root_of_the_head_size():
     torch.testing.assert_close(ovq().log_beta.exp(), torch.full((HEADS,), 2.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("length", [1, 3, 7])
-def test_state_bytes_are_those_of_the_state(dtype, length):
-    x = tokens(batch=1, length=length).to(dtype)
-    layer = ovq(capacity=6, chunk_size=3).to(dtype)
-    assert layer.state_bytes(length) == layer(x, return_state=True)[1].nbytes
-    layer = softmax().to(dtype)
-    state = layer(x, return_state=True)[1]
-    assert layer.state_bytes(length) == sum(tensor.numel() * tensor.element_size() for tensor in state)
-
-
 def test_state_bytes_of_ovq_are_bounded():
     layer = ovq(capacity=6, chunk_size=3)
     assert max(map(layer.state_bytes, range(100))) == layer.state_bytes(2) == layer.state_bytes(2 + 3 * 10**6)
     assert softmax().state_bytes(200) == 2 * softmax().state_bytes(100)
-
-
-def test_every_mixer_of_the_registry_is_built_and_mixes():
-    for name in MIXERS:
-        layer = MIXERS[name](ModelConfig(width=WIDTH, heads=HEADS), DictionaryConfig(capacity=4, chunk_size=2))
-        y, state = layer(tokens().float())
-        assert y.shape == (2, 7, WIDTH)
-        assert state is None
-        assert repr(layer)
 
 
 @pytest.mark.parametrize("convolution", [0, 3])

@@ -1,0 +1,189 @@
+"""How well a trained model does on sequences of other lengths than those that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cl_ovq.errors import UserError
+from cl_ovq.learning.criteria import OBJECTIVES, count_targets
+from cl_ovq.models.sequence import SequenceModel
+from streams import IGNORED, StreamDataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from streams import SequenceSamples, Stream
+
+PIECE = 512  # tokens that are fed at a time: what bounds memory, not what is computed
+BATCH_TOKENS = 32_768  # tokens of all sequences that are fed together, over their whole length
+
+
+@dataclass(frozen=True)
+class DistanceRecord:
+    """The targets whose distance lies in `[nearest, farthest]`.
+
+    Attributes:
+        nearest: in tokens.
+        farthest: in tokens.
+        value: mean over these targets.
+        targets: their number.
+    """
+
+    nearest: int
+    farthest: int
+    value: float
+    targets: int
+
+
+@dataclass(frozen=True)
+class LengthRecord:
+    """A model on test sequences of one length.
+
+    Attributes:
+        tokens: of a sequence.
+        sequences: number of sequences.
+        quantity: what `value` is: `accuracy`, `bits_per_byte` or `squared_error`.
+        value: mean over all targets.
+        targets: their number.
+        state_bytes: of one sequence's state at its end, all layers together.
+        distances: the same by the distance from what decides a target (in recall), or by its place in the sequence.
+    """
+
+    tokens: int
+    sequences: int
+    quantity: str
+    value: float
+    targets: int
+    state_bytes: int
+    distances: list[DistanceRecord]
+
+
+@torch.no_grad()
+def evaluate_lengths(
+    model: torch.nn.Module, stream: Stream, lengths: Sequence[int], tokens: int, device: torch.device
+) -> list[LengthRecord]:
+    """Evaluate a model at each length, fed in pieces with its state carried on.
+
+    Args:
+        model: a `SequenceModel`, in evaluation mode.
+        stream: what it was trained on.
+        lengths: in tokens.
+        tokens: of all sequences of one length together, at least; every experience has one sequence at least.
+        device: of the model.
+
+    Raises:
+        UserError: the stream has no sequences of such a length.
+    """
+    records = []
+    for length in lengths:
+        samples = sequences_of(stream, length, -(-tokens // length))
+        assert isinstance(model, SequenceModel)  # no other takes sequences
+        values, places = [], []
+        for rows in torch.arange(len(samples)).split(max(1, BATCH_TOKENS // length)):
+            targets = samples.targets[rows]
+            found = _values(model, samples.gather(rows).to(device), targets.to(device), stream.kind).cpu()
+            known = ~found.isnan()
+            place = samples.distances[rows] if samples.distances is not None else torch.arange(1, length + 1)
+            values.append(found[known])
+            places.append(place.expand_as(found)[known])
+        value, place = torch.cat(values).double(), torch.cat(places)
+        records.append(
+            LengthRecord(
+                tokens=length,
+                sequences=len(samples),
+                quantity=OBJECTIVES[stream.kind].quantity,
+                value=float(value.mean()),
+                targets=count_targets(samples.targets),
+                state_bytes=model.state_bytes(length),
+                distances=_by_distance(value, place),
+            )
+        )
+    return records
+
+
+def sequences_of(stream: Stream, length: int, count: int) -> SequenceSamples:
+    """Return at least so many test sequences of a length.
+
+    Raises:
+        UserError: the stream has none.
+    """
+    if stream.at_length is None:
+        raise UserError(f"evaluation.lengths: '{stream.name}' has no sequences of other lengths: leave it empty")
+    try:
+        return stream.at_length(length, count)
+    except StreamDataError as error:
+        raise UserError(f"evaluation.lengths: {length}: {error}") from error
+
+
+def _values(model: SequenceModel, x: Tensor, targets: Tensor, kind: str) -> Tensor:
+    """Return hits, bits or squared errors `[B, T]`; NaN where there is no target."""
+    states, found = None, []
+    for piece, wanted in zip(x.split(PIECE, 1), targets.split(PIECE, 1), strict=True):
+        outputs, states = model.go_on(piece, states, return_state=True)
+        if kind == "values":
+            found.append((outputs - wanted).square())
+            continue
+        if kind == "bytes":
+            value = functional.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none") / torch.log(
+                torch.tensor(2.0)
+            )
+        else:
+            value = (outputs.argmax(-1) == wanted).float()
+        found.append(value.masked_fill(wanted == IGNORED, torch.nan))
+    return torch.cat(found, 1)
+
+
+def _by_distance(values: Tensor, distances: Tensor) -> list[DistanceRecord]:
+    """Average values in bins of distance from one power of two to the next."""
+    bins = distances.double().log2().floor().long()
+    records = []
+    for number in bins.unique().tolist():
+        inside = bins == number
+        records.append(
+            DistanceRecord(2**number, 2 ** (number + 1) - 1, float(values[inside].mean()), int(inside.sum()))
+        )
+    return records
+
+
+def as_data(records: Sequence[LengthRecord]) -> list[dict[str, Any]]:
+    """Return records as plain values that JSON can hold."""
+    return [asdict(record) for record in records]
+
+
+def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int | None = None) -> Figure:
+    """Draw runs over length, over distance at their greatest length, and over the size of the state.
+
+    Args:
+        runs: records as data, by the name of the run.
+        trained: tokens of training sequences, marked by a line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    over_length, over_distance, over_bytes = figure.subplots(1, 3, sharey=True)
+    for name, records in runs.items():
+        values = [record["value"] for record in records]
+        (line,) = over_length.plot([record["tokens"] for record in records], values, marker="o", label=name)
+        color = line.get_color()
+        farthest = max(records, key=lambda record: record["tokens"])
+        near = [record["nearest"] for record in farthest["distances"]]
+        over_distance.plot(near, [record["value"] for record in farthest["distances"]], marker=".", color=color)
+        over_bytes.plot([record["state_bytes"] for record in records], values, marker="o", color=color)
+    if trained is not None:
+        over_length.axvline(trained, color="grey", linestyle=":", linewidth=0.8)
+    labels = ("tokens of a sequence", "distance in tokens, longest sequences", "bytes of a sequence's state")
+    for axes, label in zip((over_length, over_distance, over_bytes), labels, strict=True):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(label)
+    quantity = next(iter(runs.values()))[0]["quantity"]
+    over_length.set_ylabel(quantity.replace("_", " "))
+    if quantity == "accuracy":
+        over_length.set_ylim(0, 1.02)
+    figure.legend(loc="outside right center", fontsize="small")
+    return figure

@@ -1,0 +1,58 @@
+"""The training loss of each kind of stream, and the quantity that its results matrix holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from streams import IGNORED
+
+
+class TokenCrossEntropy(nn.Module):
+    """Mean cross-entropy over the tokens that have a target, in nats; zero where no token has one."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compare logits `[B, T, K]` with targets `[B, T]`."""
+        total = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+class ValueSquaredError(nn.Module):
+    """Mean squared error over the tokens that have a target (that is, no NaN); zero where no token has one."""
+
+    def forward(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Compare values `[B, T]` with targets `[B, T]`."""
+        known = ~targets.isnan()
+        return (values - torch.where(known, targets, 0.0)).square().where(known, 0.0).sum() / known.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned in streams of one kind.
+
+    Attributes:
+        criterion: the training loss.
+        quantity: what the results matrix holds.
+        sign: 1 if more of it is better; -1 if the matrix holds it with the sign turned.
+    """
+
+    criterion: type[nn.Module]
+    quantity: str
+    sign: int
+
+
+OBJECTIVES = {
+    "classes": Objective(nn.CrossEntropyLoss, "accuracy", 1),
+    "tokens": Objective(TokenCrossEntropy, "accuracy", 1),
+    "bytes": Objective(TokenCrossEntropy, "bits_per_byte", -1),
+    "values": Objective(ValueSquaredError, "squared_error", -1),
+}
+
+
+def count_targets(targets: Tensor) -> int:
+    """Return how many targets a batch has: `[B]` classes, or those of `[B, T]` that are not left out."""
+    known = ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
+    return int(known.sum())

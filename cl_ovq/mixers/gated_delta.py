@@ -1,0 +1,67 @@
+"""Gated DeltaNet: a matrix memory that is decayed, and corrected where a key is written again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_ovq.config.schema import DictionaryConfig, ModelConfig
+from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.projected import Memory, ProjectedMixer
+from cl_ovq.mixers.recurrences import gated_delta_rule, require_library
+from kernels.numerics import normalise
+
+
+class GatedDeltaNet(ProjectedMixer):
+    """The gated delta rule with an output gate (Yang, Kautz, Hatamizadeh 2024), on flash-linear-attention.
+
+    Args:
+        width: features per token (C).
+        heads: heads (H); divides `width`.
+        convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
+    """
+
+    def __init__(self, *, width: int, heads: int, convolution: int = 0) -> None:
+        require_library("gated_delta")
+        super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
+        self.heads = heads
+        self.head_dim = width // heads
+        self.gates = nn.Linear(width, 2 * heads + width, bias=False)  # decay, writing strength, output gate
+        self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.step_bias = nn.Parameter(initial_step_bias(heads))
+        self.norm = nn.RMSNorm(self.head_dim)
+
+    def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Mix; the memory is one matrix per head, `[B, H, D, D]` fp32."""
+        q, k, v = functional.silu(features).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)  # [B, T, H, D]
+        step, strength, gate = self.gates(x).split((self.heads, self.heads, self.heads * self.head_dim), -1)
+        g = -self.log_rate.exp() * functional.softplus(step + self.step_bias)  # [B, T, H]
+        beta = strength.sigmoid()
+        if mask is not None:
+            g, beta = g * mask[..., None], beta * mask[..., None]
+        state = None if memory is None else memory[0]
+        if not features.shape[1]:
+            empty = features.new_zeros(len(features), self.heads, self.head_dim, self.head_dim, dtype=torch.float32)
+            return features.new_zeros(*gate.shape), (empty if state is None else state,)
+        y, state = gated_delta_rule(normalise(q) * self.head_dim**-0.5, normalise(k), v, g, beta, state)
+        return self.norm(y.to(features.dtype)).flatten(2) * functional.silu(gate), (state,)
+
+    def memory_bytes(self, tokens: int) -> int:
+        """Return the bytes of the matrices, whatever the number of tokens."""
+        return self.heads * self.head_dim**2 * torch.float32.itemsize
+
+    def extra_repr(self) -> str:
+        """Describe the layer in its printed form."""
+        return f"heads={self.heads}, head_dim={self.head_dim}"
+
+
+def initial_step_bias(heads: int, shortest: float = 1e-3, longest: float = 1e-1) -> Tensor:
+    """Return biases whose softplus is spread evenly in the logarithm between two step sizes (Gu and Dao 2023)."""
+    step = shortest * (longest / shortest) ** torch.rand(heads)
+    return step + torch.log(-torch.expm1(-step))
+
+
+@MIXERS.enter("gated_delta", "Gated DeltaNet (Yang et al. 2024): a matrix that decays and corrects itself; extra: fla")
+def _build(model: ModelConfig, dictionary: DictionaryConfig) -> GatedDeltaNet:
+    return GatedDeltaNet(width=model.width, heads=model.heads, convolution=model.convolution)

@@ -1,0 +1,184 @@
+"""Vector-quantized attention with a codebook learned in training: Transformer-VQ (Lingle 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_ovq.config.schema import DictionaryConfig, ModelConfig
+from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.projected import Memory, ProjectedMixer
+from kernels.numerics import normalise
+
+DEAD = 0.05  # share of a code's fair part of the tokens below which it starts again at some key
+
+
+class VQAttention(ProjectedMixer):
+    """Softmax attention whose keys are replaced by the nearest code of a learned codebook, in linear time.
+
+    With every key one of S codes, the past is the count and the value mean of each code: a query sees code s with
+    logit `beta q.c_s + log n_s`, which is exactly the attention over all quantized keys. Queries and keys are
+    normalised and beta is learned per head, as in `ovq`, so that the two differ in their dictionaries alone.
+
+    The codebook is the running mean of the keys that chose each code (van den Oord et al. 2017), in training mode
+    only; it starts at keys of the first batch, and codes that hardly any key chooses start again at keys of the
+    current one (Dhariwal et al. 2020). Gradients pass a key's quantization straight through, within a chunk; across
+    chunks a key learns from the commitment loss alone.
+
+    Args:
+        width: features per token (C).
+        heads: attention heads (H); divides `width`.
+        codes: codes of a head's codebook (S).
+        chunk_size: tokens that are compared with each other before they are cached; of no consequence but for
+            gradients and speed.
+        decay: of the running means, per training step.
+        commitment: weight of the mean squared distance of keys to their codes in the loss.
+        convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
+    """
+
+    codebook: Tensor
+    usage: Tensor
+    sums: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        codes: int,
+        chunk_size: int = 64,
+        decay: float = 0.99,
+        commitment: float = 1e-2,
+        convolution: int = 0,
+    ) -> None:
+        super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
+        self.heads = heads
+        self.head_dim = width // heads
+        self.codes = codes
+        self.chunk_size = chunk_size
+        self.decay = decay
+        self.commitment = commitment
+        self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
+        self.register_buffer("codebook", normalise(torch.randn(heads, codes, self.head_dim)))  # [H, S, D]
+        self.register_buffer("usage", torch.zeros(heads, codes))  # running mean of the tokens of a step, [H, S]
+        self.register_buffer("sums", torch.zeros(heads, codes, self.head_dim))  # and of the sum of their keys
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Attend; the memory is the tokens `[B, H, S]` and the sum of values `[B, H, S, D]` of each code."""
+        batch, tokens, _ = features.shape
+        exact = torch.promote_types(features.dtype, torch.float32)
+        q, k, v = features.to(exact).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = normalise(q) * self.log_beta.exp()[:, None, None], normalise(k)
+        valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
+        if self.training and not self.started:
+            self._start(k.detach(), valid)
+        codebook = self.codebook.to(exact)
+        if memory is None:
+            counts = v.new_zeros(batch, self.heads, self.codes)
+            sums = v.new_zeros(batch, self.heads, self.codes, self.head_dim)
+        else:
+            counts, sums = memory
+        outputs, chosen = [], []
+        for start in range(0, tokens, self.chunk_size):
+            part = slice(start, start + self.chunk_size)
+            code = nearest_code(k[:, :, part], codebook)  # [B, H, L]
+            chosen.append(code)
+            outputs.append(self._read(q[:, :, part], k[:, :, part], v[:, :, part], code, valid[:, part], counts, sums))
+            one_hot = functional.one_hot(code, self.codes).to(exact) * valid[:, None, part, None]
+            counts = counts + one_hot.sum(2)
+            sums = sums + one_hot.transpose(-1, -2) @ v[:, :, part]
+        if not tokens:
+            return features.new_zeros(batch, 0, self.heads * self.head_dim), (counts, sums)
+        codes = torch.cat(chosen, 2)
+        if self.losses is not None and self.training:
+            distance = (k - self._codes_of(codes)).square().sum(-1) * valid[:, None]
+            self.losses.append(self.commitment * distance.sum() / (valid.sum() * self.heads).clamp(min=1))
+        if self.training:
+            self._learn(k.detach(), codes, valid)
+        return torch.cat(outputs, 2).transpose(1, 2).flatten(2).to(features.dtype), (counts, sums)
+
+    def memory_bytes(self, tokens: int) -> int:
+        """Return the bytes of counts and value sums; the codebook is a part of the weights."""
+        size = torch.promote_types(self.qkv.weight.dtype, torch.float32).itemsize
+        return self.heads * self.codes * (1 + self.head_dim) * size
+
+    def _codes_of(self, codes: Tensor) -> Tensor:
+        """Return the codes of indices `[B, H, T]` as `[B, H, T, D]`."""
+        return self.codebook[torch.arange(self.heads, device=codes.device)[:, None], codes]
+
+    def _read(
+        self, q: Tensor, k: Tensor, v: Tensor, code: Tensor, valid: Tensor, counts: Tensor, sums: Tensor
+    ) -> Tensor:
+        """Attend from a chunk's queries to cached codes and to the quantized keys of the chunk, in one softmax."""
+        tokens = k.shape[2]
+        quantized = k + (self._codes_of(code) - k).detach()
+        cached = q @ self.codebook.to(q.dtype).transpose(-1, -2) + counts[:, :, None].log()  # [B, H, L, S]
+        visible = torch.ones(tokens, tokens, dtype=torch.bool, device=k.device).tril() & valid[:, None, None, :]
+        own = (q @ quantized.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
+        logits = torch.cat((cached, own), -1)
+        nothing = (counts.sum(-1) == 0)[..., None] & ~visible.any(-1)  # [B, H, L]: then all logits are minus infinity
+        weights = logits.masked_fill(nothing[..., None], 0.0).softmax(-1) * ~nothing[..., None]
+        means = sums / counts.clamp(min=1)[..., None]
+        return weights[..., : self.codes] @ means + weights[..., self.codes :] @ v
+
+    @torch.no_grad()
+    def _start(self, k: Tensor, valid: Tensor) -> None:
+        """Put every code at a random key of the batch."""
+        if not valid.any():
+            return
+        self.codebook = self._random_keys(k, valid).to(self.codebook.dtype)
+        self.started = torch.ones_like(self.started)
+        # As if each had been chosen by its fair part of this batch; the running means go on from there.
+        fair = valid.sum() / self.codes
+        self.usage = torch.ones_like(self.usage) * fair
+        self.sums = self.codebook * fair
+
+    @torch.no_grad()
+    def _learn(self, k: Tensor, codes: Tensor, valid: Tensor) -> None:
+        """Move the codebook towards the keys `[B, H, T, D]` that chose each code."""
+        if not valid.any():
+            return
+        one_hot = functional.one_hot(codes, self.codes).to(k.dtype) * valid[:, None, :, None]  # [B, H, T, S]
+        usage, sums = one_hot.sum((0, 2)), torch.einsum("bhts,bhtd->hsd", one_hot, k)
+        usage = self.decay * self.usage + (1 - self.decay) * usage
+        sums = self.decay * self.sums + (1 - self.decay) * sums
+        fair = valid.sum() / self.codes
+        dead = (usage < DEAD * fair)[..., None]
+        sums = torch.where(dead, self._random_keys(k, valid) * fair, sums)
+        usage = torch.where(dead[..., 0], fair, usage)
+        self.usage, self.sums = usage.to(self.usage.dtype), sums.to(self.sums.dtype)
+        self.codebook = self.sums / self.usage[..., None]
+
+    def _random_keys(self, k: Tensor, valid: Tensor) -> Tensor:
+        """Draw a valid key for each code, `[H, S, D]`."""
+        rows, times = valid.nonzero(as_tuple=True)
+        drawn = torch.randint(len(rows), (self.codes,), device=rows.device)
+        return k[rows[drawn], :, times[drawn]].transpose(0, 1)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in its printed form."""
+        return f"heads={self.heads}, head_dim={self.head_dim}, codes={self.codes}, chunk_size={self.chunk_size}"
+
+
+def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index of the nearest code of each key: k `[B, H, T, D]`, codebook `[H, S, D]`, index `[B, H, T]`."""
+    with torch.no_grad():
+        return (k @ codebook.transpose(-1, -2) - 0.5 * codebook.square().sum(-1)[:, None]).argmax(-1)
+
+
+@MIXERS.enter("vq", "attention over keys quantized by a codebook learned in training: Transformer-VQ (Lingle 2023)")
+def _build(model: ModelConfig, dictionary: DictionaryConfig) -> VQAttention:
+    return VQAttention(
+        width=model.width,
+        heads=model.heads,
+        codes=model.codes,
+        chunk_size=dictionary.chunk_size,
+        decay=model.code_decay,
+        commitment=model.commitment,
+        convolution=model.convolution,
+    )

@@ -1,0 +1,88 @@
+"""The streams of images: every data set split by class, with its pixels permuted, and rotated.
+
+Nothing slow is imported until a stream is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from streams.digits import read_digits
+from streams.fashion_mnist import read_fashion_mnist
+from streams.options import RotationOptions, SplitOptions, TransformOptions
+from streams.torchvision_images import read_torchvision
+
+if TYPE_CHECKING:
+    from streams.split import LabelledImages
+    from streams.stream import Stream
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A data set of images.
+
+    Attributes:
+        read: finds, verifies and reads it; takes `stream.data_dir`.
+        summary: what it is.
+    """
+
+    read: Callable[[str | None], LabelledImages]
+    summary: str
+
+
+DATASETS = {
+    "digits": ImageDataset(
+        read_digits, "scikit-learn's digits (1797 images of 8 x 8, 10 classes; nothing to download)"
+    ),
+    "fashion_mnist": ImageDataset(read_fashion_mnist, "Fashion-MNIST (70 000 images of 28 x 28, 10 classes)"),
+    "mnist": ImageDataset(partial(read_torchvision, "MNIST"), "MNIST (70 000 images of 28 x 28, 10 classes)"),
+    "cifar10": ImageDataset(
+        partial(read_torchvision, "CIFAR10"), "CIFAR-10 (60 000 colour images of 32 x 32, 10 classes)"
+    ),
+    "cifar100": ImageDataset(
+        partial(read_torchvision, "CIFAR100"), "CIFAR-100 (60 000 colour images of 32 x 32, 100 classes)"
+    ),
+}
+
+
+def build_split(dataset: str, options: SplitOptions, *, seed: int) -> Stream:
+    """Builds the stream of a data set split by class.
+
+    Raises:
+        StreamDataError: an option does not fit the data, the data is not found, or a file is not the known one.
+    """
+    from streams.split import build_split_stream  # imports torch, which listing the streams does without
+
+    return build_split_stream(f"split_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+
+
+def build_permuted(dataset: str, options: TransformOptions, *, seed: int) -> Stream:
+    """Builds the stream of a data set whose pixels are permuted anew in each experience.
+
+    Raises:
+        StreamDataError: see `build_split`.
+    """
+    from streams.transformed import build_permuted_stream
+
+    return build_permuted_stream(f"permuted_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+
+
+def build_rotated(dataset: str, options: RotationOptions, *, seed: int) -> Stream:
+    """Builds the stream of a data set whose images are turned further in each experience.
+
+    Raises:
+        StreamDataError: see `build_split`.
+    """
+    from streams.transformed import build_rotated_stream
+
+    return build_rotated_stream(f"rotated_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+
+
+VARIANTS: dict[str, tuple[Callable[..., Stream], type[Any], str]] = {
+    "split": (build_split, SplitOptions, "split by class"),
+    "permuted": (build_permuted, TransformOptions, "pixels permuted anew in each experience"),
+    "rotated": (build_rotated, RotationOptions, "turned further in each experience"),
+}

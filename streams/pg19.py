@@ -1,0 +1,193 @@
+"""`pg19`: language modelling over the bytes of books published before 1919 (Rae et al. 2020), an experience a period.
+
+As DeepMind publishes it: `metadata.csv` (number, title, year, address of each book) and `train/`, `validation/` and
+`test/` with a file `NUMBER.txt` for each book. It is looked for in `data_dir`, then in the user's cache, into which
+just as many books are downloaded as are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams.errors import StreamDataError
+from streams.options import DATA_DIR_HELP, blur_option, count_option
+
+if TYPE_CHECKING:
+    from streams.corpus import Domain
+    from streams.stream import Stream
+
+BUCKET = "deepmind-gutenberg"
+SERVER = "https://storage.googleapis.com"
+SPLITS = ("train", "validation", "test")
+METADATA = "metadata.csv"
+TIMEOUT_S = 30.0
+
+
+@dataclass
+class PG19Options:
+    """Books by period."""
+
+    experiences: int = count_option(3, "periods, with as many books each, in the order of publication")
+    books: int = count_option(12, "training books of all periods together; validation and test have a quarter each")
+    length: int = count_option(512, "bytes of a window")
+    train: int = count_option(1000, "training windows of an experience, at most")
+    validation: int = field(
+        default=100,
+        metadata={"help": "validation windows of an experience, at most; 0: no validation stream", "minimum": 0},
+    )
+    test: int = count_option(100, "test windows of an experience, at most")
+    blur: float = blur_option()
+    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
+
+
+def build_pg19(options: PG19Options, *, seed: int) -> Stream:
+    """Builds the stream.
+
+    Raises:
+        StreamDataError: the books are not there and cannot be downloaded, or are too few or too short.
+    """
+    from streams.corpus import build_byte_stream
+
+    source, root, books = find_books(options)
+    years = read_years(root / METADATA)
+    return build_byte_stream("pg19", periods(root, books, years, options.experiences), options, source, seed=seed)
+
+
+def wanted(options: PG19Options) -> dict[str, int]:
+    """Returns how many books of each split are asked for."""
+    few = max(options.experiences, options.books // 4)
+    return {"train": options.books, "validation": few if options.validation else 0, "test": few}
+
+
+def find_books(options: PG19Options) -> tuple[str, Path, dict[str, list[int]]]:
+    """Returns where the books were found, their folder, and the numbers of those that are used, by split.
+
+    Raises:
+        StreamDataError: they are not there and cannot be downloaded.
+    """
+    from streams.fashion_mnist import cache_folder
+
+    counts = wanted(options)
+    if options.books < options.experiences:
+        raise StreamDataError(f"books={options.books}: must be at least one for each of {options.experiences} periods")
+    folder = Path(options.data_dir).expanduser() if options.data_dir else None
+    cache = cache_folder() / "pg19"
+    for source, root in (("stream.data_dir", folder), ("download", cache)):
+        if root is not None and (found := _books_in(root, counts)):
+            return source, root, found
+    root = folder or cache
+    try:
+        download(root, counts)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        needed = ", ".join(f"{count} books in {split}/" for split, count in counts.items() if count)
+        raise StreamDataError(
+            f"PG-19 was not found; two ways to provide it: set stream.data_dir to a folder with {METADATA} and {needed}"
+            f"{f' (not all in {folder})' if folder else ''}, or go online to download them (tried: {reason})"
+        ) from error
+    found = _books_in(root, counts)
+    if found is None:
+        raise StreamDataError(f"PG-19: the download left too few books in {root}")
+    return "download", root, found
+
+
+def _books_in(root: Path, counts: dict[str, int]) -> dict[str, list[int]] | None:
+    """Returns the first books of each split by number, or None if some lack."""
+    if not (root / METADATA).is_file():
+        return None
+    found = {}
+    for split, count in counts.items():
+        numbers = sorted(int(file.stem) for file in (root / split).glob("*.txt") if file.stem.isdigit())
+        if len(numbers) < count:
+            return None
+        found[split] = numbers[:count]
+    return found
+
+
+def read_years(path: Path) -> dict[int, int]:
+    """Returns the year of publication of each book.
+
+    Raises:
+        StreamDataError: the file is not as published.
+    """
+    years = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, _title, year, *_ in csv.reader(file):
+                years[int(number)] = int(year)
+    except (OSError, ValueError) as error:
+        raise StreamDataError(f"{path}: is not PG-19's list of number, title, year, address: {error}") from error
+    return years
+
+
+def periods(root: Path, books: dict[str, list[int]], years: dict[int, int], count: int) -> list[Domain]:
+    """Returns the books of each split in the order of publication, cut into as many periods.
+
+    Raises:
+        StreamDataError: a book without a year.
+    """
+    import hashlib
+
+    import numpy as np
+
+    from streams.corpus import Domain
+
+    for number in (number for split in books.values() for number in split):
+        if number not in years:
+            raise StreamDataError(f"{root / METADATA}: says nothing of book {number}")
+    parts = {
+        split: [part.tolist() for part in np.array_split(sorted(numbers, key=lambda n: (years[n], n)), count)]
+        for split, numbers in books.items()
+    }
+    domains = []
+    for period in range(count):
+        splits = {
+            split: b"\n\n".join((root / split / f"{int(number)}.txt").read_bytes() for number in found[period])
+            for split, found in parts.items()
+        }
+        mine = [years[int(number)] for number in parts["train"][period]]
+        digest = hashlib.sha256(b"".join(splits[split] for split in SPLITS)).hexdigest()
+        files = sum(len(found[period]) for found in parts.values())
+        domains.append(Domain(f"period {period + 1}: {min(mine)}-{max(mine)}", splits, digest, files))
+    return domains
+
+
+def download(root: Path, counts: dict[str, int], server: str = SERVER) -> None:
+    """Downloads the list of books, and the first books of each split by name, that are not there yet.
+
+    Args:
+        root: folder to download into.
+        counts: books of each split.
+        server: of Google's storage interface.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: the network's.
+    """
+
+    def fetch(name: str, target: Path) -> None:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.part")
+            temporary.write_bytes(_get(f"{server}/{BUCKET}/{urllib.parse.quote(name)}"))
+            temporary.replace(target)
+
+    fetch(METADATA, root / METADATA)
+    for split, count in counts.items():
+        if count:
+            query = urllib.parse.urlencode({"prefix": f"{split}/", "fields": "items(name)", "maxResults": count + 1})
+            listing = json.loads(_get(f"{server}/storage/v1/b/{BUCKET}/o?{query}"))
+            names = [item["name"] for item in listing["items"] if item["name"].endswith(".txt")]
+            for name in names[:count]:
+                fetch(name, root / split / Path(name).name)
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        return answer.read()

@@ -1,0 +1,172 @@
+"""What holds for every mixer of the registry: pieces, causality, masks, and the size of the state."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cl_ovq.config.schema import DictionaryConfig, ModelConfig
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import MIXERS, OVQAttention, auxiliary_losses, build_mixers, layer_mixers
+
+WIDTH, LENGTH = 8, 40  # longer than the chunks of flash-linear-attention on a CPU
+FP32_INSIDE = ("gated_delta", "gated_slot", "mamba2")
+POSITIONED = ("sliding_window",)
+
+
+def make(name, **changes):
+    torch.manual_seed(0)
+    sizes = {"width": WIDTH, "heads": 2, "window": 6, "codes": 5, "slots": 4, "state_size": 3, **changes}
+    mixer = MIXERS[name](ModelConfig(**sizes), DictionaryConfig(scope="sequence", capacity=6, chunk_size=8)).double()
+    if getattr(mixer, "convolution", None) is not None:
+        torch.nn.init.normal_(mixer.convolution.weight)
+    return mixer.eval()
+
+
+def tokens(batch=2, length=LENGTH, seed=1):
+    return torch.randn(batch, length, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def some_mask(batch=2, length=LENGTH):
+    mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(2)) > 0.3
+    mask[0, :2] = False  # queries that see nothing
+    return mask
+
+
+def tolerance(name):
+    return {"atol": 2e-5, "rtol": 2e-5} if name in FP32_INSIDE else {"atol": 1e-9, "rtol": 1e-9}
+
+
+@pytest.mark.parametrize("convolution", [0, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pieces", [[1] * LENGTH, [3, 37], [2, 0, 33, 5]], ids=["tokens", "two", "three and none"])
+@pytest.mark.parametrize("name", MIXERS)
+def test_pieces_are_the_whole(name, pieces, masked, convolution):
+    layer, x = make(name, convolution=convolution), tokens()
+    mask = some_mask() if masked else None
+    with torch.no_grad():
+        whole, last = layer(x, mask=mask, return_state=True)
+        state, outputs, start = None, [], 0
+        for size in pieces:
+            part = slice(start, start + size)
+            y, state = layer(x[:, part], mask=None if mask is None else mask[:, part], state=state, return_state=True)
+            outputs.append(y)
+            start += size
+    torch.testing.assert_close(torch.cat(outputs, 1), whole, **tolerance(name))
+    assert state.nbytes == last.nbytes
+    assert layer(x)[1] is None
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_sequences_may_begin_with_no_tokens(name):
+    layer, x = make(name, convolution=3), tokens()
+    with torch.no_grad():
+        y, state = layer(x[:, :0], return_state=True)
+        assert y.shape == (2, 0, WIDTH)
+        torch.testing.assert_close(layer(x, state=state)[0], layer(x)[0], **tolerance(name))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_jacobian_is_lower_triangular(name):
+    layer, x = make(name), tokens(batch=1, length=11)
+    jacobian = torch.autograd.functional.jacobian(lambda inputs: layer(inputs)[0], x)
+    influence = jacobian.abs().sum((0, 2, 3, 5))  # [T, T]: of input token j on output token i
+    assert (influence.triu(1) == 0).all()
+    seen = torch.ones_like(influence).tril() > 0
+    if name == "sliding_window":
+        seen &= torch.ones_like(influence).triu(-5) > 0
+        assert (influence[~seen] == 0).all()
+    assert (influence[seen] > 0).all()  # every earlier token is read
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_masked_tokens_are_as_good_as_absent(name):
+    layer, x, mask = make(name), tokens(), some_mask()
+    with torch.no_grad():
+        y, _ = layer(x, mask=mask)
+        assert (y[~mask] == 0).all()
+        changed, _ = layer(torch.where(mask[..., None], x, torch.randn_like(x)), mask=mask)
+        torch.testing.assert_close(changed, y, **tolerance(name))
+        if name in POSITIONED or name == "ovq":  # an OVQ chunk counts masked tokens: other chunks, other dictionaries
+            return
+        for row in range(2):
+            alone, _ = layer(x[row : row + 1, mask[row]])
+            torch.testing.assert_close(y[row : row + 1, mask[row]], alone, **tolerance(name))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_gradients_are_finite_where_a_query_sees_nothing(name):
+    layer, x = make(name), tokens().requires_grad_()
+    layer(x, mask=some_mask())[0].square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("convolution", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MIXERS)
+def test_state_bytes_are_those_of_the_state(name, dtype, convolution):
+    layer = make(name, convolution=convolution).to(dtype)
+    for length in (1, 5, 6, 7, LENGTH):
+        state = layer(tokens(batch=1, length=length).to(dtype), return_state=True)[1]
+        assert layer.state_bytes(length) == state.nbytes
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_only_softmax_has_a_state_that_grows(name):
+    sizes = {make(name).state_bytes(length) for length in (64, 640, 64 * 10**6)}
+    assert len(sizes) == (3 if name == "softmax" else 1)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_keeps_shape_and_type_and_describes_itself(name):
+    layer = make(name).float()
+    y, state = layer(tokens().float())
+    assert (y.shape, y.dtype, state) == ((2, LENGTH, WIDTH), torch.float32, None)
+    assert repr(layer)
+
+
+def test_a_pattern_is_repeated_over_the_layers():
+    model = ModelConfig(width=WIDTH, heads=2, depth=3, mixer="linear", pattern=["sliding_window", "ovq"])
+    assert layer_mixers(model) == ["sliding_window", "ovq", "sliding_window"]
+    assert [type(mixer).__name__ for mixer in build_mixers(model, DictionaryConfig())] == [
+        "SlidingWindowAttention",
+        "OVQAttention",
+        "SlidingWindowAttention",
+    ]
+    model.pattern = None
+    assert layer_mixers(model) == ["linear"] * 3
+
+
+def test_losses_are_collected_from_the_mixers_that_have_them_and_only_then():
+    mixers = torch.nn.ModuleList([make("vq"), make("softmax"), make("vq")]).train()
+    with auxiliary_losses(mixers) as losses:
+        for mixer in mixers:
+            mixer(tokens())
+    assert len(losses) == 2
+    assert all(loss.requires_grad and loss > 0 for loss in losses)
+    for mixer in mixers:
+        mixer(tokens())
+        assert mixer.losses is None
+    with auxiliary_losses(mixers.eval()) as losses:
+        mixers[0](tokens())
+    assert losses == []
+
+
+def test_importing_the_mixers_does_not_import_flash_linear_attention():
+    code = "import sys, cl_ovq.mixers; print('fla' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", FP32_INSIDE)
+def test_a_missing_library_is_named_with_the_way_to_get_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fla", None)
+    monkeypatch.delitem(sys.modules, "fla.ops", raising=False)
+    with pytest.raises(UserError, match=rf"'{name}' needs flash-linear-attention .*: install it with `pip install"):
+        make(name)
+
+
+def test_ovq_is_of_the_registry():
+    assert isinstance(make("ovq"), OVQAttention)

@@ -1,0 +1,179 @@
+"""Whole runs on sequence streams: what the matrix holds, evaluation by length, and recall that is learned."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+from cl_ovq.config import load_config
+from cl_ovq.evaluation.lengths import evaluate_lengths, lengths_figure
+from cl_ovq.experiment import load_stream, run_experiment
+from cl_ovq.models.saving import load_model
+from streams import IGNORED, rows_of
+
+TINY = """# Two experiences of sequences and a model of a few thousand weights.
+stream: {name: recall, experiences: 2, length: 16, pairs: 2, keys: 12, values: 12, train: 64, validation: 8, test: 16}
+model: {name: sequence_model, width: 16, depth: 2, heads: 2, convolution: 3, pattern: [sliding_window, ovq], window: 4}
+dictionary: {scope: sequence, capacity: 8, chunk_size: 4}
+strategy: {name: replay, epochs: 1, batch_size: 16, memory_size: 8}
+tracking: {enabled: false}
+"""
+TEXT = "stream={name: text, domains: [source, headers], length: 32, limit: 40000, train: 32, validation: 4, test: 8}"
+REGRESSION = "stream={name: regression, experiences: 2, examples: 3, questions: 2, train: 32, validation: 4, test: 8}"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sequences") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(path, tmp_path_factory):
+    """`run(*overrides)`: the configuration and the result of a tiny run."""
+
+    def run(*overrides):
+        folder = tmp_path_factory.mktemp("run")
+        config = load_config(path, [*overrides, f"output_dir={folder}"])
+        return config, run_experiment(config, Console(file=io.StringIO()))
+
+    return run
+
+
+def swap(path, folder, stream):
+    """The tiny experiment with another stream in place of its own."""
+    lines = path.read_text().splitlines()
+    lines[1] = stream.replace("stream=", "stream: ")
+    other = folder / "other.yaml"
+    other.write_text("\n".join(lines))
+    return other
+
+
+@pytest.mark.parametrize("scope", ["sequence", "task", "stream"])
+def test_recall_fills_a_matrix_of_accuracies(run, scope):
+    config, result = run(f"dictionary.scope={scope}", "evaluation.lengths=[16,64]", "evaluation.length_tokens=200")
+    assert result.quantity == "accuracy"
+    assert result.matrices.keys() == {"loss"}
+    assert result.run_name.startswith(f"sliding_window+ovq-{scope} replay")
+    assert result.provenance["replay_bytes"] == 8 * (16 * 4 + 16 * 8)
+    assert (result.dictionary["scope"] == "sequence") == (scope == "sequence")
+    assert result.dictionary["size"] > 0
+    assert [record["tokens"] for record in result.lengths] == [16, 64]
+    assert json.loads(result.to_json())["lengths"] == result.lengths
+    assert (load_stream(config), result.artifacts["lengths"])[1] == "lengths.png"
+
+
+def last_row(config, result, tmp_path):
+    """Evaluate the trained model on every test sequence, one at a time: a mean per experience."""
+    model, stream = load_model(tmp_path / "model.pt").model, load_stream(config)
+    found = []
+    for part in stream.benchmark.streams["test"]:
+        values = []
+        for row in rows_of(part.dataset).tolist():
+            outputs, targets = model(stream.samples.gather(torch.tensor([row])))[0], stream.samples.targets[row]
+            for output, target in zip(outputs.double(), targets.tolist(), strict=True):
+                if stream.kind == "values":
+                    if not math.isnan(target):
+                        values.append(-((float(output) - target) ** 2))
+                elif target != IGNORED and stream.kind == "tokens":
+                    values.append(float(output.argmax() == target))
+                elif target != IGNORED:
+                    values.append(float(output.log_softmax(-1)[target]) / math.log(2))
+        found.append(sum(values) / len(values))
+    return found
+
+
+@pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
+def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkeypatch):
+    from cl_ovq import experiment
+    from cl_ovq.models.saving import save_model
+
+    file = path if stream is None else swap(path, tmp_path, stream)
+    config = load_config(file, [f"output_dir={tmp_path / 'run'}", "evaluation.batch_size=5"])
+    draw = experiment._draw
+
+    def keep(result, model, recorders):
+        save_model(tmp_path / "model.pt", model, config, load_stream(config))
+        return draw(result, model, recorders)
+
+    monkeypatch.setattr(experiment, "_draw", keep)
+    result = run_experiment(config, Console(file=io.StringIO()))
+    with torch.no_grad():
+        expected = last_row(config, result, tmp_path)
+    quantity = {None: "accuracy", TEXT: "bits_per_byte", REGRESSION: "squared_error"}[stream]
+    assert result.quantity == quantity
+    assert result.matrix[-1] == pytest.approx(expected, rel=1e-4)
+    assert result.metrics["accuracy"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert (result.matrix[-1][0] < 0) == (stream is not None)
+
+
+@pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
+def test_lengths_in_pieces_are_the_whole(path, stream, tmp_path, monkeypatch):
+    from cl_ovq.evaluation import lengths
+    from cl_ovq.models import build_model
+
+    config = load_config(path if stream is None else swap(path, tmp_path, stream))
+    data = load_stream(config)
+    torch.manual_seed(0)
+    model = build_model(config, data).eval()
+    arguments = (model, data, [64], 300, torch.device("cpu"))
+    (whole,) = evaluate_lengths(*arguments)
+    monkeypatch.setattr(lengths, "PIECE", 7)
+    monkeypatch.setattr(lengths, "BATCH_TOKENS", 130)
+    (pieces,) = evaluate_lengths(*arguments)
+    assert pieces.value == pytest.approx(whole.value, rel=1e-4)
+    assert whole.sequences == 6
+    assert sum(record.targets for record in whole.distances) == whole.targets
+    mean = sum(record.value * record.targets for record in whole.distances) / whole.targets
+    assert mean == pytest.approx(whole.value)
+    assert whole.state_bytes == model.state_bytes(64)
+    for record in whole.distances:
+        assert record.farthest == 2 * record.nearest - 1
+    if stream is None:
+        assert whole.targets == 6 * 2
+        samples = data.at_length(64, 5)
+        distances = samples.distances[samples.distances > 0]
+        inside = [int(((distances >= r.nearest) & (distances <= r.farthest)).sum()) for r in whole.distances]
+        assert inside == [record.targets for record in whole.distances]
+    assert lengths_figure({"a": lengths.as_data([whole])}, trained=16).axes
+
+
+def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path, tmp_path):
+    from cl_ovq.errors import UserError
+
+    for overrides, line in (
+        (["evaluation.lengths=[17]"], "evaluation.lengths: 17: length=17: must be even"),
+        (["evaluation.lengths=[4]"], "evaluation.lengths: 4: length=4: 2 bindings and 2 questions need"),
+    ):
+        with pytest.raises(UserError, match=line):
+            run_experiment(load_config(path, [*overrides, f"output_dir={tmp_path / 'x'}"]), Console(quiet=True))
+    config = load_config("quickstart", ["evaluation.lengths=[64]"])
+    with pytest.raises(UserError, match="'split_digits' has no sequences of other lengths"):
+        load_stream(config)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_linear_time_mixer_reads_65536_tokens(path):
+    from cl_ovq.models import build_model
+
+    config = load_config(path, ["dictionary.chunk_size=64"])
+    data = load_stream(config)
+    model = build_model(config, data).eval()
+    (record,) = evaluate_lengths(model, data, [65_536], 1, torch.device("cpu"))
+    assert record.sequences == 2
+    assert record.distances[-1].farthest > 10_000
+    assert record.state_bytes == model.state_bytes(640)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mixer", ["softmax", "sliding_window", "ovq", "vq", "linear", "gated_delta", "mamba2", "gated_slot"]
+)
+def test_every_mixer_learns_recall_within_its_capacity(mixer, tmp_path):
+    config = load_config("paper/within_capacity", [f"model.mixer={mixer}", f"output_dir={tmp_path / 'run'}"])
+    result = run_experiment(config, Console(file=io.StringIO()))
+    assert result.metrics["accuracy"] >= 0.95
