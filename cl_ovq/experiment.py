@@ -27,7 +27,7 @@ from cl_ovq.mixers import dictionaries, layer_mixers
 from cl_ovq.models import MIXED, build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
-from cl_ovq.results import FILE_NAME, Result, summary_metrics, to_lists, to_matrix, write_atomically
+from cl_ovq.results import FILE_NAME, Result, carried_bytes, summary_metrics, to_lists, to_matrix, write_atomically
 from cl_ovq.tracking import RUNS, StoreCheck, Tracker, warm_up
 from cl_ovq.tracking.notes import run_note
 from streams import StreamDataError, TensorSamples, build_stream
@@ -284,10 +284,8 @@ def _run(
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
-    sizes = result.provenance
-    sizes["dictionary_bytes"] = result.dictionary["bytes"]
-    beside = result.dictionary.get("memory", {}).get("bytes", 0)  # a memory head beside the layers' dictionaries
-    sizes["memory_bytes"] = sizes["dictionary_bytes"] + beside + sizes["replay_bytes"] + sizes["method_bytes"]
+    result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
+    result.provenance["memory_bytes"] = carried_bytes(result)
     if tracker is not None and config.tracking.log_model:
         _log_model(config, stream, model, directory, tracker)
     _write(result, _draw(result, model, recorders), directory, tracker)

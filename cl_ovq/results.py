@@ -103,8 +103,8 @@ def carried_bytes(result: Result) -> int:
     """
     found = result.dictionary
     memory = found.get("memory", {}).get("bytes", 0)
-    dictionaries = memory if found["scope"] == "sequence" else max(result.provenance["dictionary_bytes"], memory)
-    return int(dictionaries + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
+    dictionaries = 0 if found["scope"] == "sequence" else result.provenance["dictionary_bytes"]
+    return int(dictionaries + memory + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
 
 
 def summary_metrics(result: Result) -> Mapping[str, float]:

@@ -15,6 +15,11 @@ def test_what_is_carried_from_task_to_task(run, session):
     assert carried_bytes(run("dictionary.scope=sequence")) == 20 * 64  # replayed digits of 8 x 8 pixels
     memory = run("strategy.name=naive", "model.head=memory", "dictionary.scope=sequence")
     assert carried_bytes(memory) == memory.dictionary["memory"]["bytes"] > 0
+    both = run("strategy.name=naive", "model.head=memory")
+    assert carried_bytes(both) == shared + memory.dictionary["memory"]["bytes"]
+    alone = run("strategy.name=naive", "model.head=memory", "model.name=pixels")
+    assert carried_bytes(alone) == alone.dictionary["bytes"] > 0
+    assert alone.provenance["memory_bytes"] == carried_bytes(alone)
 
 
 def test_results_are_read_as_they_were_written(run, tmp_path):
