@@ -323,7 +323,7 @@ def bench_operator(
     heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
     head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one if auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Folder for operator.json, operator.md and operator.png.")] = None,
     json: Json = False,
