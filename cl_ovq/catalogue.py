@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cl_ovq.config.load import SCALARS, SECTIONS, list_experiments
 from cl_ovq.learning import OPTIMIZERS, STRATEGIES
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
+from cl_ovq.studies.files import list_studies
 from kernels import GROWTH
 from streams import STREAMS
 
@@ -23,9 +25,17 @@ def _growth() -> dict[str, str]:
 
 
 def _experiments() -> dict[str, str]:
-    """Return the experiments with the comment on their first line."""
+    return _first_comments(list_experiments())
+
+
+def _studies() -> dict[str, str]:
+    return _first_comments(list_studies())
+
+
+def _first_comments(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the comment on each file's first line."""
     summaries = {}
-    for name, path in list_experiments().items():
+    for name, path in files.items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         summaries[name] = first.removeprefix("#").strip() if first.startswith("#") else str(path)
     return summaries
@@ -58,5 +68,6 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "strategies": STRATEGIES.summaries,
     "optimizers": OPTIMIZERS.summaries,
     "experiments": _experiments,
+    "studies": _studies,
     "keys": _keys,
 }

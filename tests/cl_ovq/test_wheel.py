@@ -60,7 +60,7 @@ def cl_ovq(site, *arguments):
 def test_experiments_are_installed_and_listed(site):
     installed = {path.stem for path in (site / "share" / "cl-ovq" / "experiments").rglob("*.yaml")}
     assert installed == {path.stem for path in (CHECKOUT / "experiments").rglob("*.yaml")}
-    listed = cl_ovq(site, "list", "experiments").stdout
+    listed = cl_ovq(site, "list", "experiments").stdout + cl_ovq(site, "list", "studies").stdout
     assert all(name in listed for name in installed)
 
 
