@@ -148,6 +148,39 @@ def compare(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")],
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Holds everything of the sweep; runs/sweeps/NAME if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of the directory; what has ended is not run again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Search for hyper-parameters with Ray Tune: on validation data; the best is then run once on fresh seeds."""
+    from cl_ovq.sweeps import load_sweep
+    from cl_ovq.sweeps.run import INTERRUPTED, run_sweep
+    from cl_ovq.tracking import RUNS
+
+    loaded, console = load_sweep(file, overrides or ()), Console()
+    outcome = run_sweep(loaded, directory or RUNS / "sweeps" / loaded.name, Console(stderr=True), resume=resume)
+    if json:
+        print(outcome.to_json())
+    else:
+        for table in outcome.tables():
+            console.print(table)
+        if outcome.best is not None:
+            console.print(f"again: {outcome.command(outcome.best)}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"results: {outcome.directory}", soft_wrap=True)
+    if outcome.interrupted == INTERRUPTED:
+        raise typer.Exit(130)
+    if outcome.best is None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf
@@ -391,6 +424,26 @@ def bench_operations(
         return
     for name, aggregates in measured.items():
         Console().print(operations_table(name, aggregates))
+
+
+@bench.command("sweep")
+def bench_sweep(
+    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")] = "digits",
+    overrides: Overrides = None,
+    cores: Annotated[int, typer.Option(min=1, help="Cores of the sweep, and threads of the runs beside it.")] = 2,
+    empty_trials: Annotated[int, typer.Option(min=0, help="Trials that do nothing, for the driver's time.")] = 200,
+    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
+) -> None:
+    """Throughput of a local sweep against the same runs in one warm process, and what a trial and the driver cost."""
+    from json import dumps
+
+    from cl_ovq.benchmarks.sweeps import measure_sweep
+    from cl_ovq.results import write_atomically
+
+    measured = dumps(measure_sweep(file, overrides or (), cores, empty_trials, Console(stderr=True)), indent=2)
+    if output is not None:
+        write_atomically(output, measured + "\n")
+    print(measured)
 
 
 def main() -> None:

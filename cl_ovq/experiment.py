@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +28,7 @@ from cl_ovq.models import MIXED, build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME, Result, carried_bytes, summary_metrics, to_lists, to_matrix, write_atomically
-from cl_ovq.tracking import RUNS, StoreCheck, Tracker, warm_up
+from cl_ovq.tracking import RUNS, RunKey, StoreCheck, Tracker, warm_up
 from cl_ovq.tracking.notes import run_note
 from streams import StreamDataError, TensorSamples, build_stream
 
@@ -112,8 +112,16 @@ def describe(config: ExperimentConfig) -> str:
     return config.tracking.run_name or f"{model} {config.strategy.name} seed {config.seed}"
 
 
+AfterExperience = Callable[[int, int, Mapping[str, float], Mapping[str, Matrix]], None]
+
+
 def run_experiment(
-    config: ExperimentConfig, console: Console, parent: Tracker | None = None, *, resume: bool = False
+    config: ExperimentConfig,
+    console: Console,
+    parent: Tracker | RunKey | None = None,
+    *,
+    resume: bool = False,
+    after_experience: AfterExperience | None = None,
 ) -> Result:
     """Run an experiment from data to tracking.
 
@@ -122,6 +130,8 @@ def run_experiment(
         console: where progress is drawn; standard error, where standard output carries the result.
         parent: the MLflow run that this one belongs to.
         resume: whether to go on from the checkpoint in `output_dir`, if there is one; a run that is finished is read.
+        after_experience: called with the number of experiences learned, how many there will be, the metrics so far,
+            and the matrices by name, once the experience is evaluated and the checkpoint written.
 
     Raises:
         UserError: the configuration is wrong, or data is missing, or the checkpoint is damaged or another run's.
@@ -156,9 +166,9 @@ def run_experiment(
         check_store(config, console)  # a store that can never be opened leaves no directory behind
     directory = make_directory(config, name)
     if not config.tracking.enabled:
-        return _run(config, stream, model, device, name, directory, None, console, begun)
+        return _run(config, stream, model, device, name, directory, None, console, begun, after_experience)
     with open_tracker(config, stream.scenario, directory, name, device, parent, resume=begun is not None) as tracker:
-        return _run(config, stream, model, device, name, directory, tracker, console, begun)
+        return _run(config, stream, model, device, name, directory, tracker, console, begun, after_experience)
 
 
 def check_store(config: ExperimentConfig, console: Console) -> None:
@@ -178,7 +188,7 @@ def open_tracker(
     directory: Path,
     name: str,
     device: torch.device,
-    parent: Tracker | None = None,
+    parent: Tracker | RunKey | None = None,
     *,
     resume: bool = False,
 ) -> Tracker:
@@ -234,6 +244,7 @@ def _run(
     tracker: Tracker | None,
     console: Console,
     begun: dict[str, Any] | None,
+    after_experience: AfterExperience | None,
 ) -> Result:
     """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
@@ -256,14 +267,14 @@ def _run(
     about = {"config": to_dict(config), "train_seconds": 0.0, "wall_seconds": 0.0}
     if begun is not None:
         about["train_seconds"] = begun["about"]["train_seconds"]
-    kept = _Kept(directory if config.checkpoint.enabled else None, about, started, begun)
+    kept = _Kept(directory if config.checkpoint.enabled else None, about, started, begun, after_experience)
     strategy = _train(config, stream, model, device, recorders, tracker, console, kept)
     result = Result(
         run_id=tracker.run_id if tracker else None,
         run_name=name,
         output_dir=str(directory),
         config=to_dict(config),
-        **_findings(stream, strategy, recorders),
+        **_findings(stream, strategy, recorders, config.evaluation.stop_after),
         lengths=as_data(
             evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
         ),
@@ -299,6 +310,7 @@ class _Kept(NamedTuple):
     about: dict[str, Any]
     started: float
     begun: dict[str, Any] | None
+    after_experience: AfterExperience | None
 
 
 class Recorders(NamedTuple):
@@ -307,6 +319,11 @@ class Recorders(NamedTuple):
     matrix: MatrixRecorder
     growth: DictionaryRecorder
     census: CensusRecorder
+
+    def so_far(self, learned: int | None) -> dict[str, Matrix]:
+        """Return the results matrices of the first experiences, of all for None, by name."""
+        matrices = self.matrix.result()
+        return matrices if learned is None else {name: part(matrix, learned) for name, matrix in matrices.items()}
 
 
 def _train(
@@ -324,7 +341,9 @@ def _train(
     from cl_ovq.checkpoints.state import RunState
     from cl_ovq.learning.progress import ExperienceProgress
 
-    train, test = list(stream.benchmark.streams["train"]), stream.benchmark.streams[config.evaluation.stream]
+    experiences = slice(config.evaluation.stop_after)
+    train = list(stream.benchmark.streams["train"])[experiences]
+    test = stream.benchmark.streams[config.evaluation.stream][experiences]
     joint = config.strategy.name == "joint"
     parts = [(len(train), train)] if joint else list(enumerate(train, start=1))
     progress = ExperienceProgress(console, len(parts))
@@ -339,27 +358,32 @@ def _train(
         checkpoints.resume(kept.begun)
         console.print(f"going on after {checkpoints.done} of {len(parts)} experiences", highlight=False)
     try:
-        for row, part in parts[checkpoints.done :]:
-            strategy.train(part, eval_streams=[])
+        for row, data in parts[checkpoints.done :]:
+            strategy.train(data, eval_streams=[])
             recorders.matrix.row = row
             strategy.eval(test)
+            matrices = recorders.so_far(len(train) if joint else row)
+            metrics = _stream_metrics(matrices, OBJECTIVES[stream.kind])
             if tracker is not None:
-                learned = len(train) if joint else row
-                tracker.log(_stream_metrics(recorders.matrix.result(), OBJECTIVES[stream.kind], learned), step=row)
+                tracker.log(metrics, step=row)
             checkpoints.done += 1
             checkpoints.save(within=False)
+            if kept.after_experience is not None:
+                kept.after_experience(row, len(train), metrics, matrices)
     finally:
         progress.close()
     model.eval()
     return strategy
 
 
-def _findings(stream: Stream, strategy: SupervisedTemplate, recorders: Recorders) -> dict[str, Any]:
+def _findings(
+    stream: Stream, strategy: SupervisedTemplate, recorders: Recorders, stop_after: int | None
+) -> dict[str, Any]:
     """Return the fields of a result that say what was found."""
     from cl_ovq.evaluation.dictionaries import summarize
     from cl_ovq.evaluation.plateaus import growth_plateaus, plateau_tokens
 
-    matrices, objective = recorders.matrix.result(), OBJECTIVES[stream.kind]
+    matrices, objective = recorders.so_far(stop_after), OBJECTIVES[stream.kind]
     metrics = _metrics(matrices, objective)
     probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
     experiences = len(stream.classes_per_experience)
@@ -390,10 +414,9 @@ def _metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, 
     return metrics
 
 
-def _stream_metrics(matrices: Mapping[str, Matrix], objective: Objective, learned: int) -> dict[str, float]:
-    """Return the metrics of the experiences learned so far, as far as they are defined."""
-    metrics = _metrics({name: part(matrix, learned) for name, matrix in matrices.items()}, objective)
-    return {name: value for name, value in metrics.items() if value is not None}
+def _stream_metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, float]:
+    """Return the metrics of a stream as far as they are defined."""
+    return {name: value for name, value in _metrics(matrices, objective).items() if value is not None}
 
 
 def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
+from streams.provided import providable
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages
@@ -21,6 +22,7 @@ ARRAYS = {
 }
 
 
+@providable
 def read_digits(data_dir: str | None = None) -> LabelledImages:
     """Reads and verifies the data set: images `[1797, 1, 8, 8]`; there is no official test set.
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
+from streams.provided import providable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,7 @@ TORCHVISION_SUBFOLDER = Path("FashionMNIST", "raw")
 DOWNLOAD_TIMEOUT_S = 30.0
 
 
+@providable
 def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
     """Finds, verifies and reads the data set: images `[70000, 1, 28, 28]`, the official test set last.
 

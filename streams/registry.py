@@ -3,6 +3,7 @@ a new data set of images is one entry in `images.DATASETS`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -30,16 +31,18 @@ class StreamEntry:
         build: the builder.
         Options: dataclass of its options, with defaults; the fields' metadata hold help, choices and range.
         summary: one line for listings.
+        read: reads its data set, given `data_dir`, where that can be handed to other processes (`streams.provided`).
     """
 
     build: StreamBuilder
     Options: type
     summary: str
+    read: Callable[[Any], Any] | None = None
 
 
 STREAMS: dict[str, StreamEntry] = {
     **{
-        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}")
+        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}", dataset.read)
         for variant, (build, Options, how) in VARIANTS.items()
         for name, dataset in DATASETS.items()
     },

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.errors import StreamDataError
 from streams.fashion_mnist import DOWNLOAD_TIMEOUT_S, cache_folder, patience
+from streams.provided import providable
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TITLES = {"MNIST": "MNIST", "CIFAR10": "CIFAR-10", "CIFAR100": "CIFAR-100"}  # by torchvision's name
 
 
+@providable
 def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImages:
     """Finds and reads a data set: the official test set last.
 

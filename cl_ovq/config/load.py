@@ -91,12 +91,21 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     return _configure(_read_tree(find_experiment(str(name))), _parse_overrides(overrides))
 
 
+def read_experiment(name: str | Path) -> dict[str, Any]:
+    """Return what an experiment's file says, as plain data, without checking it; `from_dict` makes a configuration.
+
+    Raises:
+        UserError: there is no such file, or it is no YAML mapping.
+    """
+    return _read_tree(find_experiment(str(name)))
+
+
 def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Return the configuration that `to_dict` returned as plain data, checked like any other.
+    """Return the configuration that plain data in the shape of the YAML files describes, checked like any other.
 
     Args:
-        tree: as `to_dict` returned it.
-        overrides: `key=value`, see `load_config`.
+        tree: as `to_dict` or `read_experiment` return it.
+        overrides: `key=value`, as on the command line.
 
     Raises:
         UserError: a key or value is wrong.

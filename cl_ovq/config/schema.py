@@ -243,6 +243,9 @@ class EvaluationConfig:
         65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1
     )
     dictionary_every: int = option(1, "training steps between two records of the dictionaries", minimum=1)
+    stop_after: int | None = option(
+        None, "experiences after which the run ends, and which its metrics are of; the whole stream if null", minimum=1
+    )
 
 
 @dataclass

@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_ovq.config import ExperimentConfig, load_config
 from cl_ovq.config.load import STUDIES, experiment_folders
 from cl_ovq.errors import UserError, nearest, unknown
+from cl_ovq.protocols import check_protocol
 
 RESERVED = ("experiment", "tune")
 
@@ -234,10 +235,9 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
         if key not in known:
             raise unknown("key of tuning", key, known)
     tuning = Tuning(**tree)
-    if not isinstance(tuning.seeds, list) or not tuning.seeds:
+    if not isinstance(tuning.seeds, list):
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
-    if both := sorted(set(tuning.seeds) & set(reported)):
-        raise UserError(f"tuning.seeds: {both} are reported too: choose hyper-parameters on other seeds")
+    check_protocol("end_of_stream", experiences=None, seeds=tuning.seeds, reported=reported, section="tuning")
     _check_grid(tuning.grid, "tuning.grid")
     return tuning
 

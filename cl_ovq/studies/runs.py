@@ -6,9 +6,9 @@ import hashlib
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.load import SCALARS, SECTIONS, decisive, flatten
+from cl_ovq.config.identity import same_run, schema_defaults
 from cl_ovq.errors import UserError
 from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.studies.files import Study
@@ -94,20 +94,6 @@ def run_one(config: ExperimentConfig, directory: str) -> None:
     run_experiment(run, Console(quiet=True))
 
 
-def same_run(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Return whether two resolved configurations describe the same run.
-
-    Keys that one of them lacks, since the schema has grown in between, count with their default.
-
-    Args:
-        old: as stored in a result.
-        new: as resolved now.
-        defaults: of the schema, by dotted key.
-    """
-    a, b = decisive(old), decisive(new)
-    return all(a.get(key, defaults.get(key)) == b.get(key, defaults.get(key)) for key in a.keys() | b.keys())
-
-
 class _Tasks:
     """What a study has to run, what of it is done, and what can run now."""
 
@@ -117,7 +103,7 @@ class _Tasks:
         self.failed: dict[Task, str] = {}
         self.started: set[Task] = set()
         self.chosen: dict[int, int] = {i: 0 for i, row in enumerate(study.rows) if len(row.points) == 1}
-        self._defaults = _defaults()
+        self._defaults = schema_defaults()
         for index in range(len(study.rows)):
             for task in [*self._tuning(index), *self._reported(index, range(len(study.rows[index].points)))]:
                 found = self._find(task)
@@ -223,9 +209,3 @@ class _Tasks:
             if same_run(result.config, wanted, self._defaults):
                 return result
         return None
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the schema's defaults by dotted key: what a result that is older than a key has for it."""
-    sections: dict[str, Any] = {name: asdict(section()) for name, section in SECTIONS.items()}
-    return flatten(sections) | {field.name: field.default for field in SCALARS}

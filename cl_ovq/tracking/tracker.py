@@ -6,6 +6,7 @@ import getpass
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +57,13 @@ class StoreCheck:
         return answer.get("down")
 
 
+@dataclass(frozen=True)
+class RunKey:
+    """What names a tracked run to another process: enough to be the parent of its runs."""
+
+    key: str
+
+
 class Tracker:
     """One MLflow run, open for as long as the `with` block.
 
@@ -87,7 +95,7 @@ class Tracker:
         run_name: str,
         tags: Mapping[str, Any],
         parameters: Mapping[str, Any],
-        parent: Tracker | None = None,
+        parent: Tracker | RunKey | None = None,
         resume: bool = False,
     ) -> None:
         self.directory = directory

@@ -57,11 +57,16 @@ def cl_ovq(site, *arguments):
     return python("-P", "-c", code, folder=folder, PYTHONPATH=str(site), COLUMNS="200")
 
 
-def test_experiments_are_installed_and_listed(site):
-    installed = {path.stem for path in (site / "share" / "cl-ovq" / "experiments").rglob("*.yaml")}
-    assert installed == {path.stem for path in (CHECKOUT / "experiments").rglob("*.yaml")}
+@pytest.mark.parametrize("folder", ["experiments", "ray_configs"])
+def test_what_a_command_names_is_installed(site, folder):
+    installed = site / "share" / "cl-ovq" / folder
+    found = {path.relative_to(installed) for path in installed.rglob("*.*")}
+    assert found == {path.relative_to(CHECKOUT / folder) for path in (CHECKOUT / folder).rglob("*.*")}
+
+
+def test_experiments_and_studies_are_listed(site):
     listed = cl_ovq(site, "list", "experiments").stdout + cl_ovq(site, "list", "studies").stdout
-    assert all(name in listed for name in installed)
+    assert all(path.stem in listed for path in (CHECKOUT / "experiments").rglob("*.yaml"))
 
 
 def test_every_module_of_the_checkout_is_in_it(site):

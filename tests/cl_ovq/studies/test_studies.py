@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from cl_ovq.config.identity import same_run
 from cl_ovq.errors import UserError
 from cl_ovq.results import Result
 from cl_ovq.studies import load_study, run_study
-from cl_ovq.studies.runs import same_run
 
 STUDY = """
 title: Small

@@ -1,0 +1,49 @@
+"""How hyper-parameters are chosen: always on validation data, by a protocol that has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cl_ovq.errors import UserError
+
+STREAM = "validation"
+PROTOCOLS = {
+    "end_of_stream": "the metric over the whole validation stream, after the last experience",
+    "first_k_experiences": "the metric over the first experiences, on their validation data; no other is seen",
+    "held_out_seeds": "as end_of_stream, averaged over several seeds, none of which is reported",
+}
+
+
+def check_protocol(
+    name: str, *, experiences: int | None, seeds: Sequence[int], reported: Sequence[int], section: str
+) -> None:
+    """Make sure that a protocol has what it needs, and that no seed serves both choosing and reporting.
+
+    Args:
+        name: of the protocol.
+        experiences: how many are learned where hyper-parameters are chosen; None for all.
+        seeds: on which hyper-parameters are chosen.
+        reported: on which the chosen ones are reported.
+        section: of the file, for the message.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not seeds:
+        raise UserError(f"{section}.seeds: name at least one seed")
+    if (name == "first_k_experiences") != (experiences is not None):
+        raise UserError(f"{section}.experiences: first_k_experiences needs a number, and no other protocol takes one")
+    if name == "held_out_seeds" and len(set(seeds)) < 2:
+        raise UserError(f"{section}.seeds: held_out_seeds needs at least two different seeds")
+    if both := sorted(set(seeds) & set(reported)):
+        raise UserError(f"{section}.seeds: {both} are reported too: choose hyper-parameters on other seeds")
+
+
+def check_stream(stream: str, key: str = "evaluation.stream") -> None:
+    """Refuse to choose on anything but validation data.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if stream != STREAM:
+        raise UserError(f"{key}: hyper-parameters are chosen on the validation stream, never on '{stream}'")

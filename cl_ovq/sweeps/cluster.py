@@ -1,0 +1,77 @@
+"""Ray: started on this machine, or found; quiet in either case; with this very code on every node."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cl_ovq
+from cl_ovq.errors import UserError
+from cl_ovq.sweeps.schema import ClusterOptions
+
+PACKAGES = ("cl_ovq", "streams", "kernels")
+# Ray and Tune read these when they are imported or started.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths mean what they mean to the driver
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the driver keeps its own records
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metric
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Ray's own record of the sweep, which nothing here reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "90",  # a stopped trial still hands its last metrics over
+}
+
+
+def settle_ray() -> None:
+    """Set what Ray reads from the environment, before it is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def connected(options: ClusterOptions) -> Iterator[None]:
+    """Connect to Ray for as long as the block lasts; a Ray that runs in this process already is used as it is.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    settle_ray()
+    import ray
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    try:
+        if options.address is None:
+            ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=options.address, runtime_env=runtime_environment() if options.ship_code else None, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cluster.address: cannot connect to '{options.address}': {str(error).splitlines()[0]}"
+        ) from error
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def runtime_environment() -> dict[str, Any]:
+    """Return the environment of workers on other nodes: this code, as it lies here, and nothing that is installed."""
+    root = Path(cl_ovq.__file__).resolve().parents[1]
+    return {
+        "py_modules": [str(root / package) for package in PACKAGES],
+        "excludes": ["**/__pycache__/**"],
+        "env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_FUNCTION_THREAD_TIMEOUT_S": "90"},
+    }

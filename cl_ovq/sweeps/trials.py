@@ -1,0 +1,220 @@
+"""What a Ray worker does: a trial of a sweep, or a run of the chosen configuration on the test stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cl_ovq.checkpoints.files import NAME as CHECKPOINT
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.identity import fingerprint
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.experiment import run_experiment
+from cl_ovq.results import FILE_NAME, Result, carried_bytes
+from cl_ovq.sweeps.files import BYTES, Sweep
+from cl_ovq.sweeps.grafting import graft
+from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, RUNNING, mean, trial_directory
+from cl_ovq.sweeps.space import Point
+from cl_ovq.tracking import RunKey
+from streams.provided import provide
+
+LOSSES = {"loss", "squared_error"}  # matrices of which no entry may be anything but a number
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+Report = dict[str, Any]
+
+
+class DivergedError(Exception):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a sweep share.
+
+    Attributes:
+        sweep: the sweep.
+        directory: of the sweep, as an absolute path.
+        settings: laid over every configuration: where it is tracked.
+        parent: key of the sweep's MLflow run; None where nothing is tracked.
+        stored: directories of results that may be taken, by fingerprint of their configuration.
+    """
+
+    sweep: Sweep
+    directory: str
+    settings: Point
+    parent: str | None
+    stored: Mapping[str, str]
+
+    def run(self, config: ExperimentConfig, **more: Any) -> tuple[Result, Report]:
+        """Run a configuration, or take its result from the store; return the result, and what to report of it."""
+        began = time.time()
+        found = self.stored.get(fingerprint(to_dict(config)))
+        parent = None if self.parent is None else RunKey(self.parent)
+        if found is not None:
+            result = Result.read(Path(found))
+        else:
+            result = run_experiment(config, Console(quiet=True), parent, resume=True, **more)
+        seconds = time.time() - began
+        run = {
+            "seed": config.seed,
+            "run_id": result.run_id,
+            "output_dir": result.output_dir,
+            "metrics": dict(result.metrics) | {BYTES: carried_bytes(result)},
+            "seconds": seconds,
+            "setup_seconds": max(0.0, seconds - result.provenance["wall_seconds"]),
+            "reused": found is not None,
+        }
+        return result, run
+
+
+def run_trial(config: dict[str, Any], *, job: Job, data: Mapping[Any, Any]) -> None:
+    """Run a trial and report to Ray Tune after every experience, and at the end.
+
+    What goes wrong in it is reported too, and not raised: that would cost the worker, and its imports, and Ray would
+    try again what must fail again.
+
+    Args:
+        config: `task`, with the trial's number (`trial`) and its values of the space (`point`).
+        job: what all trials share.
+        data: data sets that were read already.
+    """
+    from ray import tune
+
+    entered = time.time()
+    provide(data)
+    trial = Trial(job, config["task"]["trial"], config["task"]["point"])
+    try:
+        end = trial.run()
+    except Exception as error:  # of whatever kind: one trial must not end the sweep
+        end = {"status": _status(error), "error": f"{type(error).__name__}: {error}"}
+    end |= {"experiences": trial.experiences, "entered": entered, "left": time.time(), "node": _node(), "done": True}
+    tune.report(end)
+
+
+class Trial:
+    """A trial in its worker.
+
+    Args:
+        job: what all trials share.
+        number: of the trial.
+        point: its values of the space.
+    """
+
+    def __init__(self, job: Job, number: int, point: Point) -> None:
+        self.job, self.sweep = job, job.sweep
+        self.number, self.point = number, point
+        self.directory = trial_directory(Path(job.directory), number)
+        self.runs: list[Report] = []
+        self.experiences = 0
+
+    def run(self) -> Report:
+        """Run its seeds one after the other."""
+        self._take_checkpoint()
+        for seed in self.sweep.selection.seeds:
+            before = self.experiences
+
+            after = partial(self._after_experience, before)
+            result, run = self.job.run(self._config(seed), after_experience=after)
+            self.runs.append(run)
+            self.experiences = before + len(result.matrix) - 1
+        values = {}
+        for metric in self.sweep.objectives:
+            value = mean([run["metrics"][metric] for run in self.runs])
+            if value is None:
+                raise UserError(f"objectives.{metric}: it is undefined for this run")
+            values[metric] = value
+        return {"status": DONE, "objective": values[self.sweep.primary], "values": values, "runs": self.runs}
+
+    def _config(self, seed: int) -> ExperimentConfig:
+        names = {
+            "output_dir": str(self.directory / f"seed_{seed}"),
+            "tracking.run_name": f"{self.sweep.name} trial {self.number} seed {seed}",
+        }
+        return self.sweep.config(self.point, seed, more=names | _tagged(self.job.settings, trial=self.number))
+
+    def _after_experience(
+        self, before: int, learned: int, of: int, metrics: Mapping[str, float], matrices: Mapping[str, Matrix]
+    ) -> None:
+        from ray import tune
+
+        self.experiences = before + learned
+        for name in LOSSES & matrices.keys():
+            loss = matrices[name][learned]
+            if not np.isfinite(loss).all():
+                raise DivergedError(f"{name} is {loss[~np.isfinite(loss)][0]} after experience {learned} of {of}")
+        if learned == of and len(self.runs) + 1 == len(self.sweep.selection.seeds):
+            return  # the end is reported when the results are written, so that no scheduler stops it before
+        report: Report = {"status": RUNNING, "experiences": self.experiences, "metrics": dict(metrics)}
+        primary = self.sweep.primary
+        value = mean([*(run["metrics"].get(primary) for run in self.runs), metrics.get(primary)])
+        if value is not None:
+            report["objective"] = value
+        with tempfile.TemporaryDirectory() as folder:
+            self._fill_checkpoint(Path(folder))
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        """Put into a folder what another node needs to go on: results of the seeds that are over, and a checkpoint."""
+        for path in self.directory.glob("seed_*"):
+            kept = path / (FILE_NAME if (path / FILE_NAME).exists() else CHECKPOINT)
+            if kept.exists():
+                (folder / path.name).mkdir()
+                shutil.copy(kept, folder / path.name / kept.name)
+
+    def _take_checkpoint(self) -> None:
+        """Put Ray's checkpoint where the run looks for its own: this may be another node, or another trial's."""
+        from ray import tune
+
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                for path in sorted(Path(folder).glob("seed_*/*")):
+                    target = self.directory / path.parent.name
+                    target.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, target / f".{path.name}")
+                    (target / f".{path.name}").replace(target / path.name)
+        if self.sweep.scheduler.name == "pbt":
+            for seed in self.sweep.selection.seeds:
+                graft(self.directory / f"seed_{seed}" / CHECKPOINT, self._config(seed))
+
+
+def run_test(job: Job, data: Mapping[Any, Any], point: Point, seed: int) -> Report:
+    """Run the chosen configuration with a fresh seed on the test stream; return what is to be known of it."""
+    provide(data)
+    names = {
+        "output_dir": str(Path(job.directory) / "test" / f"seed_{seed}"),
+        "tracking.run_name": f"{job.sweep.name} test seed {seed}",
+    }
+    settings = names | _tagged(job.settings, trial="test")
+    return job.run(job.sweep.config(point, seed, stream="test", more=settings))[1]
+
+
+def _tagged(settings: Point, **tags: Any) -> Point:
+    """Return settings with further tags of the run."""
+    return settings | {"tracking.tags": settings["tracking.tags"] | {name: str(tag) for name, tag in tags.items()}}
+
+
+def _status(error: Exception) -> str:
+    if isinstance(error, DivergedError):
+        return DIVERGED
+    text = str(error).lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(phrase in text for phrase in NO_MEMORY):
+        return OUT_OF_MEMORY
+    return FAILED
+
+
+def _node() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,139 @@
+"""Sweep files: what is read, what is refused, and that those of the project hold."""
+
+from pathlib import Path
+
+import pytest
+
+from cl_ovq.config import load_config, to_dict
+from cl_ovq.config.identity import fingerprint
+from cl_ovq.errors import UserError
+from cl_ovq.sweeps import list_sweeps, load_sweep
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ray_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_hold(path):
+    sweep = load_sweep(str(path))
+    assert sweep.trials >= 16
+    assert sweep.title != sweep.name
+    assert path.stem in list_sweeps()
+
+
+def test_the_digits_sweep_is_one_of_16_trials():
+    assert load_sweep("digits").trials == 16
+    assert load_sweep("digits", ["search.trials=4"]).trials == 4
+
+
+def test_a_trial_is_on_validation_data_and_the_test_is_not(sweep_file):
+    sweep = load_sweep(str(sweep_file(selection={"seeds": [7], "test_seeds": 2})))
+    trial, test = sweep.config({"optimizer.learning_rate": 0.5}, 7), sweep.config({}, 0, stream="test")
+    assert (trial.evaluation.stream, trial.seed, trial.optimizer.learning_rate) == ("validation", 7, 0.5)
+    assert test.evaluation.stream == "test"
+
+
+def test_the_first_experiences_alone_choose_and_the_test_is_on_all(sweep_file):
+    selection = {"protocol": "first_k_experiences", "experiences": 1, "test_seeds": 2}
+    sweep = load_sweep(str(sweep_file(selection=selection)))
+    assert sweep.config({}, 100).evaluation.stop_after == 1
+    assert sweep.config({}, 0, stream="test").evaluation.stop_after is None
+
+
+def test_overrides_reach_the_sweep_the_space_and_the_experiment(sweep_file):
+    sweep = load_sweep(
+        str(sweep_file()),
+        ["strategy.epochs=2", "space.model.width={choice: [8, 16]}", "space.optimizer.learning_rate=null", "title=New"],
+    )
+    assert sweep.settings["strategy.epochs"] == 2
+    assert [parameter.key for parameter in sweep.space.parameters] == ["model.width"]
+    assert sweep.title == "New"
+    number = load_sweep(str(sweep_file()), ["optimizer.weight_decay=1e-4"]).settings["optimizer.weight_decay"]
+    assert number == 1e-4
+
+
+RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"serach": {}}, "unknown key of a sweep 'serach': did you mean 'search'?"),
+        ({"search": {"nam": "grid"}}, "unknown key 'search.nam': did you mean 'search.name'?"),
+        ({"search": {"name": "gird"}}, "search.name: unknown choice 'gird': did you mean 'grid'?"),
+        ({"search": {"name": "random"}}, "search.trials: the search 'random' needs a number of trials"),
+        ({"search": {"name": "grid", "trials": 3}}, "search.trials: a grid has as many trials as combinations"),
+        ({"search": {"name": "grid"}, "space": RANGE}, "a grid needs a list of values, not loguniform"),
+        (
+            {"search": {"name": "random", "trials": 3}, "space": {"model.depth": {"grid": [1, 2]}} | RANGE},
+            "search.trials: 3 trials cannot be shared alike among the 2 combinations of model.depth",
+        ),
+        (
+            {"search": {"name": "tpe", "trials": 3}, "space": {"model.depth": {"grid": [1, 2]}}},
+            "space.model.depth: Optuna draws: write choice, not grid",
+        ),
+        (
+            {"search": {"name": "tpe", "trials": 3}, "objectives": {"accuracy": "max", "memory_bytes": "min"}},
+            "tpe serves one objective",
+        ),
+        ({"search": {"name": "pareto", "trials": 3}}, "objectives: the search 'pareto' needs several"),
+        ({"objectives": {"acuracy": "max"}}, "unknown metric of objectives 'acuracy': did you mean 'accuracy'?"),
+        ({"objectives": {"accuracy": "maximum"}}, "unknown mode at objectives.accuracy 'maximum'"),
+        (
+            {"scheduler": {"name": "asha"}, "objectives": {"accuracy": "max", "memory_bytes": "min"}},
+            "asha compares trials before their end",
+        ),
+        (
+            {
+                "scheduler": {"name": "pbt"},
+                "search": {"name": "random", "trials": 2},
+                "space": {"model.depth": {"choice": [1]}},
+            },
+            "unknown key that a trial can change as it goes .scheduler pbt. 'model.depth'",
+        ),
+        ({"set": {"evaluation.stream": "test"}}, "chosen on the validation stream, never on 'test'"),
+        (
+            {"space": {"evaluation.stream": {"choice": ["test"]}}},
+            "space.evaluation.stream: the sweep decides this itself",
+        ),
+        ({"space": {"seed": {"choice": [1, 2]}}}, "space.seed: the sweep decides this itself"),
+        ({"set": {"stream.validation_fraction": 0}}, "0 leaves no validation data"),
+        ({"selection": {"seeds": [3], "test_seeds": 5}}, r"selection.seeds: \[3\] are reported too"),
+        ({"selection": {"protocol": "held_out_seeds"}}, "held_out_seeds needs at least two different seeds"),
+        ({"selection": {"protocol": "first_k_experiences"}}, "first_k_experiences needs a number"),
+        ({"selection": {"experiences": 2}}, "no other protocol takes one"),
+        ({"space": {"optimizer.learning_rat": {"choice": [1]}}}, "unknown key 'optimizer.learning_rat': did you mean"),
+        ({"space": {"model.mixer": {"choice": ["ovq", "oqv"]}}}, "trial with model.mixer=oqv: .*unknown mixer 'oqv'"),
+        ({"space": {"optimizer.learning_rate": {"chioce": [1]}}}, "'chioce': did you mean 'choice'?"),
+        ({"space": {"optimizer.learning_rate": {"uniform": [2, 1]}}}, "2 is not smaller than 1"),
+        ({"space": {"optimizer.learning_rate": {"loguniform": [0, 1]}}}, "0 has no logarithm"),
+        ({"space": {"model.depth": {"randint": [1, 2.5]}}}, "is not two whole numbers"),
+        (
+            {"space": {"model.depth": {"choice": [1], "when": {"model.width": 3}}}},
+            "which must be one of those above it",
+        ),
+        ({"space": {"model.depth": {"choice": [1, 1]}}}, "a value stands there twice"),
+        ({"space": None}, "space: a sweep needs it"),
+        ({"resources": {"gpus": 1.5}}, "neither a whole number nor a fraction"),
+        ({"compare": ["model.width"]}, "unknown key at compare"),
+        ({"experiment": "quikstart"}, "no experiment 'quikstart': did you mean 'quickstart'?"),
+    ],
+)
+def test_a_mistake_is_one_line(sweep_file, sections, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_sweep(str(sweep_file(**sections)))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_sweep_is_named():
+    with pytest.raises(UserError, match=r"no sweep 'digit': did you mean 'digits'\?"):
+        load_sweep("digit")
+
+
+def test_a_fingerprint_is_of_what_decides_a_run(tiny):
+    one = fingerprint(to_dict(tiny()))
+    assert fingerprint(to_dict(tiny("threads=2", "output_dir=there", "tracking.run_name=other"))) == one
+    assert fingerprint(to_dict(tiny("seed=1"))) != one
+    older = to_dict(tiny())
+    del older["evaluation"]["stop_after"]
+    assert fingerprint(older) == one
+    assert fingerprint(to_dict(load_config("quickstart"))) != one

@@ -1,0 +1,117 @@
+"""A real sweep from file to MLflow: what ran, what went wrong, what is chosen, and what is not repeated."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from cl_ovq.config import load_config
+from cl_ovq.errors import UserError
+from cl_ovq.results import Result
+from cl_ovq.sweeps.outcome import FILE_NAME
+from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, read_records
+from cl_ovq.tracking import open_client
+
+# One trial that is well, one whose loss is no number, one that raises, and one that asks for terabytes.
+SPACE = {
+    "dictionary.capacity": {"choice": [24, 1_000_000_000_000]},
+    "model.patch_size": {"choice": [4, 3], "when": {"dictionary.capacity": [24]}},
+    "optimizer.learning_rate": {"choice": [1e-2, 1e30], "when": {"model.patch_size": [4]}},
+}
+
+
+@pytest.fixture(scope="module")
+def broken(sweep_file, start, store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken")
+    settings = {"evaluation.dictionary_every": 100, "tracking.enabled": True, "tracking.uri": store}
+    path = sweep_file(space=SPACE, selection={"test_seeds": 1}, set=settings, cluster={"cpus": 1})
+    return *start(path, folder / "sweep"), path, folder / "sweep", store
+
+
+def test_what_goes_wrong_in_a_trial_is_recorded_and_ends_nothing(broken):
+    outcome, said, *_ = broken
+    found = {record.trial: record.status for record in outcome.records}
+    assert found == {0: DONE, 1: DIVERGED, 2: FAILED, 3: OUT_OF_MEMORY}
+    diverged, raised, memory = (outcome.records[i].error for i in (1, 2, 3))
+    assert "loss is" in diverged
+    assert "patch_size" in raised
+    assert "memory" in memory
+    assert all(f"trial {number}" in said for number in found)
+    assert len({record.node for record in outcome.records}) == 1  # its worker is not lost
+
+
+def test_the_best_is_chosen_on_validation_data_and_tested_once_on_fresh_seeds(broken):
+    outcome, _, _, folder, _ = broken
+    assert outcome.best.trial == 0
+    trial = Result.read(folder / "trials" / "0000" / "seed_100")
+    assert trial.config["evaluation"]["stream"] == "validation"
+    assert outcome.best.values == {"accuracy": trial.metrics["accuracy"]}
+    tests = [Result.read(path) for path in folder.glob("test/*")]
+    assert [(test.config["seed"], test.config["evaluation"]["stream"]) for test in tests] == [(0, "test")]
+    assert outcome.test_metrics()["accuracy"].mean == tests[0].metrics["accuracy"]
+    results = json.loads((folder / FILE_NAME).read_text())
+    assert results["counts"] == {DONE: 1, DIVERGED: 1, FAILED: 1, OUT_OF_MEMORY: 1}
+    assert results["best"]["validation"] == outcome.best.values
+
+
+def test_the_command_is_that_of_the_best_run(broken):
+    outcome, _, _, folder, _ = broken
+    program, verb, experiment, *overrides = shlex.split(outcome.command(outcome.best))
+    assert (program, verb) == ("cl-ovq", "run")
+    again = load_config(experiment, overrides)
+    config = Result.read(folder / "trials" / "0000" / "seed_100").config
+    for section in ("model", "dictionary", "strategy", "optimizer", "evaluation"):
+        assert vars(getattr(again, section)) == config[section]
+    assert (again.seed, again.threads) == (config["seed"], config["threads"])
+
+
+def test_mlflow_holds_the_sweep_as_parent_of_its_trials(broken):
+    outcome, _, _, _, store = broken
+    client = open_client(store)
+    parent = client.get_run(outcome.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best/accuracy"] == outcome.best.values["accuracy"]
+    assert parent.data.tags["command"] == outcome.command(outcome.best)
+    assert outcome.command(outcome.best) in parent.data.tags["mlflow.note.content"]
+    files = {file.path for file in client.list_artifacts(outcome.run_id)}
+    assert {FILE_NAME, "trials.md", "parameters.png"} <= files
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'", max_results=100
+    )
+    by_trial = {run.data.tags["trial"]: run for run in children}
+    assert set(by_trial) == {"0", "1", "test"}  # the other two failed before there was a run
+    assert by_trial["0"].info.status == "FINISHED"
+    assert by_trial["1"].info.status == "FAILED"
+    history = client.get_metric_history(by_trial["0"].info.run_id, "accuracy")
+    assert [entry.step for entry in history] == [1, 2]
+    assert {run.data.tags["sweep"] for run in children} == {"small"}
+
+
+def test_a_sweep_that_has_ended_runs_nothing_when_it_goes_on(broken, start):
+    outcome, _, path, folder, _ = broken
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("results.json")}
+    again, _ = start(path, folder, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("results.json")} == before
+    assert again.best == outcome.best
+    assert read_records(folder) == {record.trial: record for record in again.records}
+
+
+def test_a_directory_with_a_sweep_is_not_taken_for_another(broken, start):
+    _, _, path, folder, _ = broken
+    with pytest.raises(UserError, match="holds a sweep already: add --resume"):
+        start(path, folder)
+    with pytest.raises(UserError, match="is another one: settings was"):
+        start(path, folder, "strategy.epochs=2", resume=True)
+    with pytest.raises(UserError, match="there is no sweep in"):
+        start(path, folder / "nowhere", resume=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_done_is_taken_from_the_store_if_asked(broken, sweep_file, start, tmp_path):
+    outcome, _, _, folder, _ = broken
+    space = {"optimizer.learning_rate": {"choice": [1e-2, 2e-2]}, "dictionary.capacity": {"choice": [24]}}
+    again, _ = start(sweep_file(space=space, reuse=str(folder)), tmp_path)
+    assert [record.runs[0]["reused"] for record in again.records] == [True, False]
+    assert again.records[0].values == outcome.best.values
