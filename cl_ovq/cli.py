@@ -345,6 +345,34 @@ def bench_training(
     )
 
 
+@bench.command("tracking")
+def bench_tracking(
+    config: Config = "quickstart",
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs with and without, in turn.")] = 5,
+    json: Json = False,
+) -> None:
+    """Time of a run with and without tracking in MLflow, in turn."""
+    from cl_ovq.benchmarks.tracking import measure_tracking
+    from cl_ovq.config import load_config
+
+    measured = measure_tracking(load_config(config, overrides or ()), rounds)
+    if json:
+        from json import dumps
+
+        print(dumps(measured, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("run", "wall seconds", "lowest", "highest", "overhead", "processor seconds", "overhead")
+    for row in measured["rows"]:
+        wall = (f"{row['wall'][name]:.2f}" for name in ("median", "minimum", "maximum"))
+        overhead = row["overhead"]
+        cpu = (f"{row['processor']['median']:.2f}", f"{overhead['processor']:+.1%}")
+        table.add_row(row["mode"], *wall, f"{overhead['wall']:+.1%}", *cpu)
+    Console().print(table)
+
+
 @bench.command("operator")
 def bench_operator(
     tokens: Annotated[str, typer.Option(help="Numbers of tokens (T), forward.")] = "1024,4096,8192,16384,32768,65536",

@@ -460,10 +460,18 @@ def _log_summary(result: Result, tracker: Tracker) -> None:
     tracker.log(dict.fromkeys(undefined, math.nan), step=experiences)
     grown = {f"dictionary/{name}" for name in result.dictionary["history"][0]} if result.dictionary["history"] else ()
     tracker.log({name: found[name] for name in found if name not in result.metrics and name not in grown}, step=steps)
-    for plateau in result.dictionary["plateaus"]:
-        tracker.log({"dictionary/at_rest": 1}, step=plateau["start_step"])
-        if plateau["end_step"] is not None:
-            tracker.log({"dictionary/at_rest": 0}, step=plateau["end_step"])
+    if result.dictionary["history"]:
+        for step, at_rest in sorted(_rests(result.dictionary["plateaus"], steps).items()):
+            tracker.log({"dictionary/at_rest": at_rest}, step=step)
+
+
+def _rests(plateaus: Sequence[Mapping[str, Any]], steps: int) -> dict[int, int]:
+    """Return by training step where growth comes to rest (1) and sets in again (0), and which it does in the end."""
+    found = {}
+    for plateau in plateaus:
+        found[plateau["start_step"]] = 1
+        found[steps if plateau["end_step"] is None else plateau["end_step"]] = int(plateau["end_step"] is None)
+    return {0: 0, steps: 0} | found
 
 
 def _log_model(

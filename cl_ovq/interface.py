@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 LATEST = 3
-STARTING_SECONDS = 120.0
+STARTING_SECONDS = 300.0
+STOPPING_SECONDS = 5.0
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SECRET = "MLFLOW_FLASK_SERVER_SECRET_KEY"
 
@@ -58,7 +60,8 @@ def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browse
     port = free_port(port, host)
     command, environment = server_command(absolute_uri(uri), host, port)
     root = f"http://{host}:{port}"
-    process = subprocess.Popen(command, env=os.environ | environment)
+    # What it says of itself is not what this command prints; and Ctrl-C reaches it through this process.
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=sys.stderr, start_new_session=True)
     try:
         wait_until_up(root, process)
         console = Console()
@@ -75,8 +78,7 @@ def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browse
     except KeyboardInterrupt:
         pass
     finally:
-        process.terminate()
-        process.wait()
+        stop(process)
 
 
 def server_command(uri: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
@@ -169,6 +171,15 @@ def wait_until_up(root: str, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise UserError(f"MLflow's server did not answer in {STARTING_SECONDS:.0f} seconds")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and its workers, which leads a session of its own."""
+    for blow in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, blow)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=STOPPING_SECONDS)
 
 
 def has_desktop() -> bool:

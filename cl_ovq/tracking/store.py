@@ -160,11 +160,12 @@ def settle_mlflow() -> None:
 
 
 def artifact_location(uri: str | None) -> str | None:
-    """Return where the artifacts of a store's runs go: beside a SQLite file; None where a server decides.
+    """Return where the artifacts of a store's runs go; None where a tracking server decides.
 
-    Left to itself, MLflow puts them into the working directory, where nobody who opens the store later finds them.
+    Beside a SQLite file, and under `runs/` for a database. Left to itself, MLflow puts them into the working directory
+    of whoever comes first, where nobody who opens the store later finds them.
     """
     store = absolute_uri(uri)
-    if not store.startswith(SQLITE):
-        return None
-    return (Path(store.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+    if store.startswith(SQLITE):
+        return (Path(store.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+    return (RUNS.resolve() / "mlartifacts").as_uri() if store.startswith(DATABASES) else None

@@ -17,13 +17,8 @@ from urllib.parse import quote
 NAME = "forgetting and dictionaries"
 SHARE_KEY = "cl-ovq"
 CURVES = {
-    "Forgetting and accuracy, over experiences": ("forgetting", "accuracy", "backward_transfer"),
-    "Growth of dictionaries, over training steps": (
-        "dictionary/size",
-        "dictionary/effective_size",
-        "dictionary/at_rest",
-        "dictionary/dead",
-    ),
+    "Stream, by experience": ("forgetting", "accuracy", "backward_transfer"),
+    "Dictionaries, by training step": ("dictionary/size", "dictionary/effective_size", "dictionary/dead"),
 }
 COMPARED = (
     "accuracy",
@@ -86,7 +81,7 @@ def _state() -> Mapping[str, Any]:
 
     for title, names in CURVES.items():
         section(title, [_curve(name) for name in names])
-    section("All runs at a glance", [_parallel(), *(_scatter(x, y) for x, y in SCATTERS)])
+    section("All runs", [_parallel(), *(_scatter(x, y) for x, y in SCATTERS)])
     section("Last values", [{"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in COMPARED])
     columns = [f"metrics.`{name}`" for name in COMPARED] + [f"tags.`{name}`" for name in TAGS]
     return {

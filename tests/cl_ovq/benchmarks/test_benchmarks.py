@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from cl_ovq.benchmarks.operator import Case, crossover, operations, peak_bytes, slopes
 from cl_ovq.benchmarks.profile import profile_operator
 from cl_ovq.benchmarks.run import parse_list
+from cl_ovq.benchmarks.tracking import measure_tracking
 from cl_ovq.benchmarks.training import measure_training
 from cl_ovq.cli import app
 from cl_ovq.errors import UserError
@@ -107,3 +108,12 @@ def test_training_loops_are_measured_side_by_side(tiny):
     assert measured["rows"][2]["ratio"] == 1
     assert 0 <= measured["dictionary_metrics"] < 1
     assert all(row["minimum"] <= row["samples_per_second"] <= row["maximum"] for row in measured["rows"])
+
+
+def test_tracking_is_measured_side_by_side(tiny):
+    measured = measure_tracking(tiny("stream.experiences=1"), rounds=1)
+    assert [row["mode"] for row in measured["rows"]] == ["without tracking", "with tracking"]
+    without, tracked = measured["rows"]
+    assert without["overhead"] == {"wall": 0, "processor": 0}
+    for kind in ("wall", "processor"):
+        assert tracked["overhead"][kind] == pytest.approx(tracked[kind]["median"] / without[kind]["median"] - 1)

@@ -53,16 +53,17 @@ def free_port():
 
 
 @contextlib.contextmanager
-def serving(uri, folder, environment=None):
+def serving(uri, folder, environment=None, app=None):
     """A real MLflow server on a store, and its address."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--app-name", app] if app else []
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "1"} | (environment or {})
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
-        for _ in range(600):
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break

@@ -22,6 +22,7 @@ def test_run_is_kept_in_postgresql(postgres, run_in, tiny, tmp_path, capfd):
     assert run.data.metrics["forgetting"] == result.metrics["forgetting"]
     assert run.data.params["tracking.uri"].startswith("postgresql://keeper:***@127.0.0.1:")
     assert len(run.outputs.model_outputs) == 1
+    assert run.info.artifact_uri.startswith((tmp_path / "runs" / "mlartifacts").as_uri())
     for path in tmp_path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

@@ -80,9 +80,17 @@ def test_metrics_of_the_stream_are_logged_after_each_experience(tracked):
 
 def test_plateaus_are_steps_of_a_metric(tracked):
     result, client, _ = tracked
-    plateaus = result.dictionary["plateaus"]
-    expected = [(p["start_step"], 1) for p in plateaus] + [(p["end_step"], 0) for p in plateaus if p["end_step"]]
-    assert history(client, result.run_id, "dictionary/at_rest") == sorted(expected)
+    plateaus, steps = result.dictionary["plateaus"], result.provenance["train_steps"]
+    found = dict(history(client, result.run_id, "dictionary/at_rest"))
+    assert min(found) == 0
+    assert max(found) == steps
+    last = 0
+    for step in range(steps + 1):  # between its points the metric keeps its value
+        last = found.get(step, last)
+        within = any(
+            p["start_step"] <= step < (steps + 1 if p["end_step"] is None else p["end_step"]) for p in plateaus
+        )
+        assert last == within, step
     assert result.dictionary["plateau_tokens"] == (
         plateaus[0]["start_tokens"] if plateaus else result.dictionary["tokens"]
     )
@@ -264,4 +272,5 @@ def test_where_artifacts_go(tmp_path, monkeypatch):
     assert artifact_location(None) == (tmp_path / "runs" / "mlartifacts").as_uri()
     assert artifact_location(f"sqlite:///{tmp_path}/a/b.db") == (tmp_path / "a" / "mlartifacts").as_uri()
     assert artifact_location("sqlite:///b.db") == (tmp_path / "mlartifacts").as_uri()
+    assert artifact_location("postgresql://me@host/db") == (tmp_path / "runs" / "mlartifacts").as_uri()
     assert artifact_location("http://127.0.0.1:5000") is None

@@ -1,0 +1,77 @@
+"""What tracking costs: the same run with and without it, in turn."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cl_ovq.config import ExperimentConfig
+from cl_ovq.experiment import run_experiment
+from cl_ovq.provenance import code_revision, package_versions
+
+MODES = ("without tracking", "with tracking")
+
+
+def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
+    """Time runs with and without tracking, with default settings, in a store of their own.
+
+    One run of each comes first and is not counted: it imports packages and makes the store.
+
+    Args:
+        config: an experiment; its own tracking options but `enabled` and `uri` hold.
+        rounds: runs of each kind, in turn.
+
+    Returns:
+        `rows`, with `mode`, `wall` and `processor` seconds of the training process (median, minimum and maximum), and
+        their `overhead` over the runs without, median over rounds; `rounds` and `machine`.
+    """
+    walls: dict[str, list[float]] = {mode: [] for mode in MODES}
+    cpus: dict[str, list[float]] = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+        for attempt in range(rounds + 1):
+            for mode in MODES if attempt % 2 else reversed(MODES):
+                run: Any = copy.deepcopy(config)
+                run.tracking.enabled, run.tracking.uri = mode == MODES[1], None
+                run.output_dir = f"{mode.split()[0]}-{attempt}"
+                wall, cpu = time.perf_counter(), time.process_time()
+                run_experiment(run, Console(quiet=True))
+                if attempt:
+                    walls[mode].append(time.perf_counter() - wall)
+                    cpus[mode].append(time.process_time() - cpu)
+    rows = [{"mode": mode, "wall": _spread(walls[mode]), "processor": _spread(cpus[mode])} for mode in MODES]
+    for row in rows:
+        row["overhead"] = {
+            kind: statistics.median(
+                times[row["mode"]][i] / times[MODES[0]][i] - 1  # type: ignore[index]
+                for i in range(rounds)
+            )
+            for kind, times in (("wall", walls), ("processor", cpus))
+        }
+    return {
+        "rows": rows,
+        "rounds": rounds,
+        "machine": {"cores": os.cpu_count(), **code_revision(), **package_versions()},
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

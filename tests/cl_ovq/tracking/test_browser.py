@@ -1,0 +1,180 @@
+"""MLflow's pages in a real browser: what people see there holds the numbers that were logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from .conftest import free_port
+
+SECONDS = 300  # on a busy machine; seconds on an idle one
+VARIANTS = {
+    "softmax": "model.mixer=softmax",
+    "sequence": "dictionary.scope=sequence",
+    "stream": "dictionary.scope=stream",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, run_in, tmp_path_factory):
+    """Three runs in the default store of a folder: a quickstart in small."""
+    folder = tmp_path_factory.mktemp("compared")
+    results = {
+        name: run_in(folder, tiny("tracking.enabled=true", "tracking.log_model=false", override))
+        for name, override in VARIANTS.items()
+    }
+    return folder, results
+
+
+@pytest.fixture(scope="module")
+def addresses(runs):
+    """What `cl-ovq ui` prints: the address of the comparison page and of the charts."""
+    folder, _ = runs
+    command = [sys.executable, "-c", "from cl_ovq.cli import main; main()", "ui", "--port", str(free_port())]
+    process = subprocess.Popen(
+        [*command, "--no-browser"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert all("http://127.0.0.1:" in line for line in lines), lines
+        yield {line.split(":")[0].split()[0]: re.search(r"http\S+", line)[0] for line in lines[1:]}
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no browser is installed: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
+    flags += " disable-component-update disable-dev-shm-usage hide-scrollbars window-size=1600,1400"
+    for flag in (*flags.split(), f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    window.set_script_timeout(SECONDS)
+    # The panel of MLflow's assistant, open on first sight, takes a third of the page.
+    closed = "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
+    closed += "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+    window.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": closed})
+    try:
+        yield window
+    finally:
+        window.quit()
+
+
+def until(browser, script, name):
+    """Wait until a script in the page returns something true, keep a picture, and return it."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := browser.execute_script(script)):
+        assert time.monotonic() < deadline, browser.execute_script("return document.body.innerText")
+        time.sleep(0.3)
+    if pictures := os.environ.get("CL_OVQ_PICTURES"):
+        browser.save_screenshot(str(Path(pictures) / f"{name}.png"))
+    return found
+
+
+def open_page(browser, address):
+    browser.get("about:blank")  # a page that differs after the # alone would not be loaded anew
+    browser.get(address)
+
+
+def test_comparison_page_shows_what_was_logged(browser, addresses, runs):
+    _, results = runs
+    open_page(browser, addresses["compare"])
+    script = "const t = document.body.innerText, p = document.querySelector('.js-plotly-plot .parcoords');"
+    script += "return p && t.includes('backward_transfer') && t"
+    assert "Comparing 3 Runs" in until(browser, script, "compare")
+    rows = table_rows(browser)
+    for name in ("accuracy", "forgetting", "backward_transfer"):
+        shown = sorted(float(cell) for cell in rows[name])
+        assert shown == pytest.approx(sorted(result.metrics[name] for result in results.values()), abs=6e-4), name
+    sizes = sorted(float(cell) for cell in rows["dictionary/size"])
+    assert sizes == pytest.approx(sorted(result.dictionary["size"] for result in results.values()), abs=0.06)
+    assert sorted(rows["model.mixer"]) == ["ovq", "ovq", "softmax"]
+    assert sorted(rows["scope"]) == ["none", "sequence", "stream"]
+    # The parallel coordinates plot has an axis for each parameter that differs, and one for a metric.
+    axes = browser.execute_script("return [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data[0])")
+    (parallel,) = [data for data in axes if data["type"] == "parcoords"]
+    labels = {axis["label"] for axis in parallel["dimensions"]}
+    assert {"dictionary.scope", "model.mixer"} <= labels
+    assert len(labels) >= 3
+
+
+def table_rows(browser):
+    """The cells of the page's tables by the text of the first, scrolling those that show a part."""
+    script = """
+    for (const grid of document.querySelectorAll('.ReactVirtualized__Grid')) grid.scrollTop = arguments[0];
+    const tables = [...document.querySelectorAll('main table')];  // what one hides may lie behind the next
+    return [...document.querySelectorAll('main *')].filter(e => !e.children.length && (e.innerText || '').trim())
+        .map(e => {
+        const box = e.getBoundingClientRect();
+        return [tables.indexOf(e.closest('table')), (box.top + box.bottom) / 2, box.left, e.innerText.trim()]})"""
+    found = {}
+    for top in range(0, 3000, 200):
+        browser.execute_script(script, top)
+        time.sleep(0.2)  # the page draws what came into sight
+        rows, last = [], (None, 0.0)
+        for table, middle, left, text in sorted(browser.execute_script(script, top)):
+            if table != last[0] or middle - last[1] > 8:
+                rows.append([])
+            rows[-1].append((left, text))
+            last = table, middle
+        found |= {row[0][1]: [text for _, text in row[1:]] for row in map(sorted, rows) if len(row) == 4}
+    return found
+
+
+def test_saved_view_draws_growth_and_forgetting(browser, addresses, runs):
+    folder, results = runs
+    open_page(browser, addresses["curves"])
+    titles = until(
+        browser,
+        """
+        const plots = [...document.querySelectorAll('.js-plotly-plot')];
+        const drawn = plots.filter(p => p.querySelector('.scatterlayer .js-line, .scatterlayer .point'));
+        return drawn.length >= 6 && document.body.innerText""",
+        "view",
+    )
+    assert "Stream, by experience" in titles
+    assert "Dictionaries, by training step" in titles
+    assert "dictionary/size" in titles
+    for result in results.values():
+        assert result.run_name[:14] in titles
+    # The growth curve of the run with a shared dictionary, read off the chart's own data, is what was logged.
+    curves = browser.execute_script(
+        """
+        return [...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data
+            .filter(t => t.x && t.y && t.x.length > 5)
+            .map(t => [Array.from(t.x), Array.from(t.y)]))"""
+    )
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/mlflow.db")
+    history = client.get_metric_history(results["stream"].run_id, "dictionary/size")
+    wanted = sorted((metric.step, metric.value) for metric in history)
+    found = [sorted(zip(x, y, strict=True)) for x, y in curves]
+    assert wanted in found
+
+
+def test_experiment_page_lists_the_runs(browser, addresses, runs):
+    _, results = runs
+    open_page(browser, addresses["curves"].replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+    names = [result.run_name for result in results.values()]
+    script = f"const t = document.body.innerText; return {json.dumps(names)}.every(n => t.includes(n)) && t"
+    text = until(browser, script, "table")
+    for column in ("forgetting", "accuracy"):
+        assert column in text
+    for result in results.values():
+        assert f"{result.metrics['forgetting']:.3f}".rstrip("0") in text
