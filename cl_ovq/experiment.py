@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +17,19 @@ from rich.console import Console
 
 from cl_ovq.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
+from cl_ovq.layout import check_store, log_data, log_model, log_summary, open_tracker
 from cl_ovq.learning import BUFFERED, OBJECTIVES, OPTIMIZERS, STRATEGIES, Objective, derive_seed, seed_everything
 from cl_ovq.learning.strategies import OF_SEQUENCES, PROTOTYPES
-from cl_ovq.mixers import dictionaries, layer_mixers
+from cl_ovq.mixers import dictionaries
 from cl_ovq.models import MIXED, build_model, check_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.registry import Registry
-from cl_ovq.results import FILE_NAME, Result, carried_bytes, summary_metrics, to_lists, to_matrix, write_atomically
-from cl_ovq.tracking import RUNS, RunKey, StoreCheck, Tracker, warm_up
+from cl_ovq.results import FILE_NAME, Result, carried_bytes, to_lists, to_matrix, write_atomically
+from cl_ovq.tracking import RUNS, RunKey, Tracker, warm_up
 from cl_ovq.tracking.notes import run_note
-from streams import StreamDataError, TensorSamples, build_stream
+from streams import StreamDataError, build_stream
 
 if TYPE_CHECKING:
     # These import Avalanche or matplotlib, which `cl-ovq show` does not need.
@@ -171,40 +170,6 @@ def run_experiment(
         return _run(config, stream, model, device, name, directory, tracker, console, begun, after_experience)
 
 
-def check_store(config: ExperimentConfig, console: Console) -> None:
-    """Open the store of the runs; where it does not answer, say so and go on.
-
-    Raises:
-        UserError: it can never be opened.
-    """
-    reason = StoreCheck(config.tracking.uri).wait()
-    if reason is not None:
-        console.print(f"[yellow]tracking:[/] {reason}; the run is kept on disk", highlight=False, soft_wrap=True)
-
-
-def open_tracker(
-    config: ExperimentConfig,
-    scenario: str,
-    directory: Path,
-    name: str,
-    device: torch.device,
-    parent: Tracker | RunKey | None = None,
-    *,
-    resume: bool = False,
-) -> Tracker:
-    """Return the MLflow run of a configuration; the one that was last tracked from its directory if it is resumed."""
-    return Tracker(
-        directory,
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment or f"{config.stream.name} {scenario}",
-        run_name=name,
-        tags=_tags(config, scenario, device) | dict(config.tracking.tags),
-        parameters=flatten(to_dict(config)),
-        parent=parent,
-        resume=resume,
-    )
-
-
 def load_stream(config: ExperimentConfig) -> Stream:
     """Build the configured stream.
 
@@ -255,7 +220,7 @@ def _run(
 
     started = time.perf_counter() - (begun["about"]["wall_seconds"] if begun else 0.0)
     if tracker is not None:
-        _log_data(stream, config.evaluation.stream, tracker)
+        log_data(stream, config.evaluation.stream, tracker)
     reset_peak_memory(device)
     seed_everything(config.seed, "training")
     recorders = Recorders(
@@ -298,7 +263,7 @@ def _run(
     result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
     result.provenance["memory_bytes"] = carried_bytes(result)
     if tracker is not None and config.tracking.log_model:
-        _log_model(config, stream, model, directory, tracker)
+        log_model(config, stream, model, directory, tracker)
     _write(result, _draw(result, model, recorders), directory, tracker)
     return result
 
@@ -446,63 +411,10 @@ def _write(result: Result, drawn: Mapping[str, Figure], directory: Path, tracker
     result.artifacts = {Path(file).stem: file for file in (FILE_NAME, "config.yaml", *drawn)}
     result.write(directory)
     if tracker is not None:
-        _log_summary(result, tracker)
+        log_summary(result, tracker)
         tracker.tag({"mlflow.note.content": run_note(result)})
         for file in result.artifacts.values():
             tracker.log_file(directory / file)
-
-
-def _log_summary(result: Result, tracker: Tracker) -> None:
-    """Log what is known at the end. What is undefined is logged as NaN, so that every run has every summary metric."""
-    found, steps = summary_metrics(result), result.provenance["train_steps"]
-    experiences = len(result.matrix) - 1
-    undefined = [name for name, value in result.metrics.items() if value is None]
-    tracker.log(dict.fromkeys(undefined, math.nan), step=experiences)
-    grown = {f"dictionary/{name}" for name in result.dictionary["history"][0]} if result.dictionary["history"] else ()
-    tracker.log({name: found[name] for name in found if name not in result.metrics and name not in grown}, step=steps)
-    if result.dictionary["history"]:
-        for step, at_rest in sorted(_rests(result.dictionary["plateaus"], steps).items()):
-            tracker.log({"dictionary/at_rest": at_rest}, step=step)
-
-
-def _rests(plateaus: Sequence[Mapping[str, Any]], steps: int) -> dict[int, int]:
-    """Return by training step where growth comes to rest (1) and sets in again (0), and which it does in the end."""
-    found = {}
-    for plateau in plateaus:
-        found[plateau["start_step"]] = 1
-        found[steps if plateau["end_step"] is None else plateau["end_step"]] = int(plateau["end_step"] is None)
-    return {0: 0, steps: 0} | found
-
-
-def _log_model(
-    config: ExperimentConfig, stream: Stream, model: torch.nn.Module, directory: Path, tracker: Tracker
-) -> None:
-    """Keep the trained model, and register it with MLflow if it reads images: what is served answers for images."""
-    from cl_ovq.models.saving import save_model
-
-    path = directory / "model.pt"
-    save_model(path, model, config, stream)
-    samples = stream.samples
-    if not isinstance(samples, TensorSamples):
-        tracker.log_file(path)
-        return
-    inputs: dict[str, Any] = {"images": [-1, *samples.image_shape]}
-    if stream.scenario == "task_incremental":
-        inputs["task_labels"] = [-1]
-    tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)
-
-
-def _log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
-    """Name the data set that the run uses."""
-    facts = stream.provenance
-    shapes = {name: facts[name] for name in ("image_shape", "sequence_shape") if name in facts}
-    tracker.log_input(
-        stream.name,
-        facts["split_sha256"][:36],
-        source={"uri": facts["source"], "files": facts["files"]},
-        profile={"sizes": facts["sizes"]} | shapes,
-        context=f"train, {evaluation}",
-    )
 
 
 def build_strategy(
@@ -584,25 +496,6 @@ def make_directory(config: ExperimentConfig, name: str) -> Path:
             continue
         return directory
     raise UserError(f"output_dir: no free name for a run's directory under {parent}")
-
-
-def _tags(config: ExperimentConfig, scenario: str, device: torch.device) -> dict[str, Any]:
-    code = code_revision()
-    mixers = layer_mixers(config.model) if config.model.name in MIXED else []
-    return {
-        "stream": config.stream.name,
-        "scenario": scenario,
-        "model": config.model.name,
-        "head": config.model.head,
-        "mixer": "+".join(dict.fromkeys(mixers)) or "none",
-        "scope": config.dictionary.scope if "ovq" in mixers else "none",
-        "strategy": config.strategy.name,
-        "seed": config.seed,
-        "sweep": "none",
-        "device": device_name(device),
-        "revision": code["revision"] or code["version"],
-        "dirty": code["dirty"],
-    }
 
 
 def quiet() -> None:

@@ -18,14 +18,13 @@ from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
 from cl_ovq.experiment import (
     check_config,
-    check_store,
     describe,
     find_device,
     load_stream,
     make_directory,
-    open_tracker,
     run_experiment,
 )
+from cl_ovq.layout import check_store, open_tracker
 from cl_ovq.results import Result, summary_metrics, write_atomically
 from cl_ovq.tracking import Tracker, warm_up
 from cl_ovq.tracking.notes import seeds_note

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import check_store, find_device, open_tracker
+from cl_ovq.experiment import find_device
+from cl_ovq.layout import check_store, open_tracker
 from cl_ovq.provenance import code_revision
 from cl_ovq.results import FILE_NAME as RESULTS
 from cl_ovq.results import Result, write_atomically

@@ -141,7 +141,7 @@ def server(store, tmp_path_factory):
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
     """The address of a database on a real PostgreSQL server on this machine, with a password in it."""
-    pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'cl-ovq[postgres]'")
+    psycopg = pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'cl-ovq[postgres]'")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     found = shutil.which("initdb") or (programs and str(programs[-1] / "initdb"))
     if not found:
@@ -162,10 +162,21 @@ def postgres(tmp_path_factory):
     common = {"cwd": folder, "check": True, "capture_output": True, **user}
     initdb = [programs / "initdb", "-D", data, "-U", "keeper", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}"]
     subprocess.run([*initdb, "-N", "-E", "UTF8"], **common)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    start = [programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", options]
-    subprocess.run([*start, "start"], **common)
+    address = f"postgresql://keeper:hush%20hush@127.0.0.1:{port}/postgres"
+    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([programs / "postgres", "-D", data, *options], cwd=folder, stderr=log, **user)
     try:
-        yield f"postgresql://keeper:hush%20hush@127.0.0.1:{port}/postgres"
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                psycopg.connect(address).close()
+                break
+            except psycopg.OperationalError:
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield address
     finally:
-        subprocess.run([programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **common)
+        process.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
+        process.wait(timeout=60)

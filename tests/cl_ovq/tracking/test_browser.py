@@ -100,6 +100,7 @@ def test_comparison_page_shows_what_was_logged(browser, addresses, runs):
     script += "return p && t.includes('backward_transfer') && t"
     assert "Comparing 3 Runs" in until(browser, script, "compare")
     rows = table_rows(browser)
+    assert "accuracy" in rows, rows
     for name in ("accuracy", "forgetting", "backward_transfer"):
         shown = sorted(float(cell) for cell in rows[name])
         assert shown == pytest.approx(sorted(result.metrics[name] for result in results.values()), abs=6e-4), name
@@ -118,22 +119,28 @@ def test_comparison_page_shows_what_was_logged(browser, addresses, runs):
 def table_rows(browser):
     """The cells of the page's tables by the text of the first, scrolling those that show a part."""
     script = """
-    for (const grid of document.querySelectorAll('.ReactVirtualized__Grid')) grid.scrollTop = arguments[0];
-    const tables = [...document.querySelectorAll('main table')];  // what one hides may lie behind the next
-    return [...document.querySelectorAll('main *')].filter(e => !e.children.length && (e.innerText || '').trim())
-        .map(e => {
-        const box = e.getBoundingClientRect();
-        return [tables.indexOf(e.closest('table')), (box.top + box.bottom) / 2, box.left, e.innerText.trim()]})"""
+    const frames = 'table, .ReactVirtualized__Grid', cells = [];
+    for (const frame of document.querySelectorAll(frames)) frame.scrollTop = arguments[0];
+    const texts = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), range = new Range();
+    for (let node = texts.nextNode(); node; node = texts.nextNode()) {
+        const frame = node.parentElement.closest(frames), text = node.textContent.trim();
+        if (!frame || !text) continue;
+        range.selectNode(node);
+        const box = range.getBoundingClientRect(), seen = frame.getBoundingClientRect();
+        const middle = (box.top + box.bottom) / 2;
+        if (seen.top < middle && middle < seen.bottom) cells.push([middle, box.left, text]);
+    }
+    return cells"""
     found = {}
-    for top in range(0, 3000, 200):
+    for top in range(0, 3000, 150):
         browser.execute_script(script, top)
         time.sleep(0.2)  # the page draws what came into sight
-        rows, last = [], (None, 0.0)
-        for table, middle, left, text in sorted(browser.execute_script(script, top)):
-            if table != last[0] or middle - last[1] > 8:
+        rows, last = [], -100.0
+        for middle, left, text in sorted(browser.execute_script(script, top)):
+            if middle - last > 8:
                 rows.append([])
             rows[-1].append((left, text))
-            last = table, middle
+            last = middle
         found |= {row[0][1]: [text for _, text in row[1:]] for row in map(sorted, rows) if len(row) == 4}
     return found
 
