@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,9 +70,13 @@ def wait_for(found, seconds=600):
 
 
 def workers(process):
-    """Return the processes below one that run trials."""
-    titles = {p: p.cmdline()[:1] for p in process.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
-    return [p for p, title in titles.items() if title and title[0].startswith("ray::") and "IDLE" not in title[0]]
+    """Return the processes below one that run trials; Ray's own agents must live, or its node dies with them."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(child.cmdline()).startswith(("ray::ImplicitFunc", "ray::run_trial")):
+                found.append(child)
+    return found
 
 
 def after_experience(folder, trial, number):
