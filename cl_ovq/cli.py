@@ -214,6 +214,35 @@ def show_stream(
     print_stream(load_stream(config), Console(), output or Path("runs", "streams", f"{name}.png"))
 
 
+@app.command()
+def lengths(
+    runs: Annotated[list[str], typer.Argument(help="Directories of runs with evaluation.lengths.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="File of the figure.")] = Path("lengths.png"),
+) -> None:
+    """Compare runs on sequences of other lengths: over length, over distance, and over the bytes of the state."""
+    from cl_ovq.evaluation.lengths import lengths_figure
+    from cl_ovq.report import lengths_table
+    from cl_ovq.results import Result
+
+    results = [Result.read(Path(run)) for run in runs]
+    for run, result in zip(runs, results, strict=True):
+        if not result.lengths:
+            raise UserError(f"{run}: the run was not evaluated at other lengths: run it with evaluation.lengths=[...]")
+    quantities = {result.lengths[0]["quantity"] for result in results}
+    if len(quantities) > 1:
+        raise UserError(
+            f"runs: they measure different things, {' and '.join(sorted(quantities))}: compare like with like"
+        )
+    Console().print(lengths_table(results))
+    try:
+        lengths_figure(dict(zip(_distinct(results), [result.lengths for result in results], strict=True))).savefig(
+            output, dpi=120
+        )
+    except OSError as error:
+        raise UserError(f"output: cannot write {output}: {error.strerror}") from error
+    Console().print(f"figure: {output}", soft_wrap=True)
+
+
 @app.command("list")
 def list_names(
     kind: Annotated[
@@ -483,6 +512,15 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"[red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(2)
+
+
+def _distinct(results: list[Any]) -> list[str]:
+    """Return the names of runs, with their directory where two have the same."""
+    names = [result.run_name for result in results]
+    return [
+        name if names.count(name) == 1 else f"{name} ({Path(result.output_dir).name})"
+        for name, result in zip(names, results, strict=True)
+    ]
 
 
 def _escape(text: str) -> Any:

@@ -110,7 +110,7 @@ def contact_sheet(stream: Stream) -> Figure:
         for axes in row:
             axes.set_axis_off()
         for axes, image in zip(row, samples.gather(rows), strict=False):
-            axes.imshow(image.movedim(0, -1), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(image.movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=1)
         row[0].set_title(f"experience {number + 1}", fontsize="small", loc="left")
     return figure
 

@@ -26,6 +26,21 @@ def matrix_table(result: Result) -> Table:
     return table
 
 
+def lengths_table(results: Sequence[Result]) -> Table:
+    """Return a row per run: what it reaches at each length, and the bytes of a sequence's state at the greatest."""
+    lengths = sorted({record["tokens"] for result in results for record in result.lengths})
+    quantity = results[0].lengths[0]["quantity"].replace("_", " ")
+    table = Table("", title=f"{quantity} over tokens of a sequence", title_justify="left")
+    for length in lengths:
+        table.add_column(str(length), justify="right")
+    table.add_column("state bytes", justify="right")
+    for result in results:
+        values = {record["tokens"]: record["value"] for record in result.lengths}
+        state = max(result.lengths, key=lambda record: record["tokens"])["state_bytes"]
+        table.add_row(result.run_name, *(_number(values.get(length)) for length in lengths), str(state))
+    return table
+
+
 def summary_table(results: Sequence[Result]) -> Table:
     """Return one column per run: accuracy, forgetting, transfer, dictionary size, time."""
     table = Table("", title="all runs" if len(results) > 1 else None, title_justify="left", caption_justify="left")

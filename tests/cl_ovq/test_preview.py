@@ -1,0 +1,91 @@
+"""`cl-ovq show-stream` and `cl-ovq lengths`: what they print and draw is what is there."""
+
+import io
+import sys
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from cl_ovq import cli
+from cl_ovq.config import load_config
+from cl_ovq.experiment import run_experiment
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cl-ovq", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = left.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_images_are_counted_by_class_and_drawn(call, tmp_path):
+    code, out, err = call("show-stream", "split_digits", "experiences=5", "shuffle_classes=false")
+    assert (code, err) == (0, "")
+    # 178 zeros and 182 ones: 142 and 146 after a fifth for the test, of which a tenth each is for validation.
+    assert "0: 128, 1: 131" in out
+    assert "images of 1 x 8 x 8, values 0 to 1; 10 outputs" in out
+    sheet = Image.open(tmp_path / "runs" / "streams" / "split_digits.png")
+    assert len(sheet.convert("L").getcolors()) > 10
+
+
+def test_domain_incremental_classes_go_by_their_names(call):
+    options = ("scenario=domain_incremental", "class_order=[9,8,7,6,5,4,3,2,1,0]")
+    _, out, _ = call("show-stream", "split_digits", *options, "--output", "sheet.png")
+    assert "9: " in out.splitlines()[4]
+    assert "8: " in out.splitlines()[4]
+
+
+def test_sequences_are_shown_in_words(call, tmp_path):
+    code, out, err = call("show-stream", "rebinding", "experiences=2", "pairs=2", "length=16", "train=50", "seed=3")
+    assert (code, err) == (0, "")
+    assert "1: keys 1/2" in out
+    assert "2.0 a sequence" in out
+    assert "->v" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("recal",), "did you mean 'recall'?"),
+        (("recall", "lenth=3"), "unknown key 'stream.lenth': did you mean 'stream.length'?"),
+        (("recall", "pairs=40"), "40 bindings and 40 questions need at least 160 tokens"),
+        (("split_digits", "--output", "/proc/nothing/sheet.png"), "output: cannot write /proc/nothing/sheet.png"),
+    ],
+)
+def test_mistakes_are_one_line(call, arguments, line):
+    code, _, err = call("show-stream", *arguments)
+    assert code == 2
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_runs_are_compared_over_length(call, tmp_path):
+    small = ["stream.train=32", "strategy.epochs=1", "evaluation.lengths=[32,64]", "evaluation.length_tokens=128"]
+    for mixer in ("softmax", "linear"):
+        config = load_config(
+            "paper/within_capacity", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"]
+        )
+        run_experiment(config, Console(file=io.StringIO()))
+    code, out, err = call("lengths", "softmax", "linear")
+    assert (code, err) == (0, "")
+    assert "softmax naive seed 0" in out
+    assert Image.open(tmp_path / "lengths.png").width > 1000
+    assert call("lengths", "softmax", "softmax", "--output", "/proc/nothing/x.png")[0] == 2
+    config = load_config(
+        "paper/within_capacity", ["stream.train=32", "strategy.epochs=1", f"output_dir={tmp_path / 'plain'}"]
+    )
+    run_experiment(config, Console(file=io.StringIO()))
+    assert "plain: the run was not evaluated at other lengths" in call("lengths", "plain")[2]
