@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cl_ovq.arguments import Config, Json, Overrides
+from cl_ovq.benchmarks.commands import bench
 from cl_ovq.errors import UserError, unknown
 
 app = typer.Typer(
@@ -20,17 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-bench = typer.Typer(help="Measure speed and memory: ratios of things measured side by side.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes, e.g. model.mixer=softmax output_dir=DIR.", show_default=False
-    ),
-]
 
 
 @app.command()
@@ -185,8 +177,8 @@ def show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf
 
+    from cl_ovq.checking import check_config
     from cl_ovq.config import load_config, to_dict
-    from cl_ovq.experiment import check_config
 
     loaded = load_config(config, overrides or ())
     check_config(loaded)
@@ -341,166 +333,6 @@ def demo() -> None:
     for result in results:
         console.print(f"results: {result.output_dir}", soft_wrap=True)
     console.print("\nCompare the runs in MLflow:  [bold]make ui[/]")
-
-
-@bench.command("training")
-def bench_training(
-    config: Config = "quickstart",
-    overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each loop.")] = 5,
-    json: Json = False,
-) -> None:
-    """Samples per second of the training loop, of Avalanche's own data path, and of bare PyTorch."""
-    from cl_ovq.benchmarks.training import measure_training
-    from cl_ovq.config import load_config
-
-    measured = measure_training(load_config(config, overrides or ()), rounds)
-    if json:
-        from json import dumps
-
-        print(dumps(measured, indent=2))
-        return
-    from rich.table import Table
-
-    table = Table("loop", "samples/s", "lowest", "highest", "share of bare PyTorch")
-    for row in measured["rows"]:
-        speeds = (f"{row[name]:.0f}" for name in ("samples_per_second", "minimum", "maximum"))
-        table.add_row(row["loop"], *speeds, f"{row['ratio']:.2f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{measured['samples']} samples, median of {measured['rounds']} rounds, {measured['machine']['device']}; "
-        f"metrics of dictionaries take {measured['dictionary_metrics']:.1%} of a step"
-    )
-
-
-@bench.command("tracking")
-def bench_tracking(
-    config: Config = "quickstart",
-    overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs with and without, in turn.")] = 5,
-    json: Json = False,
-) -> None:
-    """Time of a run with and without tracking in MLflow, in turn."""
-    from cl_ovq.benchmarks.tracking import measure_tracking
-    from cl_ovq.config import load_config
-
-    measured = measure_tracking(load_config(config, overrides or ()), rounds)
-    if json:
-        from json import dumps
-
-        print(dumps(measured, indent=2))
-        return
-    from rich.table import Table
-
-    table = Table("run", "wall seconds", "lowest", "highest", "overhead", "processor seconds", "overhead")
-    for row in measured["rows"]:
-        wall = (f"{row['wall'][name]:.2f}" for name in ("median", "minimum", "maximum"))
-        overhead = row["overhead"]
-        cpu = (f"{row['processor']['median']:.2f}", f"{overhead['processor']:+.1%}")
-        table.add_row(row["mode"], *wall, f"{overhead['wall']:+.1%}", *cpu)
-    Console().print(table)
-
-
-@bench.command("operator")
-def bench_operator(
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens (T), forward.")] = "1024,4096,8192,16384,32768,65536",
-    backward_tokens: Annotated[
-        str, typer.Option(help="Numbers of tokens, forward and backward; empty for none.")
-    ] = "1024,4096,8192,16384,32768",
-    capacity: Annotated[str, typer.Option(help="Slots per head (N).")] = "1024",
-    chunk: Annotated[str, typer.Option(help="Tokens per chunk (L).")] = "256",
-    heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
-    head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="Folder for operator.json, operator.md and operator.png.")] = None,
-    json: Json = False,
-) -> None:
-    """Time and memory of OVQ attention against exact causal attention. Options that take a list are comma-separated."""
-    from cl_ovq.benchmarks.run import run_operator_benchmark
-
-    run_operator_benchmark(
-        {"forward": tokens, "forward_backward": backward_tokens},
-        {
-            "capacity": capacity,
-            "chunk": chunk,
-            "heads": heads,
-            "head_dim": head_dim,
-            "dtype": dtype,
-        },
-        device=device,
-        rounds=rounds,
-        output=output,
-        as_json=json,
-    )
-
-
-@bench.command("profile")
-def bench_profile(
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens (T).")] = 16384,
-    capacity: Annotated[int, typer.Option(min=1, help="Slots per head (N).")] = 1024,
-    chunk: Annotated[int, typer.Option(min=1, help="Tokens per chunk (L).")] = 256,
-    heads: Annotated[int, typer.Option(min=1, help="Heads (H).")] = 4,
-    head_dim: Annotated[int, typer.Option(min=1, help="Features per head (D).")] = 64,
-) -> None:
-    """Where the time of OVQ attention goes, by kind of operation, on one thread of a CPU."""
-    from rich.table import Table
-
-    from cl_ovq.benchmarks.operator import FORWARD, FORWARD_BACKWARD, Case
-    from cl_ovq.benchmarks.profile import profile_operator
-
-    found = [
-        profile_operator(Case(tokens, capacity, chunk, heads, head_dim, "float32", "cpu", direction))
-        for direction in (FORWARD, FORWARD_BACKWARD)
-    ]
-    table = Table("share of the time", "forward", "forward + backward")
-    for kind in found[0]:
-        table.add_row(kind, *(f"{shares[kind]:.0%}" for shares in found))
-    Console().print(table)
-
-
-@bench.command("operations")
-def bench_operations(
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
-    json: Json = False,
-) -> None:
-    """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
-    from json import dumps
-
-    from cl_ovq.benchmarks.operations import measure_operations, operations_table
-    from cl_ovq.results import write_atomically
-
-    measured = measure_operations(seeds, Console(stderr=True))
-    if output is not None:
-        write_atomically(output, dumps(measured, indent=2) + "\n")
-    if json:
-        print(dumps(measured, indent=2))
-        return
-    for name, aggregates in measured.items():
-        Console().print(operations_table(name, aggregates))
-
-
-@bench.command("sweep")
-def bench_sweep(
-    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")] = "digits",
-    overrides: Overrides = None,
-    cores: Annotated[int, typer.Option(min=1, help="Cores of the sweep, and threads of the runs beside it.")] = 2,
-    empty_trials: Annotated[int, typer.Option(min=0, help="Trials that do nothing, for the driver's time.")] = 200,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
-) -> None:
-    """Throughput of a local sweep against the same runs in one warm process, and what a trial and the driver cost."""
-    from json import dumps
-
-    from cl_ovq.benchmarks.sweeps import measure_sweep
-    from cl_ovq.results import write_atomically
-
-    measured = dumps(measure_sweep(file, overrides or (), cores, empty_trials, Console(stderr=True)), indent=2)
-    if output is not None:
-        write_atomically(output, measured + "\n")
-    print(measured)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,18 +14,18 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from cl_ovq.checking import check_config, find_device
 from cl_ovq.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
+from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.findings import Recorders, describe_findings, draw_figures, stream_metrics
 from cl_ovq.layout import check_store, log_data, log_model, log_summary, open_tracker
-from cl_ovq.learning import BUFFERED, OBJECTIVES, OPTIMIZERS, STRATEGIES, Objective, derive_seed, seed_everything
-from cl_ovq.learning.strategies import OF_SEQUENCES, PROTOTYPES
-from cl_ovq.mixers import dictionaries
-from cl_ovq.models import MIXED, build_model, check_model
+from cl_ovq.learning import OBJECTIVES, OPTIMIZERS, STRATEGIES, derive_seed, seed_everything
+from cl_ovq.learning.strategies import OF_SEQUENCES
+from cl_ovq.models import MIXED, build_model
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
-from cl_ovq.registry import Registry
-from cl_ovq.results import FILE_NAME, Result, carried_bytes, to_lists, to_matrix, write_atomically
+from cl_ovq.results import FILE_NAME, Result, carried_bytes, write_atomically
 from cl_ovq.tracking import RUNS, RunKey, Tracker, warm_up
 from cl_ovq.tracking.notes import run_note
 from streams import StreamDataError, build_stream
@@ -36,68 +35,7 @@ if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
     from matplotlib.figure import Figure
 
-    from cl_ovq.evaluation.census import CensusRecorder
-    from cl_ovq.evaluation.dictionaries import DictionaryRecorder
-    from cl_ovq.evaluation.matrix import MatrixRecorder
     from streams import Stream
-
-
-def check_config(config: ExperimentConfig) -> None:
-    """Check names and combinations that need more than the configuration's own schema.
-
-    Raises:
-        UserError: naming the key and what is valid.
-    """
-    check_model(config.model)
-    names: tuple[tuple[str, Registry[Any], str], ...] = (
-        ("strategy.name", STRATEGIES, config.strategy.name),
-        ("optimizer.name", OPTIMIZERS, config.optimizer.name),
-    )
-    for key, registry, name in names:
-        try:
-            registry[name]
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-    _check_dictionary(config)
-    if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
-        raise UserError(
-            f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
-            + ("is a head of its own" if config.strategy.name in PROTOTYPES else "does not know its last epoch")
-            + ": use model.head=linear"
-        )
-    find_device(config.device)
-    if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
-        raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
-
-
-def _check_dictionary(config: ExperimentConfig) -> None:
-    dictionary = config.dictionary
-    if dictionary.refresh and config.strategy.name not in BUFFERED:
-        raise UserError(
-            f"dictionary.refresh: strategy.name={config.strategy.name} has no replay buffer to write from: "
-            f"known: {', '.join(BUFFERED)}"
-        )
-    if dictionary.sums and (dictionary.half_life is not None or dictionary.learning_rate != "adaptive"):
-        raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is a GPU where there is one.
-
-    Raises:
-        UserError: no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device: '{name}' is not there: this machine has {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def describe(config: ExperimentConfig) -> str:
@@ -239,7 +177,7 @@ def _run(
         run_name=name,
         output_dir=str(directory),
         config=to_dict(config),
-        **_findings(stream, strategy, recorders, config.evaluation.stop_after),
+        **describe_findings(stream, strategy, recorders, config.evaluation.stop_after),
         lengths=as_data(
             evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
         ),
@@ -264,7 +202,7 @@ def _run(
     result.provenance["memory_bytes"] = carried_bytes(result)
     if tracker is not None and config.tracking.log_model:
         log_model(config, stream, model, directory, tracker)
-    _write(result, _draw(result, model, recorders), directory, tracker)
+    _write(result, draw_figures(result, model, recorders), directory, tracker)
     return result
 
 
@@ -276,19 +214,6 @@ class _Kept(NamedTuple):
     started: float
     begun: dict[str, Any] | None
     after_experience: AfterExperience | None
-
-
-class Recorders(NamedTuple):
-    """What is recorded while a strategy trains."""
-
-    matrix: MatrixRecorder
-    growth: DictionaryRecorder
-    census: CensusRecorder
-
-    def so_far(self, learned: int | None) -> dict[str, Matrix]:
-        """Return the results matrices of the first experiences, of all for None, by name."""
-        matrices = self.matrix.result()
-        return matrices if learned is None else {name: part(matrix, learned) for name, matrix in matrices.items()}
 
 
 def _train(
@@ -328,7 +253,7 @@ def _train(
             recorders.matrix.row = row
             strategy.eval(test)
             matrices = recorders.so_far(len(train) if joint else row)
-            metrics = _stream_metrics(matrices, OBJECTIVES[stream.kind])
+            metrics = stream_metrics(matrices, OBJECTIVES[stream.kind])
             if tracker is not None:
                 tracker.log(metrics, step=row)
             checkpoints.done += 1
@@ -339,68 +264,6 @@ def _train(
         progress.close()
     model.eval()
     return strategy
-
-
-def _findings(
-    stream: Stream, strategy: SupervisedTemplate, recorders: Recorders, stop_after: int | None
-) -> dict[str, Any]:
-    """Return the fields of a result that say what was found."""
-    from cl_ovq.evaluation.dictionaries import summarize
-    from cl_ovq.evaluation.plateaus import growth_plateaus, plateau_tokens
-
-    matrices, objective = recorders.so_far(stop_after), OBJECTIVES[stream.kind]
-    metrics = _metrics(matrices, objective)
-    probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
-    experiences = len(stream.classes_per_experience)
-    history = recorders.growth.result()
-    summary = summarize(strategy.model, probe, strategy.clock.train_iterations, experiences)
-    at_rest = plateau_tokens(history)
-    return {
-        "quantity": objective.quantity,
-        "matrix": to_lists(objective.sign * matrices[objective.quantity]),
-        "matrices": {key: to_lists(value) for key, value in matrices.items() if key != objective.quantity},
-        "metrics": metrics,
-        "dictionary": summary
-        | {
-            "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
-            "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
-            "census": [asdict(census) for census in recorders.census.result()],
-            "history": [asdict(record) for record in history],
-        },
-    }
-
-
-def _metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, float | None]:
-    """Return the metrics of a stream; None where one is undefined."""
-    metrics = all_metrics(objective.sign * matrices[objective.quantity])
-    if "task_masked_accuracy" in matrices:
-        masked = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
-        metrics["forward_transfer_task_masked"] = masked
-    return metrics
-
-
-def _stream_metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, float]:
-    """Return the metrics of a stream as far as they are defined."""
-    return {name: value for name, value in _metrics(matrices, objective).items() if value is not None}
-
-
-def _draw(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
-    """Return the figures of a run by file name."""
-    from cl_ovq.evaluation import figures
-    from cl_ovq.evaluation.lengths import lengths_figure
-
-    name = result.run_name
-    drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name, result.quantity)}
-    if result.lengths:
-        drawn["lengths.png"] = lengths_figure({name: result.lengths}, result.config["stream"].get("length"))
-    if recorders.growth.records:
-        capacity = result.dictionary["capacity"]
-        drawn["dictionary_growth.png"] = figures.growth_figure(recorders.growth.records, capacity, name)
-    if shared := dictionaries(model):
-        layer, dictionary = list(shared.items())[-1]
-        drawn["dictionary_owners.png"] = figures.ownership_figure(recorders.census.records, name)
-        drawn["dictionary_entries.png"] = figures.entries_figure(dictionary, f"{name}, {layer}")
-    return drawn
 
 
 def _write(result: Result, drawn: Mapping[str, Figure], directory: Path, tracker: Tracker | None) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from cl_ovq.checking import find_device
 from cl_ovq.checkpoints import NAME, read_checkpoint
 from cl_ovq.config import from_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
-from cl_ovq.experiment import build_strategy, find_device, load_stream, quiet
+from cl_ovq.experiment import build_strategy, load_stream, quiet
 from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
 from cl_ovq.results import FILE_NAME, Result, to_matrix

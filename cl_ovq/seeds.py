@@ -14,12 +14,11 @@ import numpy as np
 from rich.console import Console
 from scipy import stats
 
+from cl_ovq.checking import check_config, find_device
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
 from cl_ovq.experiment import (
-    check_config,
     describe,
-    find_device,
     load_stream,
     make_directory,
     run_experiment,

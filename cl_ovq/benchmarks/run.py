@@ -15,8 +15,8 @@ from cl_ovq.benchmarks.cost import MACHINES
 from cl_ovq.benchmarks.gpu import modelled_rows
 from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
 from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, terminal_tables
+from cl_ovq.checking import find_device
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.experiment import find_device
 from cl_ovq.results import write_atomically
 
 NAMED = {"dtype": tuple(DTYPES)}

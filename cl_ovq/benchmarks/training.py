@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cl_ovq.checking import check_config, find_device
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.experiment import build_strategy, check_config, find_device, load_stream, quiet
+from cl_ovq.experiment import build_strategy, load_stream, quiet
 from cl_ovq.learning import OPTIMIZERS, seed_everything
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model

@@ -27,13 +27,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from cl_ovq.config import ExperimentConfig, load_config
+from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
 from cl_ovq.config.load import STUDIES, experiment_folders
-from cl_ovq.errors import UserError, nearest, unknown
+from cl_ovq.errors import UserError, unknown
+from cl_ovq.evaluation.metrics import METRICS
 from cl_ovq.protocols import check_protocol
 
 RESERVED = ("experiment", "tune")
@@ -103,7 +101,7 @@ class Row:
         Raises:
             UserError: naming the row.
         """
-        from cl_ovq.experiment import check_config
+        from cl_ovq.checking import check_config
 
         config = self.config(point, 0, "test")
         try:
@@ -153,16 +151,7 @@ def find_study(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if Path(name).is_file():
-        return Path(name)
-    known = list_studies()
-    short = Path(name).stem
-    if short in known:
-        return known[short]
-    raise UserError(
-        f"no study '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
-        "(or give the path of a YAML file)"
-    )
+    return find_file("study", name, list_studies())
 
 
 def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
@@ -176,18 +165,15 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
         UserError: naming the key, the row, and what would be right.
     """
     path = find_study(name)
-    tree = _read(path)
+    tree = read_mapping(path)
     known = ("title", "seeds", "set", "tuning", "refit", "grids")
     for key in tree:
         if key not in known:
             raise unknown("key of a study", str(key), known)
-    common = _mapping(tree.get("set") or {}, "set")
+    common = as_mapping(tree.get("set") or {}, "set")
     count = tree.get("seeds", 5)
     for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UserError(f"override '{override}' is not of the form key=value, e.g. seeds=2")
-        parsed = yaml.safe_load(value)
+        key, parsed = read_override(override, "seeds=2")
         if key == "seeds":
             count = parsed
         else:
@@ -207,29 +193,15 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
         for point in row.points:
             row.check(point)
     study = Study(
-        path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, _mapping(tree.get("refit") or {}, "refit")
+        path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, as_mapping(tree.get("refit") or {}, "refit")
     )
     if study.refit and not any(study.refit.items() <= row.labels.items() for row in rows):
         raise UserError(f"refit: no row has the labels {study.refit}: known: {'; '.join(names)}")
     return study
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return _mapping(tree, str(path))
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name}: '{value}' is not a mapping")
-    return {str(key): inner for key, inner in value.items()}
-
-
 def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
-    tree = _mapping(tree, "tuning")
+    tree = as_mapping(tree, "tuning")
     known = [f.name for f in fields(Tuning)]
     for key in tree:
         if key not in known:
@@ -237,24 +209,26 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
     tuning = Tuning(**tree)
     if not isinstance(tuning.seeds, list):
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
+    if tuning.metric not in METRICS:
+        raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
     check_protocol("end_of_stream", experiences=None, seeds=tuning.seeds, reported=reported, section="tuning")
     _check_grid(tuning.grid, "tuning.grid")
     return tuning
 
 
 def _check_grid(grid: Any, name: str) -> None:
-    for key, values in _mapping(grid, name).items():
+    for key, values in as_mapping(grid, name).items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{name}.{key}: {values!r} is not a list of values")
 
 
 def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> list[Row]:
     """The rows of one grid: every combination of its axes' options."""
-    axes = {axis: _mapping(options, f"{name}.{axis}") for axis, options in _mapping(grid, name).items()}
+    axes = {axis: as_mapping(options, f"{name}.{axis}") for axis, options in as_mapping(grid, name).items()}
     rows = []
     for labels in itertools.product(*axes.values()):
         options = [
-            _mapping(axes[axis][label] or {}, f"{name}.{axis}.{label}")
+            as_mapping(axes[axis][label] or {}, f"{name}.{axis}.{label}")
             for axis, label in zip(axes, labels, strict=True)
         ]
         overrides, values, experiment = dict(common), dict(tuning.grid), None

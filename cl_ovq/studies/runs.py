@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import re
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.identity import same_run, schema_defaults
+from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.studies.files import Study
@@ -103,7 +102,6 @@ class _Tasks:
         self.failed: dict[Task, str] = {}
         self.started: set[Task] = set()
         self.chosen: dict[int, int] = {i: 0 for i, row in enumerate(study.rows) if len(row.points) == 1}
-        self._defaults = schema_defaults()
         for index in range(len(study.rows)):
             for task in [*self._tuning(index), *self._reported(index, range(len(study.rows[index].points)))]:
                 found = self._find(task)
@@ -129,8 +127,8 @@ class _Tasks:
 
     def path(self, task: Task) -> Path:
         """Where a run that has to be made goes."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config(task)), sort_keys=True).encode()).hexdigest()[:12]
-        return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest}"
+        digest = fingerprint(to_dict(self.config(task)))
+        return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest[:12]}"
 
     def ready(self) -> Iterator[Task]:
         """Runs that can start: tuning, and the reported seeds of rows whose tuning is over."""
@@ -203,9 +201,9 @@ class _Tasks:
         return self.directory / re.sub(r"[^\w.-]+", "-", self.study.rows[index].name).strip("-").lower()
 
     def _find(self, task: Task) -> Result | None:
-        wanted = to_dict(self.config(task))
+        wanted = fingerprint(to_dict(self.config(task)))
         for path in sorted(self._row_directory(task.row).glob(f"{task.stream}-seed-{task.seed}-*/{FILE_NAME}")):
             result = Result.read(path)
-            if same_run(result.config, wanted, self._defaults):
+            if fingerprint(result.config) == wanted:
                 return result
         return None

@@ -22,12 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.config.check import check_values
+from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
 from cl_ovq.config.load import read_experiment
 from cl_ovq.errors import UserError, nearest, unknown
 from cl_ovq.evaluation.metrics import METRICS
@@ -181,15 +178,7 @@ def find_sweep(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if Path(name).is_file():
-        return Path(name)
-    known, short = list_sweeps(), Path(name).stem
-    if short in known:
-        return known[short]
-    raise UserError(
-        f"no sweep '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
-        "(or give the path of a YAML file)"
-    )
+    return find_file("sweep", name, list_sweeps())
 
 
 def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -204,7 +193,7 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         UserError: naming the key, and what would be right.
     """
     path = find_sweep(name)
-    tree = _read(path)
+    tree = read_mapping(path)
     for key in tree:
         if key not in TOP:
             raise unknown("key of a sweep", key, TOP)
@@ -216,16 +205,16 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     reuse = tree.get("reuse")
     if reuse is not None and not isinstance(reuse, str):
         raise UserError(f"reuse: {reuse!r} is not the name of a folder, such as runs")
-    space = read_space(_mapping(tree["space"], "space"))
+    space = read_space(as_mapping(tree["space"], "space"))
     sweep = Sweep(
         name=path.stem,
         title=str(tree.get("title", path.stem)),
         experiment=str(tree["experiment"]),
         tree=read_experiment(str(tree["experiment"])),
-        settings=_mapping(tree.get("set") or {}, "set"),
+        settings=as_mapping(tree.get("set") or {}, "set"),
         space=space,
         compare=_compared(tree.get("compare") or [], space),
-        objectives=_objectives(_mapping(tree.get("objectives") or {"accuracy": "max"}, "objectives")),
+        objectives=_objectives(as_mapping(tree.get("objectives") or {"accuracy": "max"}, "objectives")),
         reuse=reuse,
         **sections,
     )
@@ -233,44 +222,24 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     return sweep
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return _mapping(tree, str(path))
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name}: '{value}' is not a mapping")
-    return {str(key): inner for key, inner in value.items()}
-
-
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     """Lay `key=value` over a sweep file: over its own sections, or else over `set`."""
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"override '{override}' is not of the form key=value, e.g. search.trials=4")
-        try:
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise UserError(f"cannot read the override '{override}': {str(error).splitlines()[0]}") from error
+        key, value = read_override(override, "search.trials=4")
         section, dot, inner = key.partition(".")
         if key in TOP and key not in SECTIONS:
             tree[key] = value
         elif section in TOP and dot:
-            _mapping(tree.setdefault(section, {}) or {}, section)
+            as_mapping(tree.setdefault(section, {}) or {}, section)
             tree[section] = dict(tree[section] or {}) | {inner: value}
             if value is None and section == "space":
                 del tree[section][inner]
         else:
-            tree["set"] = _mapping(tree.get("set") or {}, "set") | {key: value}
+            tree["set"] = as_mapping(tree.get("set") or {}, "set") | {key: value}
 
 
 def _section(section: str, cls: Any, values: Any) -> Any:
-    values = _mapping(values, section)
+    values = as_mapping(values, section)
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
@@ -369,7 +338,7 @@ def _check_search(sweep: Sweep) -> None:
 
 def _check_points(sweep: Sweep) -> None:
     """Check the configurations of trials: every value on its own, and the first trials whole."""
-    from cl_ovq.experiment import check_config
+    from cl_ovq.checking import check_config
 
     points = [*sweep.space.samples(), *(sweep.points() or [])[:CHECKED_POINTS]]
     seen: list[Point] = []

@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
+from cl_ovq.checking import find_device
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import find_device
 from cl_ovq.layout import check_store, open_tracker
 from cl_ovq.provenance import code_revision
 from cl_ovq.results import FILE_NAME as RESULTS

@@ -281,9 +281,9 @@ def test_a_fault_of_the_program_is_a_traceback(tiny_path):
     """A fault of the program is not dressed up as a mistake of the user."""
     code = (
         "import sys\n"
-        "from cl_ovq import cli, experiment\n"
+        "from cl_ovq import checking, cli\n"
         "def broken(*_): raise ZeroDivisionError('a fault')\n"
-        "experiment.check_config = broken\n"
+        "checking.check_config = broken\n"
         f"sys.argv = ['cl-ovq', 'show', {str(tiny_path)!r}]\n"
         "cli.main()\n"
     )

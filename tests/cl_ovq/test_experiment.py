@@ -8,10 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from cl_ovq.checking import check_config
 from cl_ovq.config import load_config, to_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
-from cl_ovq.experiment import check_config, describe, load_stream
+from cl_ovq.experiment import describe, load_stream
 from cl_ovq.results import to_matrix
 
 LEARNED = ("matrix", "matrices", "metrics", "dictionary")

@@ -100,7 +100,7 @@ def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkey
         save_model(tmp_path / "model.pt", model, config, load_stream(config))
         return draw(result, model, recorders)
 
-    monkeypatch.setattr(experiment, "_draw", keep)
+    monkeypatch.setattr(experiment, "draw_figures", keep)
     result = run_experiment(config, Console(file=io.StringIO()))
     with torch.no_grad():
         expected = last_row(config, result, tmp_path)

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import yaml
 
+from cl_ovq.checking import check_config
 from cl_ovq.config import ModelConfig, load_config
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import check_config
 from cl_ovq.learning import OPTIMIZERS, STRATEGIES
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS

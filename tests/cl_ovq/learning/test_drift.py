@@ -4,8 +4,8 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
+from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import check_config
 from cl_ovq.learning.footprint import replay_buffers
 from cl_ovq.mixers import dictionaries
 from kernels import DictionaryState, update

@@ -7,9 +7,9 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
+from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.matrix import MatrixRecorder
-from cl_ovq.experiment import check_config
 from cl_ovq.learning import STRATEGIES
 from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 from cl_ovq.learning.strategies import PROTOTYPES

@@ -1,5 +1,6 @@
 """Studies on real runs: what is tuned, what is run, what is skipped, and what the table says."""
 
+import copy
 import io
 import json
 
@@ -8,7 +9,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from cl_ovq.config.identity import same_run
+from cl_ovq.config import to_dict
+from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.results import Result
 from cl_ovq.studies import load_study, run_study
@@ -137,6 +139,11 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
         ("[1e-6, 1e-2]", "1e-2", "tuning.grid.optimizer.learning_rate: 0.01 is not a list of values"),
         ("refit: {{strategy: replay}}", "refit: {{strategy: replai}}", "refit: no row has the labels"),
         ("    replay:", "    naive :", None),
+        (
+            "{{seeds: [7],",
+            "{{metric: acuracy, seeds: [7],",
+            "metric at tuning.metric 'acuracy': did you mean 'accuracy'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tiny_path, tmp_path, old, new, message):
@@ -147,13 +154,21 @@ def test_a_mistake_is_one_line(tiny_path, tmp_path, old, new, message):
         load_study(str(path))
 
 
+def test_a_broken_override_is_one_line(file):
+    for override in ("seeds=[", "seeds", "=3"):
+        with pytest.raises(UserError, match="override"):
+            load_study(str(file), [override])
+
+
 def test_an_unknown_study_is_named():
     with pytest.raises(UserError, match=r"no study 'dictionarys': did you mean 'dictionaries'\?"):
         load_study("dictionarys")
 
 
-def test_results_older_than_a_key_count_with_its_default():
-    defaults = {"a.new": 3}
-    assert same_run({"a": {"x": 1}}, {"a": {"x": 1, "new": 3}, "threads": 2}, defaults)
-    assert not same_run({"a": {"x": 1}}, {"a": {"x": 1, "new": 4}}, defaults)
-    assert not same_run({"a": {"x": 2}}, {"a": {"x": 1, "new": 3}}, defaults)
+def test_results_older_than_a_key_count_with_its_default(tiny):
+    new = to_dict(tiny("dictionary.capacity=24"))
+    old = copy.deepcopy(new) | {"threads": 2}
+    assert old["dictionary"].pop("half_life") is None  # a key that the schema did not have then
+    assert fingerprint(old) == fingerprint(new)
+    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.half_life=100")))
+    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.capacity=25")))
