@@ -11,28 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_helpers import pooled, samples
 from scipy.stats import multivariate_normal
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from cl_ovq.models.memory import FLOOR, MemoryHead, default_beta
 from cl_ovq.models.slots import ClassSlots
-from cl_ovq.models.whitening import ClassCovariance, whitening
-
-
-def samples(n: int, features: int = 6, classes: int = 4, seed: int = 0, far: float = 0.0):
-    """Classes of two clusters each, correlated features: `[n, F]` and `[n]`."""
-    g = torch.Generator().manual_seed(seed)
-    mix = torch.randn(features, features, generator=g)
-    centres = 2 * torch.randn(classes, 2, features, generator=g)
-    y = torch.randint(classes, (n,), generator=g)
-    which = torch.randint(2, (n,), generator=g)
-    return (centres[y, which] + torch.randn(n, features, generator=g)) @ mix + far, y
-
-
-def pooled(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    deviations = np.concatenate([x[y == c] - x[y == c].mean(0) for c in np.unique(y)])
-    return deviations.T @ deviations / len(x)
 
 
 def filled(n: int = 300, seed: int = 0, **options) -> tuple[MemoryHead, torch.Tensor, torch.Tensor]:
@@ -44,74 +29,6 @@ def filled(n: int = 300, seed: int = 0, **options) -> tuple[MemoryHead, torch.Te
 
 def bytes_of(module: torch.nn.Module) -> bytes:
     return b"".join(t.contiguous().numpy().tobytes() for t in module.state_dict().values())
-
-
-# The covariance
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 200), max_size=8), far=st.sampled_from([0.0, 1e3]), features=st.sampled_from([3, 70])
-)
-def test_covariance_is_numpys_whatever_the_batches(cuts, far, features):
-    x, y = samples(200, features, far=far)
-    x = x.double()
-    running = ClassCovariance(features=features, classes=5)
-    edges = [0, *sorted(cuts), 200]
-    for start, end in itertools.pairwise(edges):
-        running.update(x[start:end], y[start:end])
-    expected = pooled(x.numpy(), y.numpy())
-    np.testing.assert_allclose(running.covariance(), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
-    np.testing.assert_allclose(running.mean(), x.mean(0), rtol=1e-10)
-    assert running.counts.tolist() == [*torch.bincount(y, minlength=4).tolist(), 0]
-    np.testing.assert_allclose(running.means[2], x[y == 2].mean(0), rtol=1e-9, atol=1e-9)
-
-
-def test_covariance_of_one_class_is_the_ordinary_one():
-    x, _ = samples(100)
-    running = ClassCovariance(features=6, classes=1)
-    for row in x:
-        running.update(row[None], torch.zeros(1, dtype=torch.int64))
-    np.testing.assert_allclose(running.covariance(), np.cov(x.double().T, bias=True), rtol=1e-9, atol=1e-9)
-
-
-def test_covariance_keeps_small_deviations_of_large_features():
-    x = 1e6 + torch.randn(500, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-2
-    running = ClassCovariance(features=4, classes=1)
-    for part in x.split(7):
-        running.update(part, torch.zeros(len(part), dtype=torch.int64))
-    np.testing.assert_allclose(running.covariance(), np.cov(x.T, bias=True), rtol=1e-5, atol=1e-10)
-
-
-def test_merged_covariance_is_that_of_all_samples():
-    x, y = samples(300)
-    whole, a, b = (ClassCovariance(features=6, classes=4) for _ in range(3))
-    whole.update(x, y)
-    a.update(x[:120], y[:120])
-    b.update(x[120:], y[120:])
-    a.merge_(b)
-    for name, expected in whole.state_dict().items():
-        torch.testing.assert_close(a.state_dict()[name], expected, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="cannot join"):
-        a.merge_(ClassCovariance(features=5, classes=4))
-
-
-def test_half_of_the_scatter_is_kept():
-    assert ClassCovariance(features=784, classes=10).scatter.numel() < 1.1 * 784**2 / 2
-
-
-@pytest.mark.parametrize("shrinkage", [0.0, 0.2, 1.0])
-def test_whitening_inverts_the_shrunk_covariance(shrinkage):
-    x, y = samples(300)
-    covariance = pooled(x.double().numpy(), y.numpy())
-    w = whitening(torch.from_numpy(covariance), shrinkage).numpy()
-    shrunk = shrunk_covariance(covariance, max(shrinkage, 1e-6))
-    np.testing.assert_allclose(w.T @ shrunk @ w, np.eye(6), atol=1e-9)
-    np.testing.assert_allclose(w @ w.T, np.linalg.inv(shrunk), rtol=1e-7, atol=1e-9)
-
-
-def test_nothing_to_whiten():
-    torch.testing.assert_close(whitening(torch.zeros(3, 3, dtype=torch.float64), 0.1), torch.eye(3).double())
 
 
 # The read-out
@@ -425,6 +342,22 @@ def test_forgetting_a_class_leaves_the_others():
     torch.testing.assert_close(log[:, kept].log_softmax(1), before[:, kept].log_softmax(1), rtol=1e-3, atol=1e-2)
     head.observe(x[y == 2], y[y == 2])
     assert (head(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_a_larger_capacity_changes_no_answer_and_a_smaller_one_loses_no_sample():
+    head, x, y = filled(320)
+    before, counts = head(x), head.slots.counts.sum(1)
+    head.resize_(400)
+    assert head.slots.counts.shape == (4, 100)
+    torch.testing.assert_close(head(x), before, rtol=1e-4, atol=1e-4)
+    head.resize_(12)
+    assert (head.slots.counts > 0).sum(1).tolist() == [3] * 4
+    assert torch.equal(head.slots.counts.sum(1), counts)
+    assert (head(x).argmax(1) == y).float().mean() > 0.9
+    head.observe(x, y)
+    assert head.tokens == 640
+    with pytest.raises(ValueError, match="at least one slot per class"):
+        head.resize_(3)
 
 
 def test_state_is_a_dictionary_of_one_row_a_class():
