@@ -32,7 +32,9 @@ class SenderProcess:
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - it is to live as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cl_ovq.tracking.sender"],
+            [sys.executable, "-P", "-m", "cl_ovq.tracking.sender"],
+            # Every path that it is given is absolute. The working directory of now may be gone when it opens a store.
+            cwd=tempfile.gettempdir(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

@@ -94,7 +94,7 @@ def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkey
 
     file = path if stream is None else swap(path, tmp_path, stream)
     config = load_config(file, [f"output_dir={tmp_path / 'run'}", "evaluation.batch_size=5"])
-    draw = experiment._draw
+    draw = experiment.draw_figures
 
     def keep(result, model, recorders):
         save_model(tmp_path / "model.pt", model, config, load_stream(config))

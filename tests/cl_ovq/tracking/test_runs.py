@@ -12,7 +12,8 @@ from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.learning import STRATEGIES
 from cl_ovq.results import summary_metrics
-from cl_ovq.tracking import Tracker, artifact_location
+from cl_ovq.tracking import StoreCheck, Tracker, artifact_location
+from cl_ovq.tracking.process import SenderProcess
 from cl_ovq.tracking.view import COMPARED as SUMMARY
 
 OVERRIDES = ("tracking.enabled=true", "tracking.tags={note: a test}", "evaluation.dictionary_every=7")
@@ -274,3 +275,17 @@ def test_where_artifacts_go(tmp_path, monkeypatch):
     assert artifact_location("sqlite:///b.db") == (tmp_path / "mlartifacts").as_uri()
     assert artifact_location("postgresql://me@host/db") == (tmp_path / "runs" / "mlartifacts").as_uri()
     assert artifact_location("http://127.0.0.1:5000") is None
+
+
+def test_the_working_directory_may_vanish(tmp_path, monkeypatch):
+    """The process that sends outlives the directory that it was started from."""
+    monkeypatch.setattr(SenderProcess, "_shared", None)
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert StoreCheck("sqlite:///../one.db").wait() is None
+    monkeypatch.chdir(tmp_path)
+    folder.rmdir()
+    assert StoreCheck("sqlite:///two.db").wait() is None
+    assert (tmp_path / "one.db").exists()
+    assert (tmp_path / "two.db").exists()
