@@ -32,6 +32,8 @@ def check_config(config: ExperimentConfig) -> None:
             registry[name]
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
+    if config.evaluation.every_steps is not None and config.strategy.name == "joint":
+        raise UserError("evaluation.every_steps: joint training has no experiences to evaluate inside of")
     _check_dictionary(config)
     if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
         raise UserError(

@@ -18,7 +18,7 @@ from cl_ovq.checking import check_config, find_device
 from cl_ovq.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.evaluation.metrics import Matrix, all_task_accuracy
 from cl_ovq.findings import Recorders, describe_findings, draw_figures, stream_metrics
 from cl_ovq.layout import check_store, log_data, log_model, log_summary, open_tracker
 from cl_ovq.learning import OBJECTIVES, OPTIMIZERS, STRATEGIES, derive_seed, seed_everything
@@ -177,7 +177,13 @@ def _run(
         run_name=name,
         output_dir=str(directory),
         config=to_dict(config),
-        **describe_findings(stream, strategy, recorders, config.evaluation.stop_after),
+        **describe_findings(
+            stream,
+            strategy,
+            recorders,
+            config.evaluation.stop_after,
+            anytime=config.evaluation.every_steps is not None,
+        ),
         lengths=as_data(
             evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
         ),
@@ -229,6 +235,7 @@ def _train(
     """Learn experience after experience, evaluating before the first and after each."""
     from cl_ovq.checkpoints.plugin import Checkpoints
     from cl_ovq.checkpoints.state import RunState
+    from cl_ovq.evaluation.anytime import AnytimeEvaluation
     from cl_ovq.learning.progress import ExperienceProgress
 
     experiences = slice(config.evaluation.stop_after)
@@ -241,6 +248,8 @@ def _train(
     checkpoints = Checkpoints(
         RunState(strategy, stream, recorders), kept.folder, config.checkpoint.every_steps, kept.about, kept.started
     )
+    if config.evaluation.every_steps is not None:
+        strategy.plugins.append(AnytimeEvaluation(recorders.matrix, test, config.evaluation.every_steps))
     strategy.plugins.append(checkpoints)
     if kept.begun is None:
         strategy.eval(test)
@@ -254,6 +263,9 @@ def _train(
             strategy.eval(test)
             matrices = recorders.so_far(len(train) if joint else row)
             metrics = stream_metrics(matrices, OBJECTIVES[stream.kind])
+            if stream.kind in ("classes", "tokens"):
+                whole = recorders.so_far(config.evaluation.stop_after)["accuracy"]
+                metrics["all_task_accuracy"] = all_task_accuracy(whole)[row - 1]
             if tracker is not None:
                 tracker.log(metrics, step=row)
             checkpoints.done += 1

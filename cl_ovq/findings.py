@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from cl_ovq.evaluation.metrics import Matrix, all_metrics, forward_transfer, part
+from cl_ovq.evaluation.metrics import Matrix, all_metrics, average_anytime_accuracy, part, worst_case_accuracy
 from cl_ovq.learning import OBJECTIVES, Objective
 from cl_ovq.mixers import dictionaries
 from cl_ovq.results import Result, to_lists, to_matrix
@@ -38,14 +38,28 @@ class Recorders(NamedTuple):
 
 
 def describe_findings(
-    stream: Stream, strategy: SupervisedTemplate, recorders: Recorders, stop_after: int | None
+    stream: Stream, strategy: SupervisedTemplate, recorders: Recorders, stop_after: int | None, *, anytime: bool
 ) -> dict[str, Any]:
-    """Return the fields of a result that say what was found."""
+    """Return the fields of a result that say what was found.
+
+    Args:
+        stream: that was learned.
+        strategy: that learned it.
+        recorders: of the run.
+        stop_after: experiences learned; None for all.
+        anytime: whether there were evaluations inside experiences.
+    """
+    from cl_ovq.evaluation.anytime import as_array
     from cl_ovq.evaluation.dictionaries import summarize
     from cl_ovq.evaluation.plateaus import growth_plateaus, plateau_tokens
 
     matrices, objective = recorders.so_far(stop_after), OBJECTIVES[stream.kind]
     metrics = _metrics(matrices, objective)
+    points = recorders.matrix.points if anytime else []
+    if points and objective.sign > 0:
+        values = as_array(points, matrices[objective.quantity].shape[1])
+        metrics["average_anytime_accuracy"] = average_anytime_accuracy(values)
+        metrics["worst_case_accuracy"] = worst_case_accuracy(values, [point.experience for point in points])
     probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
     experiences = len(stream.classes_per_experience)
     history = recorders.growth.result()
@@ -56,6 +70,7 @@ def describe_findings(
         "matrix": to_lists(objective.sign * matrices[objective.quantity]),
         "matrices": {key: to_lists(value) for key, value in matrices.items() if key != objective.quantity},
         "metrics": metrics,
+        "anytime": [asdict(point) for point in points],
         "dictionary": summary
         | {
             "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
@@ -70,8 +85,9 @@ def _metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, 
     """Return the metrics of a stream; None where one is undefined."""
     metrics = all_metrics(objective.sign * matrices[objective.quantity])
     if "task_masked_accuracy" in matrices:
-        masked = all_metrics(matrices["task_masked_accuracy"])[forward_transfer.__name__]
-        metrics["forward_transfer_task_masked"] = masked
+        masked = all_metrics(matrices["task_masked_accuracy"])
+        metrics["forward_transfer_task_masked"] = masked["forward_transfer"]
+        metrics["task_masked_accuracy"] = masked["accuracy"]
     return metrics
 
 
@@ -83,10 +99,14 @@ def stream_metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict
 def draw_figures(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
     """Return the figures of a run by file name."""
     from cl_ovq.evaluation import figures
+    from cl_ovq.evaluation.anytime import anytime_figure
     from cl_ovq.evaluation.lengths import lengths_figure
 
     name = result.run_name
     drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name, result.quantity)}
+    if result.anytime:
+        points = recorders.matrix.points
+        drawn["anytime.png"] = anytime_figure(points, name, result.quantity)
     if result.lengths:
         drawn["lengths.png"] = lengths_figure({name: result.lengths}, result.config["stream"].get("length"))
     if recorders.growth.records:

@@ -27,13 +27,14 @@ class Result:
         matrix: `R`, `T + 1` rows of `T`: the quantity, with the sign turned where less of it is better; None where a
             row was not measured.
         matrices: further matrices by name (`task_masked_accuracy`, `loss`), with the sign that they have.
-        metrics: metrics of `matrix` by name, and `forward_transfer_task_masked`; None where undefined.
+        metrics: metrics of `matrix` by name, and of the task-masked one; None where undefined.
         dictionary: the dictionaries at the end, and their growth under `history`.
         config: the resolved configuration.
         provenance: seed, code, packages, data, device, time, memory.
         artifacts: files by name, relative to `output_dir`.
         output_dir: the run's directory.
         quantity: what the matrix holds: `accuracy`, or `bits_per_byte` or `squared_error` with the sign turned.
+        anytime: every evaluation after training began (`evaluation.every_steps`): step, experience, values.
         lengths: the trained model on sequences of other lengths (`evaluation.lengths`).
     """
 
@@ -48,6 +49,7 @@ class Result:
     output_dir: str
     artifacts: dict[str, str] = field(default_factory=dict)
     quantity: str = "accuracy"
+    anytime: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
@@ -12,30 +13,23 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 Key = tuple[Any, ...]
 
-_DATA: dict[Key, LabelledImages] = {}
+_PROVIDED: dict[Key, LabelledImages] = {}
+_COLLECTED: list[dict[Key, LabelledImages]] = []
 
 
 def provide(data: Mapping[Key, LabelledImages]) -> None:
-    """Hand over data sets for this process, as `held` of another process returned them; arrays may be read-only."""
-    _DATA.update(data)
+    """Hand over data sets for this process, as `collecting` of another one yielded them; arrays may be read-only."""
+    _PROVIDED.update(data)
 
 
-def held() -> dict[Key, LabelledImages]:
-    """Return the data sets that were handed over, or kept by `keep`."""
-    return dict(_DATA)
-
-
-def keep(read: Callable[[], LabelledImages]) -> None:
-    """Read a data set with a reader that `providable` decorates, and keep it for whoever reads it next."""
-    global _KEEPING
-    _KEEPING = True
+@contextmanager
+def collecting() -> Iterator[dict[Key, LabelledImages]]:
+    """Yield a mapping that fills with the data sets that are read inside; nothing is kept for this process."""
+    _COLLECTED.append({})
     try:
-        read()
+        yield _COLLECTED[-1]
     finally:
-        _KEEPING = False
-
-
-_KEEPING = False
+        _COLLECTED.pop()
 
 
 def providable(read: Callable[Arguments, LabelledImages]) -> Callable[Arguments, LabelledImages]:
@@ -44,11 +38,9 @@ def providable(read: Callable[Arguments, LabelledImages]) -> Callable[Arguments,
     @functools.wraps(read)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> LabelledImages:
         key = (read.__name__, *args, *sorted(kwargs.items()))
-        if key in _DATA:
-            return _DATA[key]
-        data = read(*args, **kwargs)
-        if _KEEPING:
-            _DATA[key] = data
+        data = _PROVIDED[key] if key in _PROVIDED else read(*args, **kwargs)
+        for collected in _COLLECTED:
+            collected[key] = data
         return data
 
     return wrapper

@@ -7,7 +7,6 @@ An object whose attributes must be kept names them in `STATE`. Attributes are pl
 from __future__ import annotations
 
 import copy
-import random
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -21,11 +20,13 @@ from torch import Tensor, nn
 
 from cl_ovq.evaluation.census import Census
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
+from cl_ovq.evaluation.matrix import Point
 from cl_ovq.learning.batches import BatchedLoader
+from cl_ovq.learning.seeding import random_state, set_random_state
 from cl_ovq.mixers import dictionaries
 from streams import Stream, rows_of
 
-RECORDS: dict[str, type] = {kind.__name__: kind for kind in (Census, DictionaryRecord)}
+RECORDS: dict[str, type] = {kind.__name__: kind for kind in (Census, DictionaryRecord, Point)}
 KINDS = {"array", "set", "record", "module", "policy", "object"}
 
 
@@ -66,7 +67,7 @@ class RunState:
             "plugins": [self._pack(plugin) for plugin in strategy.plugins],
             "recorders": [self._pack(recorder) for recorder in self.recorders],
             "plan": strategy.dataloader.plan if isinstance(strategy.dataloader, BatchedLoader) else None,
-            "random": _random_state(),
+            "random": random_state(),
         }
 
     def put(self, state: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ class RunState:
         packed = (state["strategy"], *state["plugins"], *state["recorders"])
         for owner, kept in zip(owners, packed, strict=True):
             self._unpack(kept, owner)
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
 
     def _pack(self, value: Any) -> Any:
         """Return plain data and tensors; what is neither becomes a pair of its kind and its content."""
@@ -175,22 +176,3 @@ def state_of(owner: Any) -> tuple[str, ...]:
 
 # Of Avalanche's own classes.
 AVALANCHE = {"JointTraining": ("_is_fitted",)}
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

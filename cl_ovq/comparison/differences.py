@@ -10,9 +10,11 @@ import numpy as np
 from scipy import stats
 
 from cl_ovq.comparison.sources import Group
-from cl_ovq.results import summary_metrics
+from cl_ovq.evaluation.metrics import intransigence
+from cl_ovq.results import summary_metrics, to_matrix
 
 LEVEL = 0.05
+REFERENCES = ("joint", "cumulative")  # strategies that see all data so far, or all data
 # Metrics of quality, with the sign of what is better; they are tested. The others are only shown.
 TESTED = {
     "accuracy": 1,
@@ -21,8 +23,11 @@ TESTED = {
     "forward_transfer": 1,
     "forward_transfer_task_masked": 1,
     "learning_accuracy": 1,
+    "intransigence": -1,
+    "average_anytime_accuracy": 1,
+    "worst_case_accuracy": 1,
 }
-SHOWN = ("dictionary/size", "dictionary/bytes", "wall_seconds", "peak_memory_bytes")
+SHOWN = ("average_incremental_accuracy", "dictionary/size", "dictionary/bytes", "wall_seconds", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,13 @@ class Comparison:
 def compare(groups: Sequence[Group]) -> Comparison:
     """Compare every group with the first.
 
+    Where one of them was trained jointly or cumulatively, the others' intransigence against it is compared too.
+
     Args:
         groups: at least two.
     """
-    values = [_values(group) for group in groups]
+    reference = next((group for group in groups if group.config["strategy"]["name"] in REFERENCES), None)
+    values = [_values(group, reference) for group in groups]
     names = [*TESTED, *SHOWN]
     means = {name: [_mean(group.get(name)) for group in values] for name in names}
     raw: list[tuple[str, int, float, tuple[float, float | None, float | None, bool, int]]] = []
@@ -115,12 +123,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _values(group: Group) -> dict[str, dict[int, float]]:
-    """Metrics of a group by name and seed."""
+def _values(group: Group, reference: Group | None) -> dict[str, dict[int, float]]:
+    """Metrics of a group by name and seed; intransigence against the reference's run of that seed, or of its first."""
     found: dict[str, dict[int, float]] = {}
     for seed, run in group.runs.items():
         for name, value in summary_metrics(run).items():
             found.setdefault(name, {})[seed] = value
+        if reference is not None and group.config["strategy"]["name"] not in REFERENCES:
+            best = reference.runs.get(seed) or next(iter(reference.runs.values()))
+            short = intransigence(to_matrix(run.matrix), to_matrix(best.matrix))
+            if not math.isnan(short):
+                found.setdefault("intransigence", {})[seed] = short
     return found
 
 

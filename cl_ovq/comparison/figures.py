@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cl_ovq.comparison.sources import Group
-from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.evaluation.metrics import Matrix, seen_accuracy
 from cl_ovq.results import carried_bytes, to_matrix
 
 
@@ -57,7 +57,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, group in enumerate(groups):
-        curves = np.array([_seen_accuracy(to_matrix(run.matrix)) for run in group.runs.values()])
+        curves = np.array([seen_accuracy(to_matrix(run.matrix)) for run in group.runs.values()])
         x = np.arange(1, curves.shape[1] + 1)
         color = f"C{number}"
         for curve in curves if len(curves) > 1 else ():
@@ -106,7 +106,3 @@ def growth_figure(groups: Sequence[Group]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     return figure
-
-
-def _seen_accuracy(matrix: Matrix) -> Matrix:
-    return np.array([matrix[i, :i].mean() for i in range(1, matrix.shape[0])])

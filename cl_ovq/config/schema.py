@@ -242,6 +242,12 @@ class EvaluationConfig:
     length_tokens: int = option(
         65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1
     )
+    every_steps: int | None = option(
+        None,
+        "training steps between two evaluations inside an experience, on the experiences so far: for average anytime "
+        "and worst-case accuracy; none if null",
+        minimum=1,
+    )
     dictionary_every: int = option(1, "training steps between two records of the dictionaries", minimum=1)
     stop_after: int | None = option(
         None, "experiences after which the run ends, and which its metrics are of; the whole stream if null", minimum=1

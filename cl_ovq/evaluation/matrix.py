@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
 from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.learning.criteria import count_targets
+from cl_ovq.learning.criteria import OBJECTIVES, count_targets
 
 # What is recorded in streams of each kind.
 QUANTITIES = {
@@ -24,8 +25,25 @@ QUANTITIES = {
 }
 
 
+@dataclass
+class Point:
+    """One evaluation after training began.
+
+    Attributes:
+        step: training steps done.
+        experience: that is being learned, or was learned last, from 1 on.
+        values: what the results matrix holds, with the sign that it has, on each experience up to that one.
+    """
+
+    step: int
+    experience: int
+    values: list[float]
+
+
 class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
-    """Records the quantities of every test experience; `row` says which row an evaluation fills.
+    """Records the quantities of every test experience; `row` says which row an evaluation fills, None for none.
+
+    Every evaluation after the one before training is kept as a `Point` too.
 
     Avalanche's own stream metrics weight experiences by their samples and count those not yet seen; its forgetting is
     zero on online streams. So the matrix is kept here, and every metric is computed from it.
@@ -42,7 +60,7 @@ class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
         kind: of the stream, see `streams.stream.KINDS`.
     """
 
-    STATE = ("matrices", "row")  # of a checkpoint
+    STATE = ("matrices", "row", "points")  # of a checkpoint
 
     def __init__(self, classes_per_experience: Sequence[Sequence[int]], kind: str = "classes") -> None:
         super().__init__()
@@ -50,7 +68,9 @@ class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
         self.classes = [torch.tensor(list(classes)) for classes in classes_per_experience]
         experiences = len(self.classes)
         self.matrices = {name: np.full((experiences + 1, experiences), np.nan) for name in self.quantities}
-        self.row = 0
+        self.row: int | None = 0
+        self.points: list[Point] = []
+        self._quantity = OBJECTIVES[kind].quantity
         self._sums = torch.zeros(len(self.quantities), dtype=torch.float64)
         self._targets = 0
 
@@ -77,11 +97,25 @@ class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
         """Enter the experience into the current row."""
         column = strategy.experience.current_experience
         step = strategy.clock.train_iterations
-        values = []
-        for name, total in zip(self.quantities, self._sums.tolist(), strict=True):
-            self.matrices[name][self.row, column] = total / self._targets
-            values.append(MetricValue(self, f"{name}/task_{column + 1}", total / self._targets, step))
-        return values
+        found = {name: total / self._targets for name, total in zip(self.quantities, self._sums.tolist(), strict=True)}
+        if self.row is not None:
+            for name, value in found.items():
+                self.matrices[name][self.row, column] = value
+        self._add_to_point(strategy, column, found[self._quantity])
+        return [MetricValue(self, f"{name}/task_{column + 1}", value, step) for name, value in found.items()]
+
+    def _add_to_point(self, strategy: Any, column: int, value: float) -> None:
+        """Keep a value on an experience that training has come to; the end of an experience replaces a point there."""
+        step, experience = strategy.clock.train_iterations, strategy.clock.train_exp_counter + 1
+        if self.row is not None:
+            experience = self.row
+        if column >= experience:
+            return
+        if column == 0:
+            if self.points and self.points[-1].step == step:
+                del self.points[-1]
+            self.points.append(Point(step, experience, []))
+        self.points[-1].values.append(value)
 
     def result(self) -> dict[str, Matrix]:
         """Return the matrices filled so far, `[T + 1, T]` each, NaN where nothing was measured."""
@@ -92,6 +126,7 @@ class MatrixRecorder(PluginMetric[dict[str, Matrix]]):
         for matrix in self.matrices.values():
             matrix.fill(np.nan)
         self.row = 0
+        self.points = []
 
 
 def _count(hits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Losses use the same functions with the sign turned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,61 @@ def learning_accuracy(matrix: Matrix) -> float:
     return _mean([matrix[j + 1, j] for j in range(experiences(matrix))])
 
 
+def average_incremental_accuracy(matrix: Matrix) -> float:
+    """Return `mean_i mean_{j<=i} R[i, j]`, over `1 <= i <= T` (Rebuffi et al. 2017, iCaRL)."""
+    return float(np.mean(seen_accuracy(matrix)))
+
+
+def seen_accuracy(matrix: Matrix) -> list[float]:
+    """Return `mean_{j<=i} R[i, j]` for i from 1 to T: over the experiences learned so far."""
+    return [float(matrix[i, :i].mean()) for i in range(1, experiences(matrix) + 1)]
+
+
+def all_task_accuracy(matrix: Matrix) -> list[float]:
+    """Return `mean_j R[i, j]` for i from 1 to T: over all experiences, those not yet learned too."""
+    return [float(matrix[i].mean()) for i in range(1, experiences(matrix) + 1)]
+
+
+def average_anytime_accuracy(points: Matrix) -> float:
+    """Return the mean over evaluations of the mean over the experiences that training had come to (Caccia et al. 2022).
+
+    Args:
+        points: `[P, T]`, an evaluation a row, NaN on experiences that training had not come to.
+    """
+    return float(np.nanmean(points, axis=1).mean()) if len(points) else math.nan
+
+
+def worst_case_accuracy(points: Matrix, experience: Sequence[int]) -> float:
+    """Return `(R[T, T] + sum_{j<T} min_p A[p, j]) / T`, over the evaluations p after experience j was learned.
+
+    De Lange, van de Ven and Tuytelaars 2023 (arXiv 2205.13452), eq. 4; the last row of `points` is after the last
+    experience.
+
+    Args:
+        points: `[P, T]`, an evaluation a row, in the order of training.
+        experience: `[P]`, the experience that was being learned or had just been learned, from 1 on.
+    """
+    last, number = points.shape[1], np.asarray(experience)
+    if not len(points):
+        return math.nan
+    least = [points[number > j + 1, j].min() for j in range(last - 1)]
+    return float((points[-1, -1] + sum(least)) / last)
+
+
+def intransigence(matrix: Matrix, reference: Matrix) -> float:
+    """Return `I = mean_j (R*[j, j] - R[j, j])`: what learning each experience falls short of a reference.
+
+    Args:
+        matrix: `R`.
+        reference: `R*`, of a model trained on all data so far (cumulative; Chaudhry et al. 2018, eq. 4), or, where its
+            diagonal was not measured, of one trained on all data at once (joint), of which the last row is taken.
+    """
+    best = np.array([reference[j + 1, j] for j in range(experiences(reference))])
+    if np.isnan(best).any():
+        best = reference[-1]
+    return float(best.mean()) - learning_accuracy(matrix)
+
+
 def part(matrix: Matrix, learned: int) -> Matrix:
     """Return the results matrix of the stream's first `learned` experiences alone."""
     return matrix[: learned + 1, :learned]
@@ -75,6 +130,7 @@ METRICS: dict[str, Callable[[Matrix], float]] = {
     "backward_transfer": backward_transfer,
     "forward_transfer": forward_transfer,
     "learning_accuracy": learning_accuracy,
+    "average_incremental_accuracy": average_incremental_accuracy,
 }
 
 

@@ -5,6 +5,7 @@
     set: {threads: 1}                           # for all rows
     tuning: {seeds: [100], metric: accuracy, grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
     refit: {model: MLP, strategy: cumulative}   # rows whose forgetting is the floor
+    reference: {strategy: joint}                # rows that intransigence is measured against
     grids:                                      # every combination of the axes of each grid is a row
     - stream:
         Split-Digits: {experiment: quickstart}
@@ -32,7 +33,7 @@ from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_overri
 from cl_ovq.config.load import STUDIES, experiment_folders
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.evaluation.metrics import METRICS
-from cl_ovq.protocols import check_protocol
+from cl_ovq.protocols import PROTOCOLS, check_protocol
 
 RESERVED = ("experiment", "tune")
 
@@ -42,6 +43,8 @@ class Tuning:
     """How the hyper-parameters of every row are chosen: the best mean over seeds of a metric on validation data.
 
     Attributes:
+        protocol: see `cl_ovq.protocols`.
+        experiences: that tuning runs see (`first_k_experiences`); None for all.
         seeds: of the tuning runs; those that are reported are refused.
         metric: of the results matrix on the validation stream, at the end of the stream; the larger the better.
         grid: values to choose from, by key; every combination is tried.
@@ -49,6 +52,8 @@ class Tuning:
 
     seeds: list[int] = field(default_factory=lambda: [100])
     metric: str = "accuracy"
+    protocol: str = "end_of_stream"
+    experiences: int | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -78,18 +83,23 @@ class Row:
         """The combinations of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
-    def config(self, point: Mapping[str, Any], seed: int, stream: str) -> ExperimentConfig:
+    def config(
+        self, point: Mapping[str, Any], seed: int, stream: str, experiences: int | None = None
+    ) -> ExperimentConfig:
         """Return the configuration of a run.
 
         Args:
             point: chosen values by key.
             seed: the run's seed.
             stream: on which it is evaluated.
+            experiences: that it sees; None for all.
 
         Raises:
             UserError: a key or value is wrong; the row is named.
         """
         changes = self.overrides | dict(point) | {"seed": seed, "seeds": 1, "evaluation.stream": stream}
+        if experiences is not None:
+            changes["evaluation.stop_after"] = experiences
         try:
             return load_config(self.experiment, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
         except UserError as error:
@@ -121,6 +131,7 @@ class Study:
         seeds: reported, on the test stream.
         tuning: on validation data.
         refit: labels of the rows whose forgetting is taken off that of the others on the same stream and seeds.
+        reference: labels of the rows (joint or cumulative) that the intransigence of the others is measured against.
     """
 
     name: str
@@ -129,6 +140,7 @@ class Study:
     seeds: list[int]
     tuning: Tuning
     refit: dict[str, str]
+    reference: dict[str, str]
 
     @property
     def axes(self) -> list[str]:
@@ -166,7 +178,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
     """
     path = find_study(name)
     tree = read_mapping(path)
-    known = ("title", "seeds", "set", "tuning", "refit", "grids")
+    known = ("title", "seeds", "set", "tuning", "refit", "reference", "grids")
     for key in tree:
         if key not in known:
             raise unknown("key of a study", str(key), known)
@@ -192,12 +204,11 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
             raise UserError(f"{path}: two rows are named '{row.name}'")
         for point in row.points:
             row.check(point)
-    study = Study(
-        path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, as_mapping(tree.get("refit") or {}, "refit")
-    )
-    if study.refit and not any(study.refit.items() <= row.labels.items() for row in rows):
-        raise UserError(f"refit: no row has the labels {study.refit}: known: {'; '.join(names)}")
-    return study
+    refit, reference = (as_mapping(tree.get(key) or {}, key) for key in ("refit", "reference"))
+    for key, labels in (("refit", refit), ("reference", reference)):
+        if labels and not any(labels.items() <= row.labels.items() for row in rows):
+            raise UserError(f"{key}: no row has the labels {labels}: known: {'; '.join(names)}")
+    return Study(path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, refit, reference)
 
 
 def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
@@ -211,7 +222,11 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
     if tuning.metric not in METRICS:
         raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
-    check_protocol("end_of_stream", experiences=None, seeds=tuning.seeds, reported=reported, section="tuning")
+    if tuning.protocol not in PROTOCOLS:
+        raise unknown("protocol at tuning.protocol", str(tuning.protocol), PROTOCOLS)
+    check_protocol(
+        tuning.protocol, experiences=tuning.experiences, seeds=tuning.seeds, reported=reported, section="tuning"
+    )
     _check_grid(tuning.grid, "tuning.grid")
     return tuning
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
+from cl_ovq.protocols import STREAM
 from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
@@ -123,7 +124,8 @@ class _Tasks:
     def config(self, task: Task) -> ExperimentConfig:
         """The configuration of a run."""
         row = self.study.rows[task.row]
-        return row.config(row.points[task.point], task.seed, task.stream)
+        experiences = self.study.tuning.experiences if task.stream == STREAM else None
+        return row.config(row.points[task.point], task.seed, task.stream, experiences)
 
     def path(self, task: Task) -> Path:
         """Where a run that has to be made goes."""
@@ -175,7 +177,7 @@ class _Tasks:
         if len(points) > 1:
             for point in range(len(points)):
                 for seed in self.study.tuning.seeds:
-                    yield Task(index, point, seed, "validation")
+                    yield Task(index, point, seed, STREAM)
 
     def _reported(self, index: int, points: Any) -> Iterator[Task]:
         for point in points:

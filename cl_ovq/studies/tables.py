@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cl_ovq.results import Result, carried_bytes, write_atomically
+from cl_ovq.evaluation.metrics import intransigence
+from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
 
@@ -61,18 +63,38 @@ class StudyResult:
     def metric(self, row: RowResult, name: str) -> Aggregate | None:
         """Return a metric over seeds; None where it is undefined.
 
-        `forgetting_beyond_refit` is the forgetting less that of the row named by the study's `refit`, seed by seed.
+        `forgetting_beyond_refit` is the forgetting less that of the row named by the study's `refit`, and
+        `intransigence` is against the row named by its `reference`; both seed by seed.
         """
-        values = self._beyond_refit(row) if name == "forgetting_beyond_refit" else row.values(name)
+        if name == "forgetting_beyond_refit":
+            values = self._beyond_refit(row)
+        elif name == "intransigence":
+            values = self._intransigence(row)
+        else:
+            values = row.values(name)
         return aggregate(list(values.values())) if values else None
 
     def _beyond_refit(self, row: RowResult) -> dict[int, float]:
-        labels = row.labels | self.study.refit
-        floor = next((other for other in self.rows if self.study.refit and other.labels == labels), None)
-        if floor is None or floor is row:
+        floor = self._peer(row, self.study.refit)
+        if floor is None:
             return {}
         mine, least = row.values("forgetting"), floor.values("forgetting")
         return {seed: mine[seed] - least[seed] for seed in mine.keys() & least.keys()}
+
+    def _intransigence(self, row: RowResult) -> dict[int, float]:
+        reference = self._peer(row, self.study.reference)
+        if reference is None:
+            return {}
+        best = {run.config["seed"]: to_matrix(run.matrix) for run in reference.runs}
+        mine = {run.config["seed"]: to_matrix(run.matrix) for run in row.runs}
+        found = {seed: intransigence(mine[seed], best[seed]) for seed in mine.keys() & best.keys()}
+        return {seed: value for seed, value in found.items() if not math.isnan(value)}
+
+    def _peer(self, row: RowResult, labels: dict[str, str]) -> RowResult | None:
+        """The row whose labels are those of this one but for the given ones; None if there is none, or it is itself."""
+        wanted = row.labels | labels
+        found = next((other for other in self.rows if labels and other.labels == wanted), None)
+        return None if found is row else found
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -80,7 +102,10 @@ class StudyResult:
         names = {"accuracy": "average accuracy", "forgetting": "forgetting"}
         if self.study.refit:
             names["forgetting_beyond_refit"] = "beyond refit"
-        return names | {"learning_accuracy": "learning accuracy"}
+        names["learning_accuracy"] = "learning accuracy"
+        if self.study.reference:
+            names["intransigence"] = "intransigence"
+        return names
 
     def to_json(self) -> str:
         """Return rows, aggregates, choices and matrices as JSON; the whole results are in the runs' directories."""

@@ -27,7 +27,7 @@ from cl_ovq.sweeps.records import Record, read_records
 from cl_ovq.tracking import Tracker, warm_up
 from cl_ovq.tracking.store import absolute_uri
 from streams import STREAMS, StreamDataError
-from streams.provided import held, keep
+from streams.provided import collecting
 
 DEFINITION = "sweep.json"
 
@@ -162,17 +162,18 @@ def _read_data(sweep: Sweep) -> Mapping[Any, Any]:
     """Read the data sets that trials need, so that Ray's object store holds them once on every node."""
     points = [point for point in sweep.space.samples() if any(key.startswith("stream.") for key in point)] or [{}]
     read: list[tuple[str, Any]] = []
-    for point in points:
-        stream = sweep.config(point, 0).stream
-        entry = STREAMS[stream.name]
-        if entry.read is None or (stream.name, stream.options) in read:
-            continue
-        read.append((stream.name, stream.options))
-        try:
-            keep(lambda entry=entry, options=stream.options: entry.read(options.data_dir))  # type: ignore[misc]
-        except StreamDataError as error:
-            raise UserError(f"stream: {error}") from error
-    return held()
+    with collecting() as data:
+        for point in points:
+            stream = sweep.config(point, 0).stream
+            entry = STREAMS[stream.name]
+            if entry.read is None or (stream.name, stream.options) in read:
+                continue
+            read.append((stream.name, stream.options))
+            try:
+                entry.read(stream.options.data_dir)
+            except StreamDataError as error:
+                raise UserError(f"stream: {error}") from error
+    return data
 
 
 def _tune(sweep: Sweep, directory: Path, shared: Mapping[str, Any], follower: Any) -> bool:

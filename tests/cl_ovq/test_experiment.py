@@ -52,7 +52,10 @@ def test_metrics_are_those_of_the_matrix(run):
     assert np.shape(result.matrix) == (3, 2)
     expected = all_metrics(to_matrix(result.matrix))
     masked = all_metrics(to_matrix(result.matrices["task_masked_accuracy"]))
-    assert result.metrics == expected | {"forward_transfer_task_masked": masked["forward_transfer"]}
+    assert result.metrics == expected | {
+        "forward_transfer_task_masked": masked["forward_transfer"],
+        "task_masked_accuracy": masked["accuracy"],
+    }
     assert 0 < result.metrics["accuracy"] < 1
 
 

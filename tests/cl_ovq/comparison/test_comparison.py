@@ -32,7 +32,12 @@ def group(name, accuracies):
             matrices={},
             metrics={"accuracy": value, "forgetting": None},
             dictionary={"scope": "none", "size": 0.0, "effective_size": 0.0, "bytes": 0, "history": []},
-            config={"seed": seed, "stream": {"name": "x"}, "evaluation": {"stream": "test"}},
+            config={
+                "seed": seed,
+                "stream": {"name": "x"},
+                "evaluation": {"stream": "test"},
+                "strategy": {"name": name},
+            },
             provenance={"wall_seconds": 1.0, "peak_memory_bytes": 1, "dictionary_bytes": 0, "replay_bytes": 0},
             output_dir="",
         )
@@ -79,6 +84,15 @@ def test_holm_is_the_closed_test_of_bonferroni(p):
 def test_one_seed_each_is_shown_and_not_tested():
     found = compare([group("a", {0: 0.5}), group("b", {0: 0.75})]).of("accuracy", 1)
     assert (found.difference, found.p, found.verdict) == (0.25, None, "not tested")
+
+
+def test_intransigence_is_against_the_run_that_sees_all_data():
+    naive, other = group("naive", {0: 0.4, 1: 0.5}), group("replay", {0: 0.6, 1: 0.7})
+    joint = group("joint", {0: 0.9, 1: 0.8})
+    compared = compare([naive, other, joint])
+    assert compared.means["intransigence"] == [pytest.approx(0.4), pytest.approx(0.2), None]
+    assert compared.of("intransigence", 1).difference == pytest.approx(-0.2)
+    assert "intransigence" not in compare([naive, other]).means
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def by_definition(matrix):
         "backward_transfer": mean([r[t][j] - r[j][j] for j in range(1, t)]),
         "forward_transfer": mean([r[j - 1][j] - r[0][j] for j in range(2, t + 1)]),
         "learning_accuracy": mean([r[j][j] for j in range(1, t + 1)]),
+        "average_incremental_accuracy": mean([mean(r[i][1 : i + 1]) for i in range(1, t + 1)]),
     }
 
 
@@ -84,6 +85,7 @@ def test_rows_that_were_not_measured_leave_metrics_undefined():
         "backward_transfer": None,
         "forward_transfer": None,
         "learning_accuracy": None,
+        "average_incremental_accuracy": None,
     }
 
 
@@ -94,6 +96,7 @@ def test_one_experience():
         "backward_transfer": None,
         "forward_transfer": None,
         "learning_accuracy": 0.7,
+        "average_incremental_accuracy": 0.7,
     }
 
 
@@ -102,3 +105,21 @@ def test_other_shapes_are_refused(shape):
     for metric in metrics.METRICS.values():
         with pytest.raises(ValueError, match=r"T \+ 1 rows"):
             metric(np.zeros(shape))
+
+
+@given(matrix=matrices(), reference=matrices())
+def test_curves_and_intransigence_are_the_definitions(matrix, reference):
+    t = len(matrix) - 1
+    seen = [sum(matrix[i][:i]) / i for i in range(1, t + 1)]
+    assert metrics.seen_accuracy(matrix) == pytest.approx(seen)
+    assert metrics.average_incremental_accuracy(matrix) == pytest.approx(sum(seen) / t)
+    assert metrics.all_task_accuracy(matrix) == pytest.approx([sum(row) / t for row in matrix[1:]])
+    if reference.shape != matrix.shape:
+        return
+    short = [reference[j][j - 1] - matrix[j][j - 1] for j in range(1, t + 1)]
+    assert metrics.intransigence(matrix, reference) == pytest.approx(sum(short) / t, abs=1e-12)
+    joint = np.full_like(reference, np.nan)
+    joint[0], joint[-1] = reference[0], reference[-1]
+    if t > 1:
+        short = [reference[t][j - 1] - matrix[j][j - 1] for j in range(1, t + 1)]
+        assert metrics.intransigence(matrix, joint) == pytest.approx(sum(short) / t, abs=1e-12)

@@ -50,6 +50,31 @@ def done(file, tmp_path_factory):
     return run(file, folder)[0], folder
 
 
+def test_intransigence_against_a_row(file, done):
+    _, folder = done
+    path = file.parent / "reference.yaml"
+    path.write_text(file.read_text().replace("refit: {strategy: replay}", "reference: {strategy: replay}"))
+    result, _ = run(path, folder)
+    naive, replay = result.rows
+    own = [[run.matrix[j + 1][j] for j in range(2)] for run in naive.runs]
+    best = [[run.matrix[j + 1][j] for j in range(2)] for run in replay.runs]
+    assert result.metric(naive, "intransigence").mean == pytest.approx(np.mean(best) - np.mean(own))
+    assert result.metric(replay, "intransigence") is None
+    assert "intransigence" in result.to_markdown()
+
+
+def test_first_experiences_only_are_seen_where_hyper_parameters_are_chosen(file, tmp_path):
+    path = tmp_path / "first.yaml"
+    path.write_text(
+        file.read_text().replace("seeds: [7],", "protocol: first_k_experiences, experiences: 1, seeds: [7],")
+    )
+    result, _ = run(path, tmp_path / "runs", "seeds=1")
+    tuned = [Result.read(path) for path in results(tmp_path) if "validation" in path.parent.name]
+    assert len(tuned) == 2
+    assert [np.shape(run.matrix) for run in tuned] == [(2, 1)] * 2
+    assert [np.shape(run.matrix) for row in result.rows for run in row.runs] == [(3, 2)] * 2
+
+
 def results(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
 
@@ -128,6 +153,8 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
     ("old", "new", "message"),
     [
         ("tuning:", "tunin:", "unknown key of a study 'tunin': did you mean 'tuning'?"),
+        ("seeds: [7],", "protocol: frist, seeds: [7],", "unknown protocol at tuning.protocol 'frist'"),
+        ("seeds: [7],", "experiences: 2, seeds: [7],", "tuning.experiences: first_k_experiences needs a number"),
         ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
         ("seeds: 2", "seeds: -1", "seeds: -1 is not a positive whole number"),
         ("model.name: mlp", "model.name: mpl", "row 'digits, mlp, naive': model.name: unknown model 'mpl'"),
