@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +52,7 @@ def connected(options: ClusterOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     try:
         if options.address is None:
@@ -60,6 +63,8 @@ def connected(options: ClusterOptions) -> Iterator[None]:
         raise UserError(
             f"cluster.address: cannot connect to '{options.address}': {str(error).splitlines()[0]}"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own handler aborts the process
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         yield
