@@ -69,7 +69,10 @@ def bench_tracking(
         overhead = row["overhead"]
         cpu = (f"{row['processor']['median']:.2f}", f"{overhead['processor']:+.1%}")
         table.add_row(row["mode"], *wall, f"{overhead['wall']:+.1%}", *cpu)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    waited = f"{measured['waited']['median']:.2f} seconds, {measured['waited_share']:.1%}"
+    console.print(f"in calls of tracking, the wait at the end included: {waited} of a run", highlight=False)
 
 
 @bench.command("operator")

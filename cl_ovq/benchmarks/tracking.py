@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 
+from cl_ovq import experiment
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.experiment import run_experiment
 from cl_ovq.provenance import code_revision, package_versions
+from cl_ovq.tracking import Tracker
 
 MODES = ("without tracking", "with tracking")
 
@@ -32,10 +36,13 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
 
     Returns:
         `rows`, with `mode`, `wall` and `processor` seconds of the training process (median, minimum and maximum), and
-        their `overhead` over the runs without, median over rounds; `rounds` and `machine`.
+        their `overhead` over the runs without, median over rounds; `waited`, the seconds that the training process
+        spent in tracking's calls, its wait at the end included, and `waited_share` of its wall time; `rounds` and
+        `machine`. The share is exact where the difference of two runs is lost in their spread.
     """
     walls: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpus: dict[str, list[float]] = {mode: [] for mode in MODES}
+    waited: list[float] = []
     with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
         for attempt in range(rounds + 1):
             for mode in MODES if attempt % 2 else reversed(MODES):
@@ -43,10 +50,13 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
                 run.tracking.enabled, run.tracking.uri = mode == MODES[1], None
                 run.output_dir = f"{mode.split()[0]}-{attempt}"
                 wall, cpu = time.perf_counter(), time.process_time()
-                run_experiment(run, Console(quiet=True))
+                with _clocked() as spent:
+                    run_experiment(run, Console(quiet=True))
                 if attempt:
                     walls[mode].append(time.perf_counter() - wall)
                     cpus[mode].append(time.process_time() - cpu)
+                    if mode == MODES[1]:
+                        waited.append(sum(spent))
     rows = [{"mode": mode, "wall": _spread(walls[mode]), "processor": _spread(cpus[mode])} for mode in MODES]
     for row in rows:
         row["overhead"] = {
@@ -58,6 +68,8 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
         }
     return {
         "rows": rows,
+        "waited": _spread(waited),
+        "waited_share": statistics.median(w / wall for w, wall in zip(waited, walls[MODES[1]], strict=True)),
         "rounds": rounds,
         "machine": {"cores": os.cpu_count(), **code_revision(), **package_versions()},
     }
@@ -65,6 +77,32 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+@contextmanager
+def _clocked() -> Iterator[list[float]]:
+    """Yield a list that fills with the seconds of each call into tracking."""
+    spent: list[float] = []
+
+    def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        return wrapper
+
+    methods = ("__init__", "__exit__", "log", "tag", "log_file", "log_input", "log_model")
+    with ExitStack() as stack:
+        for owner, names in ((Tracker, methods), (experiment, ("warm_up", "check_store"))):
+            for name in names:
+                stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name))))
+        ask = clocked(Tracker.run_id.fget)  # type: ignore[attr-defined]
+        stack.enter_context(patch.object(Tracker, "run_id", property(ask)))
+        yield spent
 
 
 @contextmanager

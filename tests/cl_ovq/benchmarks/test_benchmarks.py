@@ -117,3 +117,5 @@ def test_tracking_is_measured_side_by_side(tiny):
     assert without["overhead"] == {"wall": 0, "processor": 0}
     for kind in ("wall", "processor"):
         assert tracked["overhead"][kind] == pytest.approx(tracked[kind]["median"] / without[kind]["median"] - 1)
+    assert 0 < measured["waited"]["median"] < tracked["wall"]["median"]
+    assert measured["waited_share"] == pytest.approx(measured["waited"]["median"] / tracked["wall"]["median"])
