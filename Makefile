@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench gpu results-memory results-dictionaries results-paper results-quickstart ui clean
+.PHONY: setup demo test test-slow lint format docs bench gpu results-memory results-dictionaries results-paper results-published results-quickstart ui clean
 
 setup: $(STAMP)
 
@@ -75,6 +75,10 @@ results-dictionaries: setup
 results-paper: setup
 	$(BIN)/cl-ovq study paper --output docs/results
 	$(BIN)/cl-ovq study paper_ablations --output docs/results
+
+# Published numbers beside ours, in docs/RESULTS.md; rows whose data is not there are said to be so.
+results-published: setup
+	$(BIN)/cl-ovq published --jobs $(JOBS) --output docs/results/published.md
 
 # The table of the quickstart over seeds in docs/RESULTS.md.
 QUICK_KEYS := seeds=5 tracking.enabled=false evaluation.dictionary_every=100

@@ -12,6 +12,8 @@ from cl_ovq.learning import OPTIMIZERS, STRATEGIES
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
 from cl_ovq.studies.files import list_studies
+from cl_ovq.studies.published import load_published
+from cl_ovq.sweeps.files import list_sweeps
 from kernels import GROWTH
 from streams import STREAMS
 
@@ -30,6 +32,16 @@ def _experiments() -> dict[str, str]:
 
 def _studies() -> dict[str, str]:
     return _first_comments(list_studies())
+
+
+def _published() -> dict[str, str]:
+    return {
+        target.name: f"{target.title}: {target.metric} {target.value}; {target.source}" for target in load_published()
+    }
+
+
+def _sweeps() -> dict[str, str]:
+    return _first_comments(list_sweeps())
 
 
 def _first_comments(files: Mapping[str, Path]) -> dict[str, str]:
@@ -69,5 +81,7 @@ KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     "optimizers": OPTIMIZERS.summaries,
     "experiments": _experiments,
     "studies": _studies,
+    "published": _published,
+    "sweeps": _sweeps,
     "keys": _keys,
 }

@@ -93,6 +93,33 @@ def study(
 
 
 @app.command()
+def published(
+    names: Annotated[list[str] | None, typer.Argument(help="Rows under experiments/published/; all if none.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Holds the runs; those found there are not run again. runs/published if not given."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the table in Markdown, with sources.")] = None,
+) -> None:
+    """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1)."""
+    from cl_ovq.results import write_atomically
+    from cl_ovq.studies.published import load_published, reproduce, to_markdown, to_table
+    from cl_ovq.tracking import RUNS
+
+    home, said = directory or RUNS / "published", Console(stderr=True)
+    found = reproduce(load_published(names or ()), seeds, home, said, jobs=jobs)
+    Console().print(to_table(found))
+    for reason in dict.fromkeys(one.reason for one in found if one.reason):
+        said.print(f"not run: {reason}", soft_wrap=True, highlight=False)
+    if output is not None:
+        write_atomically(output, to_markdown(found))
+    if any(one.verdict in ("too low", "too high") for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
     overrides: Annotated[

@@ -20,8 +20,10 @@ from cl_ovq import experiment
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.experiment import run_experiment
 from cl_ovq.provenance import code_revision, package_versions
-from cl_ovq.tracking import Tracker
+from cl_ovq.tracking import Tracker, open_client
+from cl_ovq.tracking.store import absolute_uri
 
+BATCH = 50
 MODES = ("without tracking", "with tracking")
 
 
@@ -37,8 +39,9 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
     Returns:
         `rows`, with `mode`, `wall` and `processor` seconds of the training process (median, minimum and maximum), and
         their `overhead` over the runs without, median over rounds; `waited`, the seconds that the training process
-        spent in tracking's calls, its wait at the end included, and `waited_share` of its wall time; `rounds` and
-        `machine`. The share is exact where the difference of two runs is lost in their spread.
+        spent in tracking's calls, its wait at the end included, and `waited_share` of its wall time; `batch`, the
+        seconds that the store takes for a batch of metrics; `rounds` and `machine`. The share is exact where the
+        difference of two runs is lost in their spread.
     """
     walls: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpus: dict[str, list[float]] = {mode: [] for mode in MODES}
@@ -57,6 +60,7 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
                     cpus[mode].append(time.process_time() - cpu)
                     if mode == MODES[1]:
                         waited.append(sum(spent))
+        batch = _batch_seconds()
     rows = [{"mode": mode, "wall": _spread(walls[mode]), "processor": _spread(cpus[mode])} for mode in MODES]
     for row in rows:
         row["overhead"] = {
@@ -70,6 +74,7 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
         "rows": rows,
         "waited": _spread(waited),
         "waited_share": statistics.median(w / wall for w, wall in zip(waited, walls[MODES[1]], strict=True)),
+        "batch": {"metrics": BATCH, "seconds": batch},
         "rounds": rounds,
         "machine": {"cores": os.cpu_count(), **code_revision(), **package_versions()},
     }
@@ -77,6 +82,20 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+def _batch_seconds(batches: int = 20) -> dict[str, float]:
+    """Return the seconds of a batch of `BATCH` metrics into the default store here."""
+    from mlflow.entities import Metric
+
+    client = open_client(absolute_uri(None))
+    run = client.create_run(client.create_experiment("batches")).info.run_id
+    seconds = []
+    for step in range(batches):
+        began = time.perf_counter()
+        client.log_batch(run, metrics=[Metric(f"metric {i}", 0.5, 0, step) for i in range(BATCH)])
+        seconds.append(time.perf_counter() - began)
+    return _spread(seconds)
 
 
 @contextmanager

@@ -61,8 +61,8 @@ def load_group(name: str, uri: str | None = None) -> Group:
     """Load the runs of one configuration.
 
     Args:
-        name: a `results.json` or `seeds.json`, a directory that holds them (of a run, of several seeds, of a row of a
-            study), or a run's id or name in MLflow (of a run, or of the parent of several seeds).
+        name: a file like `results.json` or `seeds.json`, a directory that holds them (of a run, of several seeds, of a
+            row of a study), or a run's id or name in MLflow (of a run, or of the parent of several seeds).
         uri: MLflow's store; the default one if None.
 
     Raises:
@@ -85,7 +85,7 @@ def load_group(name: str, uri: str | None = None) -> Group:
 
 def _from_path(path: Path) -> list[Result]:
     if path.is_file():
-        return [Result.read(path)] if path.name != "seeds.json" else _from_seeds(path)
+        return _from_seeds(path) or [Result.read(path)]
     if (path / FILE_NAME).exists():
         return [Result.read(path)]
     found = [Result.read(file) for file in sorted(path.rglob(FILE_NAME))]
@@ -97,9 +97,16 @@ def _from_path(path: Path) -> list[Result]:
 
 
 def _from_seeds(path: Path) -> list[Result]:
+    """Return the runs in a file that holds several seeds, as `seeds.json` does; none where it is of another kind."""
     try:
-        return [Result(**run) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} does not hold the results of a run: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "runs" not in content:
+        return []
+    try:
+        return [Result(**run) for run in content["runs"]]
+    except TypeError as error:
         raise UserError(f"{path} does not hold the results of several seeds") from error
 
 

@@ -20,7 +20,8 @@ from cl_ovq.errors import UserError, nearest, unknown
 from streams import STREAMS
 
 INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds")  # prefixes, see `decisive`
-STUDIES = "studies"  # the folder of the files that are no experiments, but grids of them
+# Folders of files that are no experiments, but grids of them, and numbers that an experiment is to show.
+STUDIES, PUBLISHED = "studies", "published"
 
 SECTIONS: dict[str, Any] = {
     field.name: field.default_factory
@@ -46,7 +47,7 @@ def list_experiments() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in experiment_folders():
         for path in sorted(folder.rglob("*.yaml")):
-            if path.relative_to(folder).parts[0] == STUDIES:
+            if path.relative_to(folder).parts[0] in (STUDIES, PUBLISHED):
                 continue
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return found

@@ -64,9 +64,10 @@ def test_what_a_command_names_is_installed(site, folder):
     assert found == {path.relative_to(CHECKOUT / folder) for path in (CHECKOUT / folder).rglob("*.*")}
 
 
-def test_experiments_and_studies_are_listed(site):
-    listed = cl_ovq(site, "list", "experiments").stdout + cl_ovq(site, "list", "studies").stdout
-    assert all(path.stem in listed for path in (CHECKOUT / "experiments").rglob("*.yaml"))
+def test_experiments_studies_and_sweeps_are_listed(site):
+    listed = "".join(cl_ovq(site, "list", kind).stdout for kind in ("experiments", "studies", "published", "sweeps"))
+    files = [*(CHECKOUT / "experiments").rglob("*.yaml"), *(CHECKOUT / "ray_configs").glob("*.yaml")]
+    assert all(path.stem in listed for path in files)
 
 
 def test_every_module_of_the_checkout_is_in_it(site):

@@ -140,7 +140,10 @@ def _page(compared, folder):
 def test_what_can_be_named(runs):
     whole = load_group(str(runs / "replay"))
     assert list(whole.runs) == [0, 1, 2]
-    assert load_group(str(runs / "replay" / "seeds.json")).runs.keys() == whole.runs.keys()
+    saved = runs / "replay" / "seeds.json"
+    assert load_group(str(saved)).runs.keys() == whole.runs.keys()
+    (runs / "replay.json").write_text(saved.read_text())  # a result that was saved under another name
+    assert load_group(str(runs / "replay.json")).runs.keys() == whole.runs.keys()
     assert list(load_group(str(runs / "replay" / "seed_1")).runs) == [1]
 
 

@@ -1,0 +1,197 @@
+"""Published numbers, and whether this platform measures them: too good fails as well as too bad.
+
+A file under `experiments/published/` is one row:
+
+    title: Split-Fashion-MNIST, naive
+    source: where the number is from
+    target: {accuracy: 0.1994, within: 0.005}
+    experiment: split_fashion_mnist_mlp
+    set: {strategy.name: naive}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cl_ovq.config.files import as_mapping, find_file, read_mapping
+from cl_ovq.config.load import PUBLISHED, experiment_folders
+from cl_ovq.errors import UserError, unknown
+from cl_ovq.evaluation.metrics import METRICS
+from cl_ovq.experiment import load_stream
+from cl_ovq.seeds import Aggregate, aggregate
+from cl_ovq.studies.files import Row, Study, Tuning
+from cl_ovq.studies.runs import run_study
+from cl_ovq.studies.tables import RowResult
+
+QUIET = {"tracking.enabled": False, "checkpoint.enabled": False}
+KEYS = ("title", "source", "target", "experiment", "set")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A published number.
+
+    Attributes:
+        name: of the file.
+        title: what it is of.
+        source: where it is from.
+        metric: its name.
+        value: as published.
+        within: the largest distance at which it counts as reproduced, on either side.
+        row: the experiment that is to show it.
+    """
+
+    name: str
+    title: str
+    source: str
+    metric: str
+    value: float
+    within: float
+    row: Row
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A target, and what was measured: None where nothing could be, with the reason."""
+
+    target: Target
+    measured: Aggregate | None
+    reason: str | None
+
+    @property
+    def verdict(self) -> str:
+        """`reproduced`, `too low`, `too high`, or `not run`."""
+        if self.measured is None:
+            return "not run"
+        distance = self.measured.mean - self.target.value
+        if abs(distance) <= self.target.within:
+            return "reproduced"
+        return "too high" if distance > 0 else "too low"
+
+
+def list_published() -> dict[str, Path]:
+    """Return the files under `experiments/published/`, by name."""
+    found: dict[str, Path] = {}
+    for folder in experiment_folders():
+        for path in sorted((folder / PUBLISHED).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load_published(names: Sequence[str | Path] = ()) -> list[Target]:
+    """Read published numbers, and check every configuration that they lead to.
+
+    Args:
+        names: paths of YAML files, or names under `experiments/published/`; all of those if empty.
+
+    Raises:
+        UserError: naming the file, the key, and what would be right.
+    """
+    known = list_published()
+    return [_target(find_file("published number", str(name), known)) for name in names or known]
+
+
+def _target(path: Path) -> Target:
+    tree = read_mapping(path)
+    for key in tree:
+        if key not in KEYS:
+            raise unknown("key of a published number", str(key), KEYS)
+    for key in ("title", "source", "target", "experiment"):
+        if key not in tree:
+            raise UserError(f"{path}: {key} is missing")
+    target = as_mapping(tree["target"], "target")
+    metrics = [key for key in target if key != "within"]
+    if len(metrics) != 1 or "within" not in target:
+        raise UserError(f"{path}: target: name one metric, and within")
+    if metrics[0] not in METRICS:
+        raise unknown("metric of a published number", metrics[0], METRICS)
+    for key, value in target.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{path}: {key}: {value!r} is not a number")
+    row = Row({"row": path.stem}, str(tree["experiment"]), QUIET | as_mapping(tree.get("set") or {}, "set"), {})
+    row.check({})
+    return Target(
+        path.stem, str(tree["title"]), str(tree["source"]), metrics[0], target[metrics[0]], target["within"], row
+    )
+
+
+def reproduce(
+    targets: Sequence[Target], seeds: int, directory: Path, console: Console, *, jobs: int = 1
+) -> list[Reproduction]:
+    """Run what is not done yet, and return what was measured of each target.
+
+    Args:
+        targets: that are to be shown.
+        seeds: runs of each.
+        directory: holds the runs; those found there are not run again.
+        console: where progress is drawn.
+        jobs: runs at a time.
+
+    Raises:
+        UserError: no run succeeded.
+    """
+    missing = _missing(targets)
+    rows = [target.row for target in targets if target.name not in missing]
+    measured: dict[str, RowResult] = {}
+    if rows:
+        study = Study("published", "Published numbers", rows, list(range(seeds)), Tuning(), {}, {})
+        result = run_study(study, directory, console, jobs=jobs)
+        measured = {row.labels["row"]: row for row in result.rows}
+    found = []
+    for target in targets:
+        row = measured.get(target.name)
+        values = list(row.values(target.metric).values()) if row else []
+        reason = missing.get(target.name) or (None if values else "no run succeeded")
+        found.append(Reproduction(target, aggregate(values) if values else None, reason))
+    return found
+
+
+def _missing(targets: Sequence[Target]) -> dict[str, str]:
+    """Return why there is no data for a target, by its name; each stream is looked for once."""
+    looked: dict[str, str | None] = {}
+    missing: dict[str, str] = {}
+    for target in targets:
+        config = target.row.config({}, 0, "test")
+        if config.stream.name not in looked:
+            try:
+                load_stream(config)
+                looked[config.stream.name] = None
+            except UserError as error:
+                looked[config.stream.name] = str(error)
+        reason = looked[config.stream.name]
+        if reason is not None:
+            missing[target.name] = reason
+    return missing
+
+
+def to_table(found: Sequence[Reproduction]) -> Table:
+    """Return target, measurement and verdict, a row each."""
+    table = Table("", title="published numbers", title_justify="left")
+    for heading in ("published", "within", "measured", "seeds", "verdict"):
+        table.add_column(heading, justify="left" if heading == "verdict" else "right")
+    styles = {"reproduced": "green", "not run": "dim"}
+    for one in found:
+        style = styles.get(one.verdict, "red")
+        table.add_row(*_cells(one)[:-1], f"[{style}]{one.verdict}[/]")
+    return table
+
+
+def to_markdown(found: Sequence[Reproduction]) -> str:
+    """Return the same in Markdown, with the sources."""
+    lines = ["| | published | within | measured | seeds | verdict | source |", "|---|---:|---:|---:|---:|---|---|"]
+    lines += ["| " + " | ".join([*_cells(one), one.target.source]) + " |" for one in found]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(one: Reproduction) -> list[str]:
+    measured = "-"
+    if one.measured is not None:
+        deviation = one.measured.standard_deviation
+        measured = f"{one.measured.mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")
+    seeds = "-" if one.measured is None else str(one.measured.seeds)
+    return [one.target.name, f"{one.target.value:.4f}", f"{one.target.within:.3f}", measured, seeds, one.verdict]
