@@ -13,6 +13,7 @@ from torch.nn import functional
 from cl_ovq.errors import UserError
 from cl_ovq.learning.criteria import OBJECTIVES, count_targets
 from cl_ovq.models.sequence import SequenceModel
+from cl_ovq.quantities import words
 from streams import IGNORED, StreamDataError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
         axes.set_xscale("log", base=2)
         axes.set_xlabel(label)
     quantity = next(iter(runs.values()))[0]["quantity"]
-    over_length.set_ylabel(quantity.replace("_", " "))
+    over_length.set_ylabel(words(quantity))
     if quantity == "accuracy":
         over_length.set_ylim(0, 1.02)
     figure.legend(loc="outside right center", fontsize="small")

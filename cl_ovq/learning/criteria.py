@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streams import IGNORED
+from cl_ovq.quantities import QUANTITIES
+from streams import IGNORED, STREAMS
 
 
 class TokenCrossEntropy(nn.Module):
@@ -35,21 +36,29 @@ class Objective:
 
     Attributes:
         criterion: the training loss.
-        quantity: what the results matrix holds.
-        sign: 1 if more of it is better; -1 if the matrix holds it with the sign turned.
+        quantity: what the results matrix holds, a key of `QUANTITIES`.
     """
 
     criterion: type[nn.Module]
     quantity: str
-    sign: int
+
+    @property
+    def sign(self) -> int:
+        """1 if more of the quantity is better; -1 if less of it is, and the matrix holds it with the sign turned."""
+        return QUANTITIES[self.quantity]
 
 
 OBJECTIVES = {
-    "classes": Objective(nn.CrossEntropyLoss, "accuracy", 1),
-    "tokens": Objective(TokenCrossEntropy, "accuracy", 1),
-    "bytes": Objective(TokenCrossEntropy, "bits_per_byte", -1),
-    "values": Objective(ValueSquaredError, "squared_error", -1),
+    "classes": Objective(nn.CrossEntropyLoss, "accuracy"),
+    "tokens": Objective(TokenCrossEntropy, "accuracy"),
+    "bytes": Objective(TokenCrossEntropy, "bits_per_byte"),
+    "values": Objective(ValueSquaredError, "squared_error"),
 }
+
+
+def quantity_of(stream: str) -> str:
+    """Return the quantity of a stream, given its name in the registry."""
+    return OBJECTIVES[STREAMS[stream].kind].quantity
 
 
 def count_targets(targets: Tensor) -> int:

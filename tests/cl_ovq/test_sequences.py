@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from cl_ovq.config import load_config
 from cl_ovq.evaluation.lengths import evaluate_lengths, lengths_figure
 from cl_ovq.experiment import load_stream, run_experiment
 from cl_ovq.models.saving import load_model
+from cl_ovq.report import matrix_table, summary_table
+from cl_ovq.results import undefined_metrics
+from cl_ovq.tracking.notes import run_note
 from streams import IGNORED, rows_of
 
 TINY = """# Two experiences of sequences and a model of a few thousand weights.
@@ -107,8 +111,24 @@ def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkey
     quantity = {None: "accuracy", TEXT: "bits_per_byte", REGRESSION: "squared_error"}[stream]
     assert result.quantity == quantity
     assert result.matrix[-1] == pytest.approx(expected, rel=1e-4)
-    assert result.metrics["accuracy"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    sign = 1 if stream is None else -1
+    assert result.metrics[quantity] == pytest.approx(sign * sum(expected) / 2, rel=1e-4)
+    assert result.metrics[f"learning_{quantity}"] == pytest.approx(
+        sign * (result.matrix[1][0] + result.matrix[2][1]) / 2
+    )
+    assert result.metrics["forgetting"] == pytest.approx(result.matrix[1][0] - result.matrix[2][0])
     assert (result.matrix[-1][0] < 0) == (stream is not None)
+    assert ("accuracy" in result.metrics) == (stream is None)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(matrix_table(result), summary_table([result]))
+    value = f"{result.metrics[quantity]:.3f}"
+    name = quantity.replace("_", " ")
+    assert re.search(rf"average {name} +│ +{value} ", console.file.getvalue())
+    assert f": {'' if stream is None else 'minus '}{name} on test" in console.file.getvalue()
+    note = run_note(result)
+    assert f"| average {name} | {value} |" in note
+    assert f"{'Accuracy' if stream is None else f'Minus {name}'} on each test experience" in note
+    assert undefined_metrics(result) == ([] if stream is None else ["accuracy"])
 
 
 @pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
