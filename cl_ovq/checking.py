@@ -10,10 +10,11 @@ import torch
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
 from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES
-from cl_ovq.learning.strategies import PROTOTYPES
+from cl_ovq.learning.strategies import OF_CLASSES, PROTOTYPES
 from cl_ovq.models import check_model
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME
+from streams import STREAMS
 
 
 def check_config(config: ExperimentConfig) -> None:
@@ -34,6 +35,11 @@ def check_config(config: ExperimentConfig) -> None:
             raise UserError(f"{key}: {error}") from error
     if config.evaluation.every_steps is not None and config.strategy.name == "joint":
         raise UserError("evaluation.every_steps: joint training has no experiences to evaluate inside of")
+    if STREAMS[config.stream.name].kind != "classes" and config.strategy.name in OF_CLASSES:
+        raise UserError(
+            f"strategy.name: '{config.strategy.name}' tells classes of images apart, and '{config.stream.name}' has "
+            f"sequences: known: {', '.join(name for name in STRATEGIES if name not in OF_CLASSES)}"
+        )
     _check_dictionary(config)
     if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
         raise UserError(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cl_ovq.errors import UserError
-from cl_ovq.learning.criteria import OBJECTIVES, count_targets
+from cl_ovq.learning.criteria import OBJECTIVES, count_targets, has_target, target_losses
 from cl_ovq.models.sequence import SequenceModel
 from cl_ovq.quantities import words
-from streams import IGNORED, StreamDataError
+from streams import StreamDataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,16 +127,8 @@ def _values(model: SequenceModel, x: Tensor, targets: Tensor, kind: str) -> Tens
     states, found = None, []
     for piece, wanted in zip(x.split(PIECE, 1), targets.split(PIECE, 1), strict=True):
         outputs, states = model.go_on(piece, states, return_state=True)
-        if kind == "values":
-            found.append((outputs - wanted).square())
-            continue
-        if kind == "bytes":
-            value = functional.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none") / torch.log(
-                torch.tensor(2.0)
-            )
-        else:
-            value = (outputs.argmax(-1) == wanted).float()
-        found.append(value.masked_fill(wanted == IGNORED, torch.nan))
+        value = (outputs.argmax(-1) == wanted).float() if kind == "tokens" else target_losses(outputs, wanted)
+        found.append((value / math.log(2) if kind == "bytes" else value).masked_fill(~has_target(wanted), torch.nan))
     return torch.cat(found, 1)
 
 

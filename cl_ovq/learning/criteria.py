@@ -61,7 +61,33 @@ def quantity_of(stream: str) -> str:
     return OBJECTIVES[STREAMS[stream].kind].quantity
 
 
+def has_target(targets: Tensor) -> Tensor:
+    """Return where there is a target: everywhere in `[B]` classes, at those of `[B, T]` that are not left out."""
+    return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
+
+
 def count_targets(targets: Tensor) -> int:
-    """Return how many targets a batch has: `[B]` classes, or those of `[B, T]` that are not left out."""
-    known = ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
-    return int(known.sum())
+    """Return how many targets a batch has."""
+    return int(has_target(targets).sum())
+
+
+def target_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of every target: cross-entropy in nats or squared error; zero where there is none.
+
+    Args:
+        outputs: logits `[B, C]` or `[B, T, C]`, or values `[B, T]`.
+        targets: `[B]` or `[B, T]`, the shape that is returned.
+    """
+    if targets.is_floating_point():
+        known = has_target(targets)
+        return (outputs - torch.where(known, targets, 0.0)).square().where(known, 0.0)
+    losses = functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(targets)
+
+
+def sample_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of every sample's targets, `[B]`; see `target_losses`."""
+    losses = target_losses(outputs, targets)
+    if targets.ndim == 1:
+        return losses
+    return losses.sum(1) / has_target(targets).sum(1).clamp(min=1)

@@ -33,7 +33,7 @@ from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_overri
 from cl_ovq.config.load import STUDIES, experiment_folders
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.learning import quantity_of
-from cl_ovq.protocols import PROTOCOLS, check_protocol
+from cl_ovq.protocols import PROTOCOLS, check_protocol, check_validation
 from cl_ovq.quantities import METRICS, is_foreign
 
 RESERVED = ("experiment", "tune")
@@ -206,7 +206,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
             raise UserError(f"{path}: two rows are named '{row.name}'")
         for point in row.points:
             row.check(point)
-        _check_metric(row, tuning)
+        _check_tuning(row, tuning)
     refit, reference = (as_mapping(tree.get(key) or {}, key) for key in ("refit", "reference"))
     for key, labels in (("refit", refit), ("reference", reference)):
         if labels and not any(labels.items() <= row.labels.items() for row in rows):
@@ -234,14 +234,21 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
     return tuning
 
 
-def _check_metric(row: Row, tuning: Tuning) -> None:
-    """Refuse to tune a row by what its stream does not measure."""
-    stream = row.config(row.points[0], 0, "test").stream.name
-    if row.grid and tuning.metric is not None and is_foreign(tuning.metric, quantity_of(stream)):
+def _check_tuning(row: Row, tuning: Tuning) -> None:
+    """Refuse to tune a row by what its stream does not measure, or does not have the data for."""
+    if len(row.points) < 2:
+        return
+    stream = row.config(row.points[0], 0, "test").stream
+    own = quantity_of(stream.name)
+    if tuning.metric is not None and is_foreign(tuning.metric, own):
         raise UserError(
-            f"row '{row.name}': tuning.metric: '{stream}' has no {tuning.metric}: leave it out, and every row is "
-            f"tuned by its stream's own ({quantity_of(stream)})"
+            f"row '{row.name}': tuning.metric: '{stream.name}' has no {tuning.metric}: leave it out, and every row is "
+            f"tuned by its stream's own ({own})"
         )
+    try:
+        check_validation(stream.options)
+    except UserError as error:
+        raise UserError(f"row '{row.name}': {error}") from error
 
 
 def _check_grid(grid: Any, name: str) -> None:

@@ -29,7 +29,7 @@ from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_overri
 from cl_ovq.config.load import read_experiment
 from cl_ovq.errors import UserError, nearest, unknown
 from cl_ovq.learning import quantity_of
-from cl_ovq.protocols import STREAM, check_protocol, check_stream
+from cl_ovq.protocols import STREAM, check_protocol, check_stream, check_validation
 from cl_ovq.quantities import METRICS, QUANTITIES, is_foreign
 from cl_ovq.sweeps.schema import (
     MODES,
@@ -361,5 +361,4 @@ def _check_points(sweep: Sweep) -> None:
         for metric in sweep.objectives:
             if is_foreign(metric, own := quantity_of(config.stream.name)):
                 raise UserError(f"objectives.{metric}: '{config.stream.name}' has no {metric}: its own is {own}")
-        if getattr(config.stream.options, "validation_fraction", 1) == 0:
-            raise UserError("stream.validation_fraction: 0 leaves no validation data to choose hyper-parameters on")
+        check_validation(config.stream.options)
