@@ -151,7 +151,7 @@ def _run(
     """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
-    from cl_ovq.evaluation.lengths import as_data, evaluate_lengths
+    from cl_ovq.evaluation.lengths import as_data, evaluate_capacities, evaluate_lengths
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
@@ -171,21 +171,15 @@ def _run(
         about["train_seconds"] = begun["about"]["train_seconds"]
     kept = _Kept(directory if config.checkpoint.enabled else None, about, started, begun, after_experience)
     strategy = _train(config, stream, model, device, recorders, tracker, console, kept)
+    asked = config.evaluation
     result = Result(
         run_id=tracker.run_id if tracker else None,
         run_name=name,
         output_dir=str(directory),
         config=to_dict(config),
-        **describe_findings(
-            stream,
-            strategy,
-            recorders,
-            config.evaluation.stop_after,
-            anytime=config.evaluation.every_steps is not None,
-        ),
-        lengths=as_data(
-            evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
-        ),
+        **describe_findings(stream, strategy, recorders, asked.stop_after, anytime=asked.every_steps is not None),
+        lengths=as_data(evaluate_lengths(model, stream, asked.lengths, asked.length_tokens, device)),
+        capacities=evaluate_capacities(model, stream, asked.capacities, asked.lengths, asked.length_tokens, device),
         provenance={
             "seed": config.seed,
             "code": code_revision(),

@@ -40,6 +40,20 @@ def lengths_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def capacities_table(result: Result) -> Table:
+    """Return a row per capacity of the dictionaries: what the run reaches at each length, and the state's bytes."""
+    records = {(record["capacity"], record["tokens"]): record for record in result.capacities}
+    lengths = sorted({tokens for _, tokens in records})
+    quantity = words(result.capacities[0]["quantity"])
+    table = Table("slots", title=f"{quantity} over slots and tokens of a sequence", title_justify="left")
+    for heading in (*map(str, lengths), "state bytes"):
+        table.add_column(heading, justify="right")
+    for capacity in dict.fromkeys(capacity for capacity, _ in records):
+        values = (_number(records[capacity, length]["value"]) for length in lengths)
+        table.add_row(str(capacity), *values, str(records[capacity, lengths[-1]]["state_bytes"]))
+    return table
+
+
 def summary_table(results: Sequence[Result]) -> Table:
     """Return one column per run: average, forgetting, transfer, dictionary size, time."""
     table = Table("", title="all runs" if len(results) > 1 else None, title_justify="left", caption_justify="left")

@@ -37,6 +37,7 @@ class Result:
         quantity: what the matrix holds: `accuracy`, or `bits_per_byte` or `squared_error` with the sign turned.
         anytime: every evaluation after training began (`evaluation.every_steps`): step, experience, values.
         lengths: the trained model on sequences of other lengths (`evaluation.lengths`).
+        capacities: the same with dictionaries of other capacities (`evaluation.capacities`).
     """
 
     run_id: str | None
@@ -52,6 +53,7 @@ class Result:
     quantity: str = "accuracy"
     anytime: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)
+    capacities: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the result as JSON."""

@@ -238,7 +238,15 @@ class EvaluationConfig:
     )
     batch_size: int = option(512, "samples per evaluation step", minimum=1)
     lengths: list[int] = option(  # noqa: RUF009 - option makes a field
-        [], "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)"
+        [],
+        "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)",
+        minimum=1,
+    )
+    capacities: list[int] = option(  # noqa: RUF009 - option makes a field
+        [],
+        "capacities of sequences' dictionaries with which the trained model is evaluated beside, at each of `lengths` "
+        "or at the length that was trained on (sequence streams, ovq layers with dictionary.scope=sequence)",
+        minimum=1,
     )
     length_tokens: int = option(
         65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1
