@@ -165,6 +165,11 @@ def test_a_metric_that_a_row_does_not_have_cannot_tune_it(sequences):
         load_study(str(sequences))
 
 
+def test_a_row_without_validation_data_cannot_be_tuned(sequences):
+    with pytest.raises(UserError, match=r"row 'recall': stream\.validation: 0 leaves no validation data"):
+        load_study(str(sequences), ["stream.validation=0"])
+
+
 def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
     _, folder = done
     before = results(folder)

@@ -63,6 +63,8 @@ def test_without_an_objective_it_is_the_streams_own(sweep_file, tmp_path):
         sweep = load_sweep(str(sweep_file(experiment=str(experiment))))
         assert sweep.objectives == expected
         assert sweep.primary in expected
+    with pytest.raises(UserError, match=r"stream\.validation: 0 leaves no validation data to choose"):
+        load_sweep(str(sweep_file(experiment=str(experiment), set={"stream.validation": 0})))
     with pytest.raises(
         UserError, match=r"objectives\.bits_per_byte: 'recall' has no bits_per_byte: its own is accuracy"
     ):
