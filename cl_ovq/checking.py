@@ -10,10 +10,12 @@ import torch
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
 from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES
-from cl_ovq.learning.strategies import PROTOTYPES
+from cl_ovq.learning.strategies import OF_CLASSES, PROTOTYPES
+from cl_ovq.mixers import layer_mixers
 from cl_ovq.models import check_model
 from cl_ovq.registry import Registry
 from cl_ovq.results import FILE_NAME
+from streams import STREAMS
 
 
 def check_config(config: ExperimentConfig) -> None:
@@ -34,7 +36,14 @@ def check_config(config: ExperimentConfig) -> None:
             raise UserError(f"{key}: {error}") from error
     if config.evaluation.every_steps is not None and config.strategy.name == "joint":
         raise UserError("evaluation.every_steps: joint training has no experiences to evaluate inside of")
+    if STREAMS[config.stream.name].kind != "classes" and config.strategy.name in OF_CLASSES:
+        raise UserError(
+            f"strategy.name: '{config.strategy.name}' tells classes of images apart, and '{config.stream.name}' has "
+            f"sequences: known: {', '.join(name for name in STRATEGIES if name not in OF_CLASSES)}"
+        )
     _check_dictionary(config)
+    if config.evaluation.capacities:
+        _check_capacities(config)
     if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
         raise UserError(
             f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
@@ -55,6 +64,23 @@ def _check_dictionary(config: ExperimentConfig) -> None:
         )
     if dictionary.sums and (dictionary.half_life is not None or dictionary.learning_rate != "adaptive"):
         raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
+
+
+def _check_capacities(config: ExperimentConfig) -> None:
+    stream, scope = config.stream.name, config.dictionary.scope
+    if STREAMS[stream].kind == "classes":
+        raise UserError(
+            f"evaluation.capacities: '{stream}' has images, and only sequences are evaluated so: leave it empty"
+        )
+    if "ovq" not in (mixers := layer_mixers(config.model)):
+        raise UserError(
+            f"evaluation.capacities: no layer has a dictionary, but {', '.join(dict.fromkeys(mixers))}: use ovq"
+        )
+    if scope != "sequence":
+        raise UserError(
+            f"evaluation.capacities: with dictionary.scope={scope} a dictionary was written with the capacity that it "
+            "has: use dictionary.scope=sequence"
+        )
 
 
 def find_device(name: str) -> torch.device:

@@ -39,7 +39,7 @@ def run(
     """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
     from cl_ovq.config import load_config
     from cl_ovq.experiment import run_experiment
-    from cl_ovq.report import matrix_table, seeds_table, summary_table
+    from cl_ovq.report import capacities_table, matrix_table, seeds_table, summary_table
     from cl_ovq.seeds import run_seeds
 
     loaded, console = load_config(config, overrides or ()), Console()
@@ -58,6 +58,8 @@ def run(
         return
     console.print(matrix_table(result))
     console.print(summary_table([result]))
+    if result.capacities:
+        console.print(capacities_table(result))
     console.print(f"results: {result.output_dir}", soft_wrap=True)
 
 

@@ -22,8 +22,8 @@ from cl_ovq.evaluation.metrics import Matrix, all_task_accuracy
 from cl_ovq.findings import Recorders, describe_findings, draw_figures, stream_metrics
 from cl_ovq.layout import check_store, log_data, log_model, log_summary, open_tracker
 from cl_ovq.learning import OBJECTIVES, OPTIMIZERS, STRATEGIES, derive_seed, seed_everything
-from cl_ovq.learning.strategies import OF_SEQUENCES
 from cl_ovq.models import MIXED, build_model
+from cl_ovq.protocols import lacking_validation
 from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes, reset_peak_memory
 from cl_ovq.results import FILE_NAME, Result, carried_bytes, write_atomically
 from cl_ovq.tracking import RUNS, RunKey, Tracker, warm_up
@@ -120,15 +120,14 @@ def load_stream(config: ExperimentConfig) -> Stream:
         stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
     except StreamDataError as error:
         raise UserError(f"stream: {error}") from error
-    if stream.kind != "classes" and config.strategy.name not in OF_SEQUENCES:
-        raise UserError(
-            f"strategy.name: '{config.strategy.name}' learns classes of images, and '{stream.name}' has sequences: "
-            f"known: {', '.join(OF_SEQUENCES)}"
-        )
     for length in config.evaluation.lengths:
         sequences_of(stream, length, 1)
-    if config.memory.calibrate and "validation" not in stream.benchmark.streams:
-        raise UserError("memory.calibrate: needs a validation stream: stream.validation_fraction is 0")
+    if "validation" not in stream.benchmark.streams:
+        empty = f"needs a validation stream: {lacking_validation(config.stream.options)} is 0"
+        if config.memory.calibrate:
+            raise UserError(f"memory.calibrate: {empty}")
+        if config.strategy.name == "early_stopping":
+            raise UserError(f"strategy.name: early_stopping {empty}")
     if config.evaluation.stream not in stream.benchmark.streams:
         raise UserError(
             f"evaluation.stream: '{stream.name}' has no stream '{config.evaluation.stream}' with these options: "
@@ -152,7 +151,7 @@ def _run(
     """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
-    from cl_ovq.evaluation.lengths import as_data, evaluate_lengths
+    from cl_ovq.evaluation.lengths import as_data, evaluate_capacities, evaluate_lengths
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
@@ -172,21 +171,15 @@ def _run(
         about["train_seconds"] = begun["about"]["train_seconds"]
     kept = _Kept(directory if config.checkpoint.enabled else None, about, started, begun, after_experience)
     strategy = _train(config, stream, model, device, recorders, tracker, console, kept)
+    asked = config.evaluation
     result = Result(
         run_id=tracker.run_id if tracker else None,
         run_name=name,
         output_dir=str(directory),
         config=to_dict(config),
-        **describe_findings(
-            stream,
-            strategy,
-            recorders,
-            config.evaluation.stop_after,
-            anytime=config.evaluation.every_steps is not None,
-        ),
-        lengths=as_data(
-            evaluate_lengths(model, stream, config.evaluation.lengths, config.evaluation.length_tokens, device)
-        ),
+        **describe_findings(stream, strategy, recorders, asked.stop_after, anytime=asked.every_steps is not None),
+        lengths=as_data(evaluate_lengths(model, stream, asked.lengths, asked.length_tokens, device)),
+        capacities=evaluate_capacities(model, stream, asked.capacities, asked.lengths, asked.length_tokens, device),
         provenance={
             "seed": config.seed,
             "code": code_revision(),

@@ -83,7 +83,7 @@ def describe_findings(
 
 def _metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict[str, float | None]:
     """Return the metrics of a stream; None where one is undefined."""
-    metrics = all_metrics(objective.sign * matrices[objective.quantity])
+    metrics = all_metrics(objective.sign * matrices[objective.quantity], objective.quantity)
     if "task_masked_accuracy" in matrices:
         masked = all_metrics(matrices["task_masked_accuracy"])
         metrics["forward_transfer_task_masked"] = masked["forward_transfer"]

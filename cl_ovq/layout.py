@@ -12,10 +12,11 @@ from rich.console import Console
 
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import flatten
+from cl_ovq.learning import quantity_of
 from cl_ovq.mixers import layer_mixers
 from cl_ovq.models import MIXED
 from cl_ovq.provenance import code_revision, device_name
-from cl_ovq.results import Result, summary_metrics
+from cl_ovq.results import Result, summary_metrics, undefined_metrics
 from cl_ovq.tracking import RunKey, StoreCheck, Tracker
 from streams import TensorSamples
 
@@ -63,6 +64,7 @@ def _tags(config: ExperimentConfig, scenario: str, device: torch.device) -> dict
     return {
         "stream": config.stream.name,
         "scenario": scenario,
+        "quantity": quantity_of(config.stream.name),
         "model": config.model.name,
         "head": config.model.head,
         "mixer": "+".join(dict.fromkeys(mixers)) or "none",
@@ -111,8 +113,7 @@ def log_summary(result: Result, tracker: Tracker) -> None:
     """Log what is known at the end. What is undefined is logged as NaN, so that every run has every summary metric."""
     found, steps = summary_metrics(result), result.provenance["train_steps"]
     experiences = len(result.matrix) - 1
-    undefined = [name for name, value in result.metrics.items() if value is None]
-    tracker.log(dict.fromkeys(undefined, math.nan), step=experiences)
+    tracker.log(dict.fromkeys(undefined_metrics(result), math.nan), step=experiences)
     grown = {f"dictionary/{name}" for name in result.dictionary["history"][0]} if result.dictionary["history"] else ()
     tracker.log({name: found[name] for name in found if name not in result.metrics and name not in grown}, step=steps)
     if result.dictionary["history"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cl_ovq.errors import UserError
 
@@ -47,3 +48,19 @@ def check_stream(stream: str, key: str = "evaluation.stream") -> None:
     """
     if stream != STREAM:
         raise UserError(f"{key}: hyper-parameters are chosen on the validation stream, never on '{stream}'")
+
+
+def lacking_validation(options: Any) -> str | None:
+    """Return the option of a stream that leaves it without validation data, being 0; None if it has some."""
+    names = ("validation_fraction", "validation")  # of images, of sequences
+    return next((f"stream.{name}" for name in names if getattr(options, name, None) == 0), None)
+
+
+def check_validation(options: Any) -> None:
+    """Refuse a stream without validation data.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if option := lacking_validation(options):
+        raise UserError(f"{option}: 0 leaves no validation data to choose hyper-parameters on")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from cl_ovq.quantities import matrix_label, title, words
 from cl_ovq.results import Result
 from cl_ovq.seeds import SeedsResult
 
@@ -14,9 +15,7 @@ CLASS_INCREMENTAL = "class_incremental"
 
 def matrix_table(result: Result) -> Table:
     """Return the results matrix as a table: a row per moment of training, a column per test experience."""
-    table = Table(
-        title=f"{result.run_name}: {result.quantity.replace('_', ' ')} on test experience", title_justify="left"
-    )
+    table = Table(title=f"{result.run_name}: {matrix_label(result.quantity)} on test experience", title_justify="left")
     table.add_column("")
     for j in range(len(result.matrix[0])):
         table.add_column(str(j + 1), justify="right")
@@ -29,7 +28,7 @@ def matrix_table(result: Result) -> Table:
 def lengths_table(results: Sequence[Result]) -> Table:
     """Return a row per run: what it reaches at each length, and the bytes of a sequence's state at the greatest."""
     lengths = sorted({record["tokens"] for result in results for record in result.lengths})
-    quantity = results[0].lengths[0]["quantity"].replace("_", " ")
+    quantity = words(results[0].lengths[0]["quantity"])
     table = Table("", title=f"{quantity} over tokens of a sequence", title_justify="left")
     for length in lengths:
         table.add_column(str(length), justify="right")
@@ -41,27 +40,37 @@ def lengths_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def capacities_table(result: Result) -> Table:
+    """Return a row per capacity of the dictionaries: what the run reaches at each length, and the state's bytes."""
+    records = {(record["capacity"], record["tokens"]): record for record in result.capacities}
+    lengths = sorted({tokens for _, tokens in records})
+    quantity = words(result.capacities[0]["quantity"])
+    table = Table("slots", title=f"{quantity} over slots and tokens of a sequence", title_justify="left")
+    for heading in (*map(str, lengths), "state bytes"):
+        table.add_column(heading, justify="right")
+    for capacity in dict.fromkeys(capacity for capacity, _ in records):
+        values = (_number(records[capacity, length]["value"]) for length in lengths)
+        table.add_row(str(capacity), *values, str(records[capacity, lengths[-1]]["state_bytes"]))
+    return table
+
+
 def summary_table(results: Sequence[Result]) -> Table:
-    """Return one column per run: accuracy, forgetting, transfer, dictionary size, time."""
+    """Return one column per run: average, forgetting, transfer, dictionary size, time."""
     table = Table("", title="all runs" if len(results) > 1 else None, title_justify="left", caption_justify="left")
     for result in results:
         table.add_column(result.run_name, justify="right")
     class_incremental = any(result.config["stream"].get("scenario") == CLASS_INCREMENTAL for result in results)
-    names = {
-        "accuracy": "average accuracy" if all(result.quantity == "accuracy" for result in results) else "average of R",
-        "forgetting": "forgetting",
-        "backward_transfer": "backward transfer",
-        "forward_transfer": "forward transfer",
-    }
+    metrics = [*dict.fromkeys(result.quantity for result in results)]
+    metrics += ["forgetting", "backward_transfer", "forward_transfer"]
     if class_incremental:
-        names["forward_transfer_task_masked"] = "forward transfer, task-masked"
+        metrics.append("forward_transfer_task_masked")
         table.caption = (
             "In a class-incremental stream forward transfer is minus the accuracy before\n"
             "training, for any model: classes not yet seen are never predicted.\n"
             "Task-masked, it says whether earlier experiences help later ones."
         )
-    for metric, name in names.items():
-        table.add_row(name, *(_number(result.metrics[metric]) for result in results))
+    for metric in metrics:
+        table.add_row(title(metric), *(_number(result.metrics.get(metric)) for result in results))
     for key, name in (("size", "dictionary slots"), ("effective_size", "effective slots")):
         table.add_row(name, *(_slots(result, key) for result in results))
     table.add_row("seconds", *(f"{result.provenance['wall_seconds']:.1f}" for result in results))

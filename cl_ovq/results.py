@@ -27,7 +27,8 @@ class Result:
         matrix: `R`, `T + 1` rows of `T`: the quantity, with the sign turned where less of it is better; None where a
             row was not measured.
         matrices: further matrices by name (`task_masked_accuracy`, `loss`), with the sign that they have.
-        metrics: metrics of `matrix` by name, and of the task-masked one; None where undefined.
+        metrics: metrics of `matrix` by name, and of the task-masked one; None where undefined. The averages of a
+            loss are under its own name, with the sign that it has.
         dictionary: the dictionaries at the end, and their growth under `history`.
         config: the resolved configuration.
         provenance: seed, code, packages, data, device, time, memory.
@@ -36,6 +37,7 @@ class Result:
         quantity: what the matrix holds: `accuracy`, or `bits_per_byte` or `squared_error` with the sign turned.
         anytime: every evaluation after training began (`evaluation.every_steps`): step, experience, values.
         lengths: the trained model on sequences of other lengths (`evaluation.lengths`).
+        capacities: the same with dictionaries of other capacities (`evaluation.capacities`).
     """
 
     run_id: str | None
@@ -51,6 +53,7 @@ class Result:
     quantity: str = "accuracy"
     anytime: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)
+    capacities: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the result as JSON."""
@@ -107,6 +110,11 @@ def carried_bytes(result: Result) -> int:
     memory = found.get("memory", {}).get("bytes", 0)
     dictionaries = 0 if found["scope"] == "sequence" else result.provenance["dictionary_bytes"]
     return int(dictionaries + memory + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
+
+
+def undefined_metrics(result: Result) -> list[str]:
+    """Return the metrics that the run does not have: undefined ones, and accuracy where its stream has a loss."""
+    return [name for name, value in ({"accuracy": None} | result.metrics).items() if value is None]
 
 
 def summary_metrics(result: Result) -> Mapping[str, float]:

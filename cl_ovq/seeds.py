@@ -24,7 +24,7 @@ from cl_ovq.experiment import (
     run_experiment,
 )
 from cl_ovq.layout import check_store, open_tracker
-from cl_ovq.results import Result, summary_metrics, write_atomically
+from cl_ovq.results import Result, summary_metrics, undefined_metrics, write_atomically
 from cl_ovq.tracking import Tracker, warm_up
 from cl_ovq.tracking.notes import seeds_note
 
@@ -139,7 +139,7 @@ def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:
     """Log every mean under the name that a seed's own metric has, at the same step, and its spread beside it."""
     first = whole.runs[0]
     experiences, steps = len(first.matrix) - 1, first.provenance["train_steps"]
-    parent.log({name: math.nan for name in first.metrics if name not in whole.metrics}, step=experiences)
+    parent.log({name: math.nan for name in undefined_metrics(first) if name not in whole.metrics}, step=experiences)
     for name, found in whole.metrics.items():
         values = {name: found.mean}
         if found.standard_deviation is not None and found.interval is not None:

@@ -31,42 +31,55 @@ class StreamEntry:
         build: the builder.
         Options: dataclass of its options, with defaults; the fields' metadata hold help, choices and range.
         summary: one line for listings.
+        kind: what its targets are, see `streams.stream.KINDS`.
         read: reads its data set, given `data_dir`, where that can be handed to other processes (`streams.provided`).
     """
 
     build: StreamBuilder
     Options: type
     summary: str
+    kind: str = "classes"
     read: Callable[[Any], Any] | None = None
 
 
 STREAMS: dict[str, StreamEntry] = {
     **{
-        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}", dataset.read)
+        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}", read=dataset.read)
         for variant, (build, Options, how) in VARIANTS.items()
         for name, dataset in DATASETS.items()
     },
     "recall": StreamEntry(
-        partial(build_recall, "recall"), RecallOptions, "in-context recall: key-value pairs, then keys to answer"
+        partial(build_recall, "recall"),
+        RecallOptions,
+        "in-context recall: key-value pairs, then keys to answer",
+        "tokens",
     ),
     "positional_recall": StreamEntry(
         partial(build_recall, "positional_recall"),
         RepeatedRecallOptions,
         "in-context recall where a key's values are asked for in the order in which it was bound to them",
+        "tokens",
     ),
     "rebinding": StreamEntry(
         partial(build_recall, "rebinding"),
         RepeatedRecallOptions,
         "in-context recall of keys that are bound again: the last value counts",
+        "tokens",
     ),
     "regression": StreamEntry(
-        build_regression, RegressionOptions, "in-context regression of several interleaved functions"
+        build_regression, RegressionOptions, "in-context regression of several interleaved functions", "values"
     ),
     "text": StreamEntry(
-        build_text, TextOptions, "language modelling over bytes by domain: your files, or what Python has on disk"
+        build_text,
+        TextOptions,
+        "language modelling over bytes by domain: your files, or what Python has on disk",
+        "bytes",
     ),
     "pg19": StreamEntry(
-        build_pg19, PG19Options, "language modelling over the bytes of PG-19's books by period (files or a download)"
+        build_pg19,
+        PG19Options,
+        "language modelling over the bytes of PG-19's books by period (files or a download)",
+        "bytes",
     ),
 }
 

@@ -11,23 +11,17 @@ from scipy import stats
 
 from cl_ovq.comparison.sources import Group
 from cl_ovq.evaluation.metrics import intransigence
+from cl_ovq.quantities import BETTER, QUANTITIES
 from cl_ovq.results import summary_metrics, to_matrix
 
 LEVEL = 0.05
 REFERENCES = ("joint", "cumulative")  # strategies that see all data so far, or all data
-# Metrics of quality, with the sign of what is better; they are tested. The others are only shown.
-TESTED = {
-    "accuracy": 1,
-    "forgetting": -1,
-    "backward_transfer": 1,
-    "forward_transfer": 1,
-    "forward_transfer_task_masked": 1,
-    "learning_accuracy": 1,
-    "intransigence": -1,
-    "average_anytime_accuracy": 1,
-    "worst_case_accuracy": 1,
-}
-SHOWN = ("average_incremental_accuracy", "dictionary/size", "dictionary/bytes", "wall_seconds", "peak_memory_bytes")
+# Beside the metrics of quality, which are tested. These are only shown.
+SHOWN = (
+    *(f"average_incremental_{quantity}" for quantity in QUANTITIES),
+    *("dictionary/size", "dictionary/bytes", "wall_seconds", "peak_memory_bytes"),
+)
+TESTED = [metric for metric in BETTER if metric not in SHOWN and metric != "task_masked_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Difference:
             return "not tested"
         if self.corrected >= LEVEL:
             return "no difference shown"
-        return "better" if self.difference * TESTED[self.metric] > 0 else "worse"
+        return "better" if self.difference * BETTER[self.metric] > 0 else "worse"
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,11 @@ from rich.table import Table
 
 from cl_ovq.comparison.differences import Comparison
 from cl_ovq.config.load import decisive
+from cl_ovq.quantities import BETTER, title
 from cl_ovq.results import write_atomically
 
 NAMES = {
-    "accuracy": "average accuracy",
-    "forgetting": "forgetting",
-    "backward_transfer": "backward transfer",
-    "forward_transfer": "forward transfer",
-    "forward_transfer_task_masked": "forward transfer, task-masked",
-    "learning_accuracy": "learning accuracy",
-    "intransigence": "intransigence",
-    "average_anytime_accuracy": "average anytime accuracy",
-    "worst_case_accuracy": "worst-case accuracy",
-    "average_incremental_accuracy": "average incremental accuracy",
+    **{metric: title(metric) for metric in BETTER},
     "dictionary/size": "dictionary slots",
     "dictionary/bytes": "dictionary bytes",
     "wall_seconds": "seconds",

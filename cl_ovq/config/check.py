@@ -104,7 +104,11 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if choices is not None and value not in choices:
         hint = nearest(str(value), choices) or ":"
         raise UserError(f"{name}: unknown choice '{value}'{hint} known: {', '.join(choices)}")
-    if isinstance(value, str | bool | list | dict):
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_limits(f"{name}[{index}]", item, limits)
+        return
+    if isinstance(value, str | bool | dict):
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {value} is not a finite number")

@@ -189,14 +189,15 @@ class StrategyConfig:
     batch_size: int = option(32, "new samples per training step", minimum=1)
     memory_size: int = option(200, "past samples in memory (strategies with one)", minimum=1)
     memory_bytes: int | None = option(
-        None, "bytes of memory, in the place of memory_size: images as stored, and logits (der, derpp)", minimum=1
+        None, "bytes of memory, in the place of memory_size: as stored, and their logits (der, derpp)", minimum=1
     )
     memory_batch_size: int | None = option(
         None, "past samples per training step; as many as new ones if null", minimum=1
     )
     memory_policy: str = option(
         "class_balanced",
-        "which past samples are kept; gem and agem keep as many of every experience",
+        "which past samples are kept; gem and agem keep as many of every experience, and so does class_balanced of "
+        "sequences, which have no classes",
         choices=("class_balanced", "experience_balanced", "reservoir"),
     )
     strength: float | None = option(
@@ -207,7 +208,7 @@ class StrategyConfig:
     )
     importance_decay: float = option(1.0, "what is left of importance an experience later (online_ewc)", minimum=0)
     damping: float = option(0.1, "xi, added to squared distances (si)", exclusive_minimum=0)
-    temperature: float = option(2.0, "of the teacher's predictions (lwf)", exclusive_minimum=0)
+    temperature: float = option(2.0, "of the teacher's predictions (lwf, but for values)", exclusive_minimum=0)
     margin: float = option(0.5, "gamma, least weight of past gradients in a projection (gem)", minimum=0)
     alpha: float = option(0.5, "weight of past samples' logits (der, derpp)", minimum=0)
     beta: float = option(0.5, "weight of past samples' targets (derpp)", minimum=0)
@@ -237,7 +238,15 @@ class EvaluationConfig:
     )
     batch_size: int = option(512, "samples per evaluation step", minimum=1)
     lengths: list[int] = option(  # noqa: RUF009 - option makes a field
-        [], "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)"
+        [],
+        "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)",
+        minimum=1,
+    )
+    capacities: list[int] = option(  # noqa: RUF009 - option makes a field
+        [],
+        "capacities of sequences' dictionaries with which the trained model is evaluated beside, at each of `lengths` "
+        "or at the length that was trained on (sequence streams, ovq layers with dictionary.scope=sequence)",
+        minimum=1,
     )
     length_tokens: int = option(
         65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1

@@ -10,10 +10,11 @@ import numpy as np
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.figure import Figure
 
-from cl_ovq.evaluation.figures import matrix_label, task_color
+from cl_ovq.evaluation.figures import task_color
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.learning.seeding import unchanged_randomness
+from cl_ovq.quantities import words
 
 
 class AnytimeEvaluation(SupervisedPlugin):
@@ -72,7 +73,7 @@ def anytime_figure(points: Sequence[Point], title: str, quantity: str = "accurac
         if point.experience != before.experience:
             axes.axvline(before.step, color="grey", linestyle=":", linewidth=0.8)
     axes.set_xlabel("training step (dotted: a new experience)")
-    axes.set_ylabel(matrix_label(quantity))
+    axes.set_ylabel(words(quantity))
     axes.set_title(title, fontsize="medium")
     figure.legend(loc="outside right center", fontsize="small")
     return figure

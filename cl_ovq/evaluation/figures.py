@@ -15,11 +15,7 @@ from cl_ovq.evaluation.dictionaries import DictionaryRecord
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
 from cl_ovq.mixers import PersistentDictionary
-
-
-def matrix_label(quantity: str) -> str:
-    """Return what a results matrix holds, in words."""
-    return quantity if quantity == "accuracy" else f"minus {quantity.replace('_', ' ')}"
+from cl_ovq.quantities import matrix_label
 
 
 def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Figure:

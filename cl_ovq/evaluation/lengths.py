@@ -1,19 +1,22 @@
-"""How well a trained model does on sequences of other lengths than those that it was trained on."""
+"""How well a trained model does on sequences of other lengths, and with dictionaries of other capacities."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cl_ovq.errors import UserError
-from cl_ovq.learning.criteria import OBJECTIVES, count_targets
+from cl_ovq.learning.criteria import OBJECTIVES, count_targets, has_target, target_losses
+from cl_ovq.mixers import OVQAttention
 from cl_ovq.models.sequence import SequenceModel
-from streams import IGNORED, StreamDataError
+from cl_ovq.quantities import words
+from streams import StreamDataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,6 +110,57 @@ def evaluate_lengths(
     return records
 
 
+def evaluate_capacities(
+    model: torch.nn.Module,
+    stream: Stream,
+    capacities: Sequence[int],
+    lengths: Sequence[int],
+    tokens: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Evaluate a model with each capacity of its sequences' dictionaries, at each length.
+
+    Nothing else changes: the weights are those that were trained, and growth follows its schedule with the capacity.
+
+    Args:
+        model: see `evaluate_lengths`.
+        stream: what it was trained on.
+        capacities: slots of each head's dictionary.
+        lengths: in tokens; the greatest length that was trained on if empty.
+        tokens: see `evaluate_lengths`.
+        device: of the model.
+
+    Returns:
+        Records as data, each with its `capacity`.
+    """
+    records = []
+    for capacity in capacities:
+        with _capacity(model, capacity):
+            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device)
+        records += [{"capacity": capacity} | record for record in as_data(found)]
+    return records
+
+
+@contextmanager
+def _capacity(model: torch.nn.Module, capacity: int) -> Iterator[None]:
+    """Give the dictionaries that every sequence learns for itself another capacity."""
+    layers = [module for module in model.modules() if isinstance(module, OVQAttention) and module.dictionary is None]
+    kept = [layer.options for layer in layers]
+    try:
+        for layer in layers:
+            layer.options = replace(layer.options, capacity=capacity)
+        yield
+    finally:
+        for layer, options in zip(layers, kept, strict=True):
+            layer.options = options
+
+
+def trained_length(stream: Stream) -> int:
+    """Return the tokens of a stream's sequences; of the longest ones, where they differ."""
+    samples: Any = stream.samples
+    return int(samples.inputs.shape[1])
+
+
 def sequences_of(stream: Stream, length: int, count: int) -> SequenceSamples:
     """Return at least so many test sequences of a length.
 
@@ -126,16 +180,8 @@ def _values(model: SequenceModel, x: Tensor, targets: Tensor, kind: str) -> Tens
     states, found = None, []
     for piece, wanted in zip(x.split(PIECE, 1), targets.split(PIECE, 1), strict=True):
         outputs, states = model.go_on(piece, states, return_state=True)
-        if kind == "values":
-            found.append((outputs - wanted).square())
-            continue
-        if kind == "bytes":
-            value = functional.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none") / torch.log(
-                torch.tensor(2.0)
-            )
-        else:
-            value = (outputs.argmax(-1) == wanted).float()
-        found.append(value.masked_fill(wanted == IGNORED, torch.nan))
+        value = (outputs.argmax(-1) == wanted).float() if kind == "tokens" else target_losses(outputs, wanted)
+        found.append((value / math.log(2) if kind == "bytes" else value).masked_fill(~has_target(wanted), torch.nan))
     return torch.cat(found, 1)
 
 
@@ -182,7 +228,7 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
         axes.set_xscale("log", base=2)
         axes.set_xlabel(label)
     quantity = next(iter(runs.values()))[0]["quantity"]
-    over_length.set_ylabel(quantity.replace("_", " "))
+    over_length.set_ylabel(words(quantity))
     if quantity == "accuracy":
         over_length.set_ylim(0, 1.02)
     figure.legend(loc="outside right center", fontsize="small")

@@ -2,16 +2,18 @@
 
 `R` has `T + 1` rows and `T` columns: `R[i, j]` is the metric on test experience j (counted from 1) after training on
 experience i; row 0 is before any training. Rows that were not measured hold NaN, and a metric that needs them is NaN.
-Losses use the same functions with the sign turned.
+Of a loss `R` holds the loss with its sign turned, so that more is better in every matrix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cl_ovq.quantities import QUANTITIES
 
 Matrix = NDArray[np.float64]
 
@@ -27,7 +29,7 @@ def experiences(matrix: Matrix) -> int:
     return matrix.shape[1]
 
 
-def accuracy(matrix: Matrix) -> float:
+def average(matrix: Matrix) -> float:
     """Return `ACC = mean_j R[T, j]` (Lopez-Paz and Ranzato 2017)."""
     return float(matrix[experiences(matrix)].mean())
 
@@ -59,17 +61,17 @@ def forward_transfer(matrix: Matrix) -> float:
     return _mean([matrix[j, j] - matrix[0, j] for j in range(1, last)])
 
 
-def learning_accuracy(matrix: Matrix) -> float:
+def learning_average(matrix: Matrix) -> float:
     """Return `LA = mean_j R[j, j]`: how well each experience is learned when it comes (Riemer et al. 2019)."""
     return _mean([matrix[j + 1, j] for j in range(experiences(matrix))])
 
 
-def average_incremental_accuracy(matrix: Matrix) -> float:
+def average_incremental(matrix: Matrix) -> float:
     """Return `mean_i mean_{j<=i} R[i, j]`, over `1 <= i <= T` (Rebuffi et al. 2017, iCaRL)."""
-    return float(np.mean(seen_accuracy(matrix)))
+    return float(np.mean(seen_average(matrix)))
 
 
-def seen_accuracy(matrix: Matrix) -> list[float]:
+def seen_average(matrix: Matrix) -> list[float]:
     """Return `mean_{j<=i} R[i, j]` for i from 1 to T: over the experiences learned so far."""
     return [float(matrix[i, :i].mean()) for i in range(1, experiences(matrix) + 1)]
 
@@ -116,7 +118,7 @@ def intransigence(matrix: Matrix, reference: Matrix) -> float:
     best = np.array([reference[j + 1, j] for j in range(experiences(reference))])
     if np.isnan(best).any():
         best = reference[-1]
-    return float(best.mean()) - learning_accuracy(matrix)
+    return float(best.mean()) - learning_average(matrix)
 
 
 def part(matrix: Matrix, learned: int) -> Matrix:
@@ -124,19 +126,22 @@ def part(matrix: Matrix, learned: int) -> Matrix:
     return matrix[: learned + 1, :learned]
 
 
-METRICS: dict[str, Callable[[Matrix], float]] = {
-    "accuracy": accuracy,
-    "forgetting": forgetting,
-    "backward_transfer": backward_transfer,
-    "forward_transfer": forward_transfer,
-    "learning_accuracy": learning_accuracy,
-    "average_incremental_accuracy": average_incremental_accuracy,
-}
+def all_metrics(matrix: Matrix, quantity: str = "accuracy") -> dict[str, float | None]:
+    """Return every metric by name; None where it is undefined (as JSON has no NaN).
 
-
-def all_metrics(matrix: Matrix) -> dict[str, float | None]:
-    """Return every metric by name; None where it is undefined (as JSON has no NaN)."""
-    values = {name: metric(matrix) for name, metric in METRICS.items()}
+    Args:
+        matrix: `R`, of a loss with its sign turned.
+        quantity: what it holds. The averages are named after it, and have the sign that it has.
+    """
+    sign = QUANTITIES[quantity]
+    values = {
+        quantity: sign * average(matrix),
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": forward_transfer(matrix),
+        f"learning_{quantity}": sign * learning_average(matrix),
+        f"average_incremental_{quantity}": sign * average_incremental(matrix),
+    }
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 

@@ -10,8 +10,10 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ovq.learning.criteria import has_target
 from cl_ovq.learning.passes import evaluating
 from cl_ovq.models.heads import TaskMaskedModel
+from streams import Stream
 
 
 class LearningWithoutForgetting(SupervisedPlugin):
@@ -21,19 +23,24 @@ class LearningWithoutForgetting(SupervisedPlugin):
     size whatever T), over all old classes at once, or per task where streams tell tasks apart. The teacher is a copy,
     dictionaries included, that nothing trains or writes any more.
 
+    Sequences have no old classes: the teacher's prediction of every token that has a target is kept whole. Of values it
+    is kept in the mean square, which is the divergence of Gaussians of the variance that squared error stands for;
+    there is no temperature then.
+
     Args:
         strength: weight of the distillation.
         temperature: T.
-        task_incremental: whether each task has its own output.
+        stream: the stream.
     """
 
     STATE = ("teacher", "groups")  # of a checkpoint
 
-    def __init__(self, strength: float, temperature: float, *, task_incremental: bool) -> None:
+    def __init__(self, strength: float, temperature: float, stream: Stream) -> None:
         super().__init__()
         self.strength = strength
         self.temperature = temperature
-        self.task_incremental = task_incremental
+        self.outputs = None if stream.kind == "classes" else list(range(stream.n_classes))
+        self.task_incremental = stream.scenario == "task_incremental"
         self.teacher: nn.Module | None = None
         self.groups: list[list[int]] = []
 
@@ -51,12 +58,20 @@ class LearningWithoutForgetting(SupervisedPlugin):
             taught = _all_logits(self.teacher)(x)
         # Task-masked logits hide other tasks' classes, so these take a pass of their own.
         said = _all_logits(strategy.model)(x) if self.task_incremental else strategy.mb_output
+        asked = has_target(strategy.mb_y)
+        said, taught = said[asked], taught[asked]  # [n, C], or values [n]
+        if said.ndim == 1:
+            strategy.loss = strategy.loss + self.strength * functional.mse_loss(said, taught)
+            return
         for group in self.groups:
             strategy.loss = strategy.loss + self.strength * self._distance(said[:, group], taught[:, group])
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Copy the model, and remember the classes that it knows."""
         self.teacher = copy.deepcopy(strategy.model).requires_grad_(False)
+        if self.outputs is not None:
+            self.groups = [self.outputs]
+            return
         classes = sorted(int(label) for label in strategy.experience.classes_in_this_experience)
         if self.task_incremental:
             self.groups.append(classes)

@@ -7,6 +7,7 @@ and `tests/cl_ovq/learning/test_avalanche_faults.py` shows it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from cl_ovq.learning.criteria import has_target
 from cl_ovq.learning.passes import Tensors, evaluating, gradient, logits_of, trained
 from cl_ovq.learning.replay import tasks_of
 from streams import Samples, rows_of
@@ -92,14 +94,18 @@ class _FromSamples(QuadraticPenalty):
         self.count = count
 
     def gradients(self, strategy: Any, objective: Callable[[Tensor], Tensor]) -> Iterator[Tensors]:
-        """Yield the gradient of a function of the logits `[1, C]` at each of some samples of the experience."""
+        """Yield the gradient of a function of the outputs at each of some samples of the experience.
+
+        The function is given the outputs where the sample has targets: logits `[n, C]` (of an image n is 1), or, of
+        real targets, values `[n]`.
+        """
         rows, tasks = rows_of(strategy.experience.dataset), tasks_of(strategy.experience.dataset)
         with evaluating(strategy.model):
             for index in torch.randperm(len(rows))[: self.count].split(1):
                 x = self.samples.gather(rows[index]).to(strategy.device)
-                yield gradient(
-                    strategy.model, objective(logits_of(strategy.model, x, tasks[index].to(strategy.device)))
-                )
+                outputs = logits_of(strategy.model, x, tasks[index].to(strategy.device))
+                asked = has_target(self.samples.targets[rows[index]]).to(strategy.device)
+                yield gradient(strategy.model, objective(outputs[asked]))
 
     def mean(self, strategy: Any, objective: Callable[[Tensor], Tensor], power: Callable[[Tensor], Tensor]) -> Tensors:
         """Return the mean over samples of a function of their gradients."""
@@ -119,7 +125,8 @@ class ElasticWeights(_FromSamples):
     quadratics is one quadratic, around the mean of the `w_e` weighted by the `F_e`, up to a constant, so it takes two
     numbers a weight however many experiences there were. Online (Schwarz et al. 2018): one anchor, the last weights,
     and importance `decay F_before + F`. The Fisher information takes targets from the model's own predictions
-    (Kunstner et al. 2019), sample by sample.
+    (Kunstner et al. 2019), sample by sample. Of a sequence it is that of one of its targets, in the mean, as the loss
+    is a mean over targets.
 
     Args:
         strength: lambda.
@@ -146,11 +153,28 @@ class ElasticWeights(_FromSamples):
             self.importance[name], self.anchor[name] = importance, before + step * (weights[name] - before)
 
 
-def _log_likelihood(logits: Tensor) -> Tensor:
-    """Log-likelihood of a target drawn from the prediction itself."""
-    log_probabilities = logits.log_softmax(1)
-    target = torch.multinomial(log_probabilities.detach().exp(), 1)
-    return log_probabilities.gather(1, target).sum()
+def _log_likelihood(outputs: Tensor) -> Tensor:
+    """Log-likelihood of targets drawn from the prediction itself, by the root of their number.
+
+    Targets are drawn independently of each other, so that the square of the sum's gradient is the sum of squares in the
+    mean: the root makes it the mean over targets. Squared error is the log-likelihood of a Gaussian of variance 1/2.
+
+    Args:
+        outputs: logits `[n, C]`, or values `[n]`.
+    """
+    if outputs.ndim == 1:
+        drawn = outputs.detach() + torch.randn_like(outputs) / math.sqrt(2)
+        total = -(outputs - drawn).square().sum()
+    else:
+        log_probabilities = outputs.log_softmax(1)
+        target = torch.multinomial(log_probabilities.detach().exp(), 1)
+        total = log_probabilities.gather(1, target).sum()
+    return total / math.sqrt(len(outputs))
+
+
+def _squared_length(outputs: Tensor) -> Tensor:
+    """Mean over targets of the output's squared length; logits of other tasks' classes are minus infinity."""
+    return outputs[outputs.isfinite()].square().sum() / len(outputs)
 
 
 class MemoryAwareSynapses(_FromSamples):
@@ -161,7 +185,7 @@ class MemoryAwareSynapses(_FromSamples):
 
     def consolidate(self, strategy: Any, weights: Tensors) -> None:
         """Add the importance of the experience."""
-        found = self.mean(strategy, lambda logits: logits[logits.isfinite()].square().sum(), torch.abs)
+        found = self.mean(strategy, _squared_length, torch.abs)
         self.importance = {name: part + self.importance.get(name, 0) for name, part in found.items()}
         self.anchor = weights
 

@@ -9,6 +9,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.nn import functional
 
+from cl_ovq.learning.criteria import has_target, sample_losses
 from cl_ovq.learning.passes import append_rows, evaluating, gradient, logits_of, trained
 from cl_ovq.learning.replay import Memory, MemoryBatch
 
@@ -40,9 +41,9 @@ class Rehearsal(SupervisedTemplate):
         """Return the loss of a step.
 
         Args:
-            new: logits of the new samples `[B, C]`.
-            targets: their targets `[B]`.
-            old: logits of the past samples `[M, C]`.
+            new: outputs of the new samples: logits `[B, C]`; of sequences `[B, T, C]`, or values `[B, T]`.
+            targets: their targets `[B]` or `[B, T]`.
+            old: outputs of the past samples, M in the place of B.
             replayed: the past samples.
         """
         raise NotImplementedError
@@ -71,12 +72,12 @@ class Rehearsal(SupervisedTemplate):
 class DarkExperienceReplay(Rehearsal):
     """DER and DER++ (Buzzega et al. 2020): past samples must keep the logits that they had.
 
-    Loss: cross-entropy of new samples + `alpha` times the mean squared distance of past samples' logits
-    + `beta` times their cross-entropy (DER++). Logits are those at the end of the experience that a sample came in,
-    as in Avalanche; the paper's are those of the step in which it entered the memory.
+    Loss: that of new samples + `alpha` times the mean squared distance of past samples' outputs where they have targets
+    + `beta` times their loss (DER++). Outputs, logits or values, are those at the end of the experience that a sample
+    came in, as in Avalanche; the paper's are those of the step in which it entered the memory.
 
     Args:
-        classes: outputs of the model.
+        outputs: shape of the model's output for one sample.
         alpha: weight of the logits.
         beta: weight of the targets; 0 for DER.
         common: see `Rehearsal`.
@@ -84,19 +85,21 @@ class DarkExperienceReplay(Rehearsal):
 
     STATE = ("logits",)
 
-    def __init__(self, *, classes: int, alpha: float, beta: float, **common: Any) -> None:
+    def __init__(self, *, outputs: tuple[int, ...], alpha: float, beta: float, **common: Any) -> None:
         super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
-        self.logits = torch.empty(0, classes)
+        self.logits = torch.empty(0, *outputs)
 
     def objective(self, new: Tensor, targets: Tensor, old: Tensor, replayed: MemoryBatch) -> Tensor:
         """Return the loss of a step."""
         kept = self.logits[replayed.positions].to(old.device)
-        shown = kept.isfinite()  # where tasks are told apart, logits of other tasks' classes are minus infinity
-        loss = functional.cross_entropy(new, targets)
+        asked = has_target(replayed.y)
+        # Where tasks are told apart, logits of other tasks' classes are minus infinity.
+        shown = kept.isfinite() & (asked if asked.ndim == kept.ndim else asked[..., None])
+        loss = self._criterion(new, targets)
         loss = loss + self.alpha * functional.mse_loss(old[shown], kept[shown])
-        return loss + self.beta * functional.cross_entropy(old, replayed.y) if self.beta else loss
+        return loss + self.beta * self._criterion(old, replayed.y) if self.beta else loss
 
     @torch.no_grad()
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -145,13 +148,11 @@ class MaximallyInterfered(Rehearsal):
         rate = self.optimizer.param_groups[0]["lr"]
         with evaluating(self.model):
             logits = logits_of(self.model, self.mb_x, self.mb_task_id)
-            step = gradient(self.model, functional.cross_entropy(logits, self.mb_y))
+            step = gradient(self.model, self._criterion(logits, self.mb_y))
             with torch.no_grad():
                 moved = {name: weight - rate * step[name] for name, weight in trained(self.model).items()}
                 before, after = (
-                    functional.cross_entropy(
-                        logits_of(self.model, asked.x, asked.tasks, weights), asked.y, reduction="none"
-                    )
+                    sample_losses(logits_of(self.model, asked.x, asked.tasks, weights), asked.y)
                     for weights in (None, moved)
                 )
         harmed = (after - before).topk(min(self.memory_batch_size, len(asked.y))).indices.cpu()
@@ -159,4 +160,4 @@ class MaximallyInterfered(Rehearsal):
 
     def objective(self, new: Tensor, targets: Tensor, old: Tensor, replayed: MemoryBatch) -> Tensor:
         """Return the mean over all samples of the step, as replay does."""
-        return functional.cross_entropy(torch.cat([new, old]), torch.cat([targets, replayed.y]))
+        return self._criterion(torch.cat([new, old]), torch.cat([targets, replayed.y]))

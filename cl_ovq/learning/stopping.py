@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch.nn import functional
 
+from cl_ovq.learning.criteria import count_targets, target_losses
 from cl_ovq.learning.passes import Tensors, evaluating, logits_of, trained
 from cl_ovq.learning.replay import tasks_of
 from streams import Stream, rows_of
@@ -60,14 +60,15 @@ class EarlyStopping(SupervisedPlugin):
 
     @torch.no_grad()
     def validation_loss(self, strategy: Any) -> float:
-        """Return the mean loss on the experience's validation samples."""
+        """Return the mean loss of the targets of the experience's validation samples."""
         validation = list(self.stream.benchmark.streams["validation"])
         dataset = validation[strategy.experience.current_experience].dataset
-        total, rows, tasks = 0.0, rows_of(dataset), tasks_of(dataset)
+        total, count, rows, tasks = 0.0, 0, rows_of(dataset), tasks_of(dataset)
         with evaluating(strategy.model):
             for part in torch.arange(len(rows)).split(_BATCH):
                 x = self.stream.samples.gather(rows[part]).to(strategy.device)
                 y = self.stream.samples.targets[rows[part]].to(strategy.device)
-                logits = logits_of(strategy.model, x, tasks[part].to(strategy.device))
-                total += float(functional.cross_entropy(logits, y, reduction="sum"))
-        return total / max(1, len(rows))
+                outputs = logits_of(strategy.model, x, tasks[part].to(strategy.device))
+                total += float(target_losses(outputs, y).sum())
+                count += count_targets(y)
+        return total / max(1, count)

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from cl_ovq.config.schema import StrategyConfig
-from cl_ovq.errors import UserError
 from cl_ovq.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ STRATEGIES: Registry[StrategyBuilder] = Registry("strategy")
 # Strategies that keep past samples.
 BUFFERED = ("replay", "gem", "agem", "der", "derpp", "er_ace", "mir", "gdumb")
 
-# Strategies that know targets for every token. The others compare one class of a sample with its logits.
-OF_SEQUENCES = ("naive", "cumulative", "joint", "l2", "replay")
-
 # The penalty's weight where none is configured.
 STRENGTH = {"ewc": 100.0, "online_ewc": 100.0, "si": 1.0, "mas": 1.0, "l2": 0.01, "lwf": 1.0}
 
 # Strategies whose head is the method itself, in the place of the model's linear one.
 PROTOTYPES = ("slda", "ncm")
+
+# Strategies that tell classes of samples apart, which sequences do not have.
+OF_CLASSES = ("er_ace", "gdumb", *PROTOTYPES)
 
 
 @STRATEGIES.enter("naive", "fine-tuning on each experience in turn: the lower bound")
@@ -66,8 +66,6 @@ def _joint(config: StrategyConfig, plugins: Plugins, common: Common, stream: Str
 def _early_stopping(config: StrategyConfig, plugins: Plugins, common: Common, stream: Stream) -> SupervisedTemplate:
     from cl_ovq.learning.stopping import EarlyStopping
 
-    if "validation" not in stream.benchmark.streams:
-        raise UserError("strategy.name: early_stopping needs a validation stream: stream.validation_fraction is 0")
     return _naive(config, [EarlyStopping(stream, config.patience), *plugins], common, stream)
 
 
@@ -115,9 +113,7 @@ def _mas(config: StrategyConfig, plugins: Plugins, common: Common, stream: Strea
 def _lwf(config: StrategyConfig, plugins: Plugins, common: Common, stream: Stream) -> SupervisedTemplate:
     from cl_ovq.learning.distillation import LearningWithoutForgetting
 
-    teacher = LearningWithoutForgetting(
-        _strength(config), config.temperature, task_incremental=stream.scenario == "task_incremental"
-    )
+    teacher = LearningWithoutForgetting(_strength(config), config.temperature, stream)
     return _naive(config, [teacher, *plugins], common, stream)
 
 
@@ -212,9 +208,10 @@ def _dark(
 ) -> SupervisedTemplate:
     from cl_ovq.learning.rehearsal import DarkExperienceReplay
 
-    options = {"classes": stream.n_classes, "alpha": config.alpha, "beta": beta}
-    logits = 4 * stream.n_classes  # bytes
-    return _rehearsal(DarkExperienceReplay, config, plugins, common, stream, extra=logits, **options)
+    outputs = stream.samples.targets.shape[1:] + (() if stream.kind == "values" else (stream.n_classes,))
+    options = {"outputs": tuple(outputs), "alpha": config.alpha, "beta": beta}
+    extra = 4 * math.prod(outputs)  # bytes
+    return _rehearsal(DarkExperienceReplay, config, plugins, common, stream, extra=extra, **options)
 
 
 def _rehearsal(

@@ -3,7 +3,7 @@
     title: Replay against nothing
     seeds: 5                                    # reported, on the test stream
     set: {threads: 1}                           # for all rows
-    tuning: {seeds: [100], metric: accuracy, grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
+    tuning: {seeds: [100], grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
     refit: {model: MLP, strategy: cumulative}   # rows whose forgetting is the floor
     reference: {strategy: joint}                # rows that intransigence is measured against
     grids:                                      # every combination of the axes of each grid is a row
@@ -32,8 +32,9 @@ from cl_ovq.config import ExperimentConfig, load_config
 from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
 from cl_ovq.config.load import STUDIES, experiment_folders
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.evaluation.metrics import METRICS
-from cl_ovq.protocols import PROTOCOLS, check_protocol
+from cl_ovq.learning import quantity_of
+from cl_ovq.protocols import PROTOCOLS, check_protocol, check_validation
+from cl_ovq.quantities import METRICS, is_foreign
 
 RESERVED = ("experiment", "tune")
 
@@ -46,12 +47,13 @@ class Tuning:
         protocol: see `cl_ovq.protocols`.
         experiences: that tuning runs see (`first_k_experiences`); None for all.
         seeds: of the tuning runs; those that are reported are refused.
-        metric: of the results matrix on the validation stream, at the end of the stream; the larger the better.
+        metric: of the results matrix on the validation stream, at the end of the stream; the quantity of each row's
+            stream if None.
         grid: values to choose from, by key; every combination is tried.
     """
 
     seeds: list[int] = field(default_factory=lambda: [100])
-    metric: str = "accuracy"
+    metric: str | None = None
     protocol: str = "end_of_stream"
     experiences: int | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
@@ -204,6 +206,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
             raise UserError(f"{path}: two rows are named '{row.name}'")
         for point in row.points:
             row.check(point)
+        _check_tuning(row, tuning)
     refit, reference = (as_mapping(tree.get(key) or {}, key) for key in ("refit", "reference"))
     for key, labels in (("refit", refit), ("reference", reference)):
         if labels and not any(labels.items() <= row.labels.items() for row in rows):
@@ -220,7 +223,7 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
     tuning = Tuning(**tree)
     if not isinstance(tuning.seeds, list):
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
-    if tuning.metric not in METRICS:
+    if tuning.metric is not None and tuning.metric not in METRICS:
         raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
     if tuning.protocol not in PROTOCOLS:
         raise unknown("protocol at tuning.protocol", str(tuning.protocol), PROTOCOLS)
@@ -229,6 +232,23 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
     )
     _check_grid(tuning.grid, "tuning.grid")
     return tuning
+
+
+def _check_tuning(row: Row, tuning: Tuning) -> None:
+    """Refuse to tune a row by what its stream does not measure, or does not have the data for."""
+    if len(row.points) < 2:
+        return
+    stream = row.config(row.points[0], 0, "test").stream
+    own = quantity_of(stream.name)
+    if tuning.metric is not None and is_foreign(tuning.metric, own):
+        raise UserError(
+            f"row '{row.name}': tuning.metric: '{stream.name}' has no {tuning.metric}: leave it out, and every row is "
+            f"tuned by its stream's own ({own})"
+        )
+    try:
+        check_validation(stream.options)
+    except UserError as error:
+        raise UserError(f"row '{row.name}': {error}") from error
 
 
 def _check_grid(grid: Any, name: str) -> None:

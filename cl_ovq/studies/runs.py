@@ -17,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
+from cl_ovq.learning import quantity_of
 from cl_ovq.protocols import STREAM
+from cl_ovq.quantities import METRICS
 from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
@@ -187,17 +189,22 @@ class _Tasks:
     def _score(self, index: int, point: int) -> float | None:
         """Mean metric of a point of the grid over the tuning seeds; None where a run failed or it is undefined."""
         tasks = [task for task in self._tuning(index) if task.point == point]
-        values = [
-            self.results[task].metrics.get(self.study.tuning.metric) if task in self.results else None for task in tasks
-        ]
+        metric = self._metric(index)
+        values = [self.results[task].metrics.get(metric) if task in self.results else None for task in tasks]
         numbers = [value for value in values if value is not None]
         return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+    def _metric(self, index: int) -> str:
+        """The metric by which a row is tuned."""
+        row = self.study.rows[index]
+        return self.study.tuning.metric or quantity_of(row.config(row.points[0], 0, "test").stream.name)
 
     def _choose(self, index: int) -> None:
         scores = {point: self._score(index, point) for point in range(len(self.study.rows[index].points))}
         valid = {point: score for point, score in scores.items() if score is not None}
         if valid:
-            self.chosen[index] = max(valid, key=lambda point: valid[point])
+            sign = METRICS[self._metric(index)]
+            self.chosen[index] = max(valid, key=lambda point: sign * valid[point])
 
     def _row_directory(self, index: int) -> Path:
         return self.directory / re.sub(r"[^\w.-]+", "-", self.study.rows[index].name).strip("-").lower()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from cl_ovq.evaluation.metrics import intransigence
+from cl_ovq.quantities import title
 from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
@@ -97,12 +98,17 @@ class StudyResult:
         return None if found is row else found
 
     @property
+    def quantities(self) -> list[str]:
+        """What the rows' streams measure, each once."""
+        return list(dict.fromkeys(run.quantity for row in self.rows for run in row.runs))
+
+    @property
     def metrics(self) -> dict[str, str]:
         """The columns: heading by metric."""
-        names = {"accuracy": "average accuracy", "forgetting": "forgetting"}
+        names = {name: title(name) for name in (*self.quantities, "forgetting")}
         if self.study.refit:
             names["forgetting_beyond_refit"] = "beyond refit"
-        names["learning_accuracy"] = "learning accuracy"
+        names |= {f"learning_{quantity}": title(f"learning_{quantity}") for quantity in self.quantities}
         if self.study.reference:
             names["intransigence"] = "intransigence"
         return names
@@ -183,12 +189,13 @@ class StudyResult:
         return table
 
     def to_figure(self) -> Figure:
-        """Draw average accuracy and forgetting of every row, with confidence intervals."""
+        """Draw averages and forgetting of every row, with confidence intervals."""
         from matplotlib.figure import Figure
 
         rows = self.rows[::-1]
-        figure = Figure(figsize=(9.6, 1.2 + 0.26 * len(rows)), layout="constrained")
-        for axes, name in zip(figure.subplots(1, 2, sharey=True), ("accuracy", "forgetting"), strict=True):
+        names = (*self.quantities, "forgetting")
+        figure = Figure(figsize=(3.2 + 3.2 * len(names), 1.2 + 0.26 * len(rows)), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
             for y, row in enumerate(rows):
                 found = self.metric(row, name)
                 if found is not None:

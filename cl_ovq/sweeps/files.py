@@ -6,7 +6,8 @@
     space:
       optimizer.learning_rate: {loguniform: [1e-4, 1e-2]}
       dictionary.capacity: {choice: [64, 256]}
-    objectives: {accuracy: max}                    # of the results matrix on the validation stream, and memory_bytes
+    objectives: {accuracy: max}                    # of the results matrix on the validation stream, and memory_bytes;
+                                                   # if left out, the stream's own: accuracy, or a loss, to be least
     search: {name: random, trials: 16}
     scheduler: {name: asha}
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from cl_ovq.config.check import check_values
 from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
 from cl_ovq.config.load import read_experiment
 from cl_ovq.errors import UserError, nearest, unknown
-from cl_ovq.evaluation.metrics import METRICS
-from cl_ovq.protocols import STREAM, check_protocol, check_stream
+from cl_ovq.learning import quantity_of
+from cl_ovq.protocols import STREAM, check_protocol, check_stream, check_validation
+from cl_ovq.quantities import METRICS, QUANTITIES, is_foreign
 from cl_ovq.sweeps.schema import (
     MODES,
     SECTIONS,
@@ -214,12 +216,15 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         settings=as_mapping(tree.get("set") or {}, "set"),
         space=space,
         compare=_compared(tree.get("compare") or [], space),
-        objectives=_objectives(as_mapping(tree.get("objectives") or {"accuracy": "max"}, "objectives")),
+        objectives=_objectives(as_mapping(tree.get("objectives") or {}, "objectives")),
         reuse=reuse,
         **sections,
     )
     _check(sweep)
-    return sweep
+    if sweep.objectives:
+        return sweep
+    quantity = quantity_of(sweep.config(next(space.samples()), 0).stream.name)
+    return replace(sweep, objectives={quantity: "max" if QUANTITIES[quantity] > 0 else "min"})
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -353,5 +358,7 @@ def _check_points(sweep: Sweep) -> None:
         except UserError as error:
             varied = ", ".join(f"{key}={value}" for key, value in point.items())
             raise UserError(f"trial with {varied}: {error}") from error
-        if getattr(config.stream.options, "validation_fraction", 1) == 0:
-            raise UserError("stream.validation_fraction: 0 leaves no validation data to choose hyper-parameters on")
+        for metric in sweep.objectives:
+            if is_foreign(metric, own := quantity_of(config.stream.name)):
+                raise UserError(f"objectives.{metric}: '{config.stream.name}' has no {metric}: its own is {own}")
+        check_validation(config.stream.options)

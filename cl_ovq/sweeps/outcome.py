@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from cl_ovq.config import to_dict
+from cl_ovq.quantities import QUANTITIES
 from cl_ovq.results import write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.sweeps.files import Sweep, to_overrides
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE_NAME = "sweep_results.json"
-SHOWN = ("accuracy", "forgetting")
 
 
 @dataclass
@@ -195,7 +195,8 @@ class Outcome:
         for name in ("", f"validation, seeds {', '.join(map(str, self.sweep.selection.seeds))}", "test, fresh seeds"):
             scores.add_column(name, justify="right" if name else "left")
         tested = self.test_metrics()
-        for metric in dict.fromkeys((*self.sweep.objectives, *SHOWN)):
+        measured = [quantity for quantity in QUANTITIES if quantity in chosen.runs[0]["metrics"]]
+        for metric in dict.fromkeys((*self.sweep.objectives, *measured, "forgetting")):
             values = [run["metrics"].get(metric) for run in chosen.runs]
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if known and len(known) == len(values) else None

@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cl_ovq.quantities import BETTER, matrix_label, title
+
 if TYPE_CHECKING:
     from cl_ovq.results import Result
-
-NAMES = {
-    "accuracy": "average accuracy",
-    "forgetting": "forgetting",
-    "backward_transfer": "backward transfer",
-    "forward_transfer": "forward transfer",
-    "forward_transfer_task_masked": "forward transfer, task-masked",
-    "learning_accuracy": "learning accuracy",
-}
 
 
 def run_note(result: Result) -> str:
@@ -25,8 +18,9 @@ def run_note(result: Result) -> str:
     matrix = [[moment, *map(_number, row)] for moment, row in zip(moments, result.matrix, strict=True)]
     facts = result.provenance
     lines = [
-        _table(["metric", "value"], [[name, _number(result.metrics.get(key))] for key, name in NAMES.items()]),
-        "Accuracy on each test experience (columns), before training and after each experience:",
+        _table(["metric", "value"], [[title(name), _number(value)] for name, value in result.metrics.items()]),
+        f"{matrix_label(result.quantity).capitalize()} on each test experience (columns), before training and after "
+        "each experience:",
         _table(["", *map(str, columns)], matrix),
         _dictionary(result.dictionary),
         f"{facts['wall_seconds']:.1f} s, {facts['train_steps']} training steps, "
@@ -37,25 +31,21 @@ def run_note(result: Result) -> str:
 
 
 def seeds_note(metrics: Mapping[str, Any], runs: Sequence[Result]) -> str:
-    """Return the aggregates over seeds, and each seed's own accuracy and forgetting.
+    """Return the aggregates over seeds, and each seed's own average and forgetting.
 
     Args:
         metrics: `cl_ovq.seeds.Aggregate` by the name of the metric.
         runs: of the seeds.
     """
-    rows = [
-        [NAMES.get(name, name), *(_number(x) for x in (found.mean, found.standard_deviation, found.interval))]
-        for name, found in metrics.items()
-    ]
-    seeds = [
-        [str(run.provenance["seed"]), _number(run.metrics["accuracy"]), _number(run.metrics["forgetting"])]
-        for run in runs
-    ]
+    spreads = {name: (found.mean, found.standard_deviation, found.interval) for name, found in metrics.items()}
+    rows = [[title(name) if name in BETTER else name, *map(_number, found)] for name, found in spreads.items()]
+    shown = (runs[0].quantity, "forgetting")
+    seeds = [[str(run.provenance["seed"]), *(_number(run.metrics[name]) for name in shown)] for run in runs]
     return "\n\n".join(
         [
             f"{len(runs)} seeds of one configuration; each is a child run.",
             _table(["metric", "mean", "standard deviation", "95 % interval, +-"], rows),
-            _table(["seed", "average accuracy", "forgetting"], seeds),
+            _table(["seed", *map(title, shown)], seeds),
         ]
     )
 

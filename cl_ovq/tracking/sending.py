@@ -149,7 +149,9 @@ class Sending:
         assert self.client is not None
         if self.state.run_id is not None:
             return
-        experiment = self._experiment(record["experiment"], record["artifact_location"])
+        experiment = self._experiment(
+            record["experiment"], record["artifact_location"], record["tags"].get("quantity", "accuracy")
+        )
         run_id = self._find(experiment, self.state.key) if self.state.attempted else None
         if run_id is None:
             self.state.attempted = True
@@ -162,7 +164,7 @@ class Sending:
         self.state.run_id, self.state.experiment_id = run_id, experiment
         _note_run_id(self.reader.path.parent, run_id)
 
-    def _experiment(self, name: str, artifact_location: str | None) -> str:
+    def _experiment(self, name: str, artifact_location: str | None, quantity: str) -> str:
         from cl_ovq.tracking.view import view_tags
 
         assert self.client is not None
@@ -171,7 +173,7 @@ class Sending:
             if found is not None:
                 return found.experiment_id
             experiment = self.client.create_experiment(name, artifact_location=artifact_location)
-            for tag, value in view_tags().items():
+            for tag, value in view_tags(quantity).items():
                 self.client.set_experiment_tag(experiment, tag, value)
             return experiment
 

@@ -43,13 +43,16 @@ SCATTERS = (("dictionary/bytes", "forgetting"), ("wall_seconds", "accuracy"), ("
 TAGS = ("mixer", "scope", "strategy", "seed", "sweep")
 
 
-def view_tags() -> dict[str, str]:
-    """Return the tags of an experiment that hold its view, and say that its runs train models."""
+def view_tags(quantity: str = "accuracy") -> dict[str, str]:
+    """Return the tags of an experiment that hold its view, and say that its runs train models.
+
+    Args:
+        quantity: of its streams, shown where the names above say accuracy.
+    """
     now = int(time.time() * 1000)
-    packed = (
-        "deflate;" + base64.b64encode(zlib.compress(json.dumps(_state(), separators=(",", ":")).encode(), 9)).decode()
-    )
-    view = {"name": NAME, "createdAt": now, "updatedAt": now, "state": packed}
+    packed = zlib.compress(json.dumps(_state(quantity), separators=(",", ":")).encode(), 9)
+    state = "deflate;" + base64.b64encode(packed).decode()
+    view = {"name": NAME, "createdAt": now, "updatedAt": now, "state": state}
     return {
         f"mlflow.sharedViewState.{SHARE_KEY}": json.dumps(view),
         "mlflow.experimentKind": "custom_model_development",
@@ -67,8 +70,12 @@ def comparison_address(root: str, experiment_ids: Sequence[str], run_ids: Sequen
     return f"{root}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
-def _state() -> Mapping[str, Any]:
+def _state(quantity: str) -> Mapping[str, Any]:
     """Return the view as the page keeps it."""
+
+    def own(names: Sequence[str]) -> list[str]:
+        return [quantity if name == "accuracy" else name for name in names]
+
     charts: list[dict[str, Any]] = []
     sections: list[dict[str, Any]] = []
 
@@ -80,10 +87,10 @@ def _state() -> Mapping[str, Any]:
             charts.append({**common, **card})
 
     for title, names in CURVES.items():
-        section(title, [_curve(name) for name in names])
-    section("All runs", [_parallel(), *(_scatter(x, y) for x, y in SCATTERS)])
-    section("Last values", [{"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in COMPARED])
-    columns = [f"metrics.`{name}`" for name in COMPARED] + [f"tags.`{name}`" for name in TAGS]
+        section(title, [_curve(name) for name in own(names)])
+    section("All runs", [_parallel(own(PARALLEL)), *(_scatter(*own(axes)) for axes in SCATTERS)])
+    section("Last values", [{"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in own(COMPARED)])
+    columns = [f"metrics.`{name}`" for name in own(COMPARED)] + [f"tags.`{name}`" for name in TAGS]
     return {
         "selectedColumns": columns,
         "compareRunCharts": charts,
@@ -110,8 +117,8 @@ def _curve(name: str) -> dict[str, Any]:
     }
 
 
-def _parallel() -> dict[str, Any]:
-    return {"type": "PARALLEL", "selectedParams": [], "selectedMetrics": list(PARALLEL), "runsCountToCompare": 20}
+def _parallel(names: list[str]) -> dict[str, Any]:
+    return {"type": "PARALLEL", "selectedParams": [], "selectedMetrics": names, "runsCountToCompare": 20}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:

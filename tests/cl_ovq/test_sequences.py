@@ -3,15 +3,21 @@
 import io
 import json
 import math
+import re
 
 import pytest
 import torch
 from rich.console import Console
 
+from cl_ovq.checking import check_config
 from cl_ovq.config import load_config
-from cl_ovq.evaluation.lengths import evaluate_lengths, lengths_figure
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation.lengths import as_data, evaluate_capacities, evaluate_lengths, lengths_figure
 from cl_ovq.experiment import load_stream, run_experiment
 from cl_ovq.models.saving import load_model
+from cl_ovq.report import capacities_table, matrix_table, summary_table
+from cl_ovq.results import undefined_metrics
+from cl_ovq.tracking.notes import run_note
 from streams import IGNORED, rows_of
 
 TINY = """# Two experiences of sequences and a model of a few thousand weights.
@@ -107,8 +113,24 @@ def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkey
     quantity = {None: "accuracy", TEXT: "bits_per_byte", REGRESSION: "squared_error"}[stream]
     assert result.quantity == quantity
     assert result.matrix[-1] == pytest.approx(expected, rel=1e-4)
-    assert result.metrics["accuracy"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    sign = 1 if stream is None else -1
+    assert result.metrics[quantity] == pytest.approx(sign * sum(expected) / 2, rel=1e-4)
+    assert result.metrics[f"learning_{quantity}"] == pytest.approx(
+        sign * (result.matrix[1][0] + result.matrix[2][1]) / 2
+    )
+    assert result.metrics["forgetting"] == pytest.approx(result.matrix[1][0] - result.matrix[2][0])
     assert (result.matrix[-1][0] < 0) == (stream is not None)
+    assert ("accuracy" in result.metrics) == (stream is None)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(matrix_table(result), summary_table([result]))
+    value = f"{result.metrics[quantity]:.3f}"
+    name = quantity.replace("_", " ")
+    assert re.search(rf"average {name} +│ +{value} ", console.file.getvalue())
+    assert f": {'' if stream is None else 'minus '}{name} on test" in console.file.getvalue()
+    note = run_note(result)
+    assert f"| average {name} | {value} |" in note
+    assert f"{'Accuracy' if stream is None else f'Minus {name}'} on each test experience" in note
+    assert undefined_metrics(result) == ([] if stream is None else ["accuracy"])
 
 
 @pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
@@ -143,8 +165,6 @@ def test_lengths_in_pieces_are_the_whole(path, stream, tmp_path, monkeypatch):
 
 
 def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path, tmp_path):
-    from cl_ovq.errors import UserError
-
     for overrides, line in (
         (["evaluation.lengths=[17]"], "evaluation.lengths: 17: length=17: must be even"),
         (["evaluation.lengths=[4]"], "evaluation.lengths: 4: length=4: 2 bindings and 2 questions need"),
@@ -155,6 +175,97 @@ def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path,
     with pytest.raises(UserError, match="'split_digits' has no sequences of other lengths"):
         load_stream(config)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("stream", [None, REGRESSION], ids=["recall", "regression"])
+def test_another_capacity_is_that_of_a_model_built_with_it(path, stream, tmp_path):
+    from cl_ovq.models import build_model
+
+    file, device = path if stream is None else swap(path, tmp_path, stream), torch.device("cpu")
+    config = load_config(file)
+    data = load_stream(config)
+    torch.manual_seed(0)
+    model = build_model(config, data).eval()
+    records = evaluate_capacities(model, data, [2, 8, 32], [16, 64], 300, device)
+    assert [(record["capacity"], record["tokens"]) for record in records] == [
+        (capacity, tokens) for capacity in (2, 8, 32) for tokens in (16, 64)
+    ]
+    for record in records:
+        other = build_model(load_config(file, [f"dictionary.capacity={record['capacity']}"]), data).eval()
+        other.load_state_dict(model.state_dict())
+        (expected,) = evaluate_lengths(other, data, [record["tokens"]], 300, device)
+        assert record == {"capacity": record["capacity"]} | as_data([expected])[0]
+        assert record["state_bytes"] == other.state_bytes(record["tokens"])
+    sizes = [record["state_bytes"] for record in records if record["tokens"] == 64]
+    assert sizes == sorted(set(sizes))
+    assert as_data(evaluate_lengths(model, data, [64], 300, device))[0] == {
+        name: value for name, value in records[3].items() if name != "capacity"
+    }  # the model has its own capacity again
+
+
+def test_capacities_are_in_the_result_at_the_trained_length(run):
+    _, result = run("evaluation.capacities=[4,8]", "evaluation.length_tokens=100")
+    assert [(record["capacity"], record["tokens"]) for record in result.capacities] == [(4, 16), (8, 16)]
+    assert result.lengths == []
+    assert json.loads(result.to_json())["capacities"] == result.capacities
+    console = Console(file=io.StringIO(), width=100)
+    console.print(capacities_table(result))
+    for record in result.capacities:
+        line = rf"│ {record['capacity']} +│ +{record['value']:.3f} │ +{record['state_bytes']} │"
+        assert re.search(line, console.file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model.pattern=[softmax,linear]"], "evaluation.capacities: no layer has a dictionary, but softmax, linear"),
+        (["dictionary.scope=stream"], "with dictionary.scope=stream a dictionary was written with the capacity"),
+        (["evaluation.capacities=[4,0]"], r"evaluation.capacities\[1\]: 0 is too small: it must be at least 1"),
+        (["evaluation.capacities=[4,x]"], r"evaluation.capacities\[1\]: 'x' is not a whole number"),
+        (["evaluation.lengths=[0]"], r"evaluation.lengths\[0\]: 0 is too small"),
+    ],
+)
+def test_capacities_that_cannot_be_are_a_mistake_before_training(path, tmp_path, overrides, line):
+    overrides = ["evaluation.capacities=[4]", *overrides, f"output_dir={tmp_path / 'x'}"]
+    with pytest.raises(UserError, match=line):
+        run_experiment(load_config(path, overrides), Console(quiet=True))
+    with pytest.raises(UserError, match=r"evaluation\.capacities: 'split_digits' has images"):
+        check_config(load_config("quickstart", ["evaluation.capacities=[4]", "dictionary.scope=sequence"]))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
+def test_a_run_may_end_after_its_first_experiences(path, stream, tmp_path):
+    file = path if stream is None else swap(path, tmp_path, stream)
+    whole, part = (
+        run_experiment(load_config(file, [*more, f"output_dir={tmp_path / name}"]), Console(quiet=True))
+        for name, more in (("whole", []), ("part", ["evaluation.stop_after=1"]))
+    )
+    # To evaluate fewer experiences draws fewer random numbers, so training goes in another order: row 0 alone is alike.
+    assert [len(row) for row in part.matrix] == [1, 1]
+    assert part.matrix[0] == whole.matrix[0][:1]
+    assert part.matrix[1][0] is not None
+    assert part.matrices.keys() == whole.matrices.keys()
+    assert len(part.matrices.get("loss", part.matrix)) == 2
+    sign = 1 if stream is None else -1
+    assert part.metrics[part.quantity] == sign * part.matrix[1][0]
+    assert part.metrics["forgetting"] is part.metrics["forward_transfer"] is None
+    assert part.provenance["train_steps"] * 2 == whole.provenance["train_steps"]
+
+
+@pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
+def test_validation_data_is_asked_for_only_where_it_is_needed(path, stream, tmp_path):
+    file = path if stream is None else swap(path, tmp_path, stream)
+    without = ["stream.validation=0", f"output_dir={tmp_path / 'x'}"]
+    for override, line in (
+        ("evaluation.stream=validation", "has no stream 'validation' with these options: known: train, test"),
+        ("strategy.name=early_stopping", "early_stopping needs a validation stream: stream.validation is 0"),
+    ):
+        with pytest.raises(UserError, match=line):
+            run_experiment(load_config(file, [override, *without]), Console(quiet=True))
+    assert not (tmp_path / "x").exists()
+    result = run_experiment(load_config(file, without), Console(quiet=True))
+    assert result.provenance["data"]["sizes"]["validation"] == 0
 
 
 def test_a_linear_time_mixer_reads_65536_tokens(path):

@@ -95,6 +95,25 @@ def test_intransigence_is_against_the_run_that_sees_all_data():
     assert "intransigence" not in compare([naive, other]).means
 
 
+def test_less_of_a_loss_is_better():
+    groups = [group("a", {0: 1.0, 1: 1.2, 2: 1.1}), group("b", {0: 0.5, 1: 0.7, 2: 0.61})]
+    for run in (run for each in groups for run in each.runs.values()):
+        run.quantity = "bits_per_byte"
+        run.metrics = {"bits_per_byte": run.metrics["accuracy"], "forgetting": None}
+        run.matrix = [[None if value is None else -value for value in row] for row in run.matrix]
+    compared = compare(groups)
+    found = compared.of("bits_per_byte", 1)
+    assert found.difference < 0
+    assert found.verdict == "better"
+    assert "accuracy" not in compared.means
+    figures = all_figures(compared.groups)
+    assert "Bits per byte over experiences" in figures
+    (axes,) = figures["Bits per byte over experiences"].axes
+    thick = [line for line in axes.lines if line.get_label() == "b"]
+    assert thick[0].get_ydata() == pytest.approx([np.mean([0.5, 0.7, 0.61])] * 2)
+    assert figures["Results matrices"].axes[-1].get_ylabel() == "minus bits per byte"
+
+
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
     """Real runs of three seeds each: with replay, and without."""

@@ -202,7 +202,8 @@ def _valid(field, hint):
         options.append(NAMES)
     if list in kinds:
         of_names = any(typing.get_args(part) == (str,) for part in (hint, *typing.get_args(hint)))
-        options.append(st.lists(NAMES, max_size=3) if of_names else st.permutations(range(10)))
+        numbers = st.permutations(range(10)) if low is None else st.lists(st.integers(low, 2**40), max_size=3)
+        options.append(st.lists(NAMES, max_size=3) if of_names else numbers)
     if type(None) in kinds:
         options.append(st.none())
     return st.one_of(options)

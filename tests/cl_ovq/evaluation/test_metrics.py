@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cl_ovq.evaluation import metrics
+from cl_ovq.learning import OBJECTIVES
+from cl_ovq.quantities import BETTER, is_foreign
 
 
 @st.composite
@@ -102,7 +104,14 @@ def test_one_experience():
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 3), (4, 2), (1, 0), (0, 0), (2, 1, 1)])
 def test_other_shapes_are_refused(shape):
-    for metric in metrics.METRICS.values():
+    for metric in (
+        metrics.average,
+        metrics.forgetting,
+        metrics.backward_transfer,
+        metrics.forward_transfer,
+        metrics.learning_average,
+        metrics.average_incremental,
+    ):
         with pytest.raises(ValueError, match=r"T \+ 1 rows"):
             metric(np.zeros(shape))
 
@@ -111,8 +120,8 @@ def test_other_shapes_are_refused(shape):
 def test_curves_and_intransigence_are_the_definitions(matrix, reference):
     t = len(matrix) - 1
     seen = [sum(matrix[i][:i]) / i for i in range(1, t + 1)]
-    assert metrics.seen_accuracy(matrix) == pytest.approx(seen)
-    assert metrics.average_incremental_accuracy(matrix) == pytest.approx(sum(seen) / t)
+    assert metrics.seen_average(matrix) == pytest.approx(seen)
+    assert metrics.average_incremental(matrix) == pytest.approx(sum(seen) / t)
     assert metrics.all_task_accuracy(matrix) == pytest.approx([sum(row) / t for row in matrix[1:]])
     if reference.shape != matrix.shape:
         return
@@ -123,3 +132,33 @@ def test_curves_and_intransigence_are_the_definitions(matrix, reference):
     if t > 1:
         short = [reference[t][j - 1] - matrix[j][j - 1] for j in range(1, t + 1)]
         assert metrics.intransigence(matrix, joint) == pytest.approx(sum(short) / t, abs=1e-12)
+
+
+def test_a_loss_by_hand():
+    """Averages have the loss's own name and sign; differences are of the matrix, where its sign is turned."""
+    bits = np.array([[8.0, 8.2], [3.0, 5.0], [4.0, 2.5]])
+    assert metrics.all_metrics(-bits, "bits_per_byte") == {
+        "bits_per_byte": pytest.approx((4.0 + 2.5) / 2),
+        "forgetting": pytest.approx(4.0 - 3.0),  # it has risen by one bit since it was learned
+        "backward_transfer": pytest.approx(3.0 - 4.0),
+        "forward_transfer": pytest.approx(8.2 - 5.0),
+        "learning_bits_per_byte": pytest.approx((3.0 + 2.5) / 2),
+        "average_incremental_bits_per_byte": pytest.approx((3.0 + (4.0 + 2.5) / 2) / 2),
+    }
+
+
+def test_every_metric_says_which_way_is_better():
+    good = np.array([[0.0, 0.0], [1.0, 0.5], [1.0, 1.0]])  # learned, kept, and of use for the second
+    bad = np.array([[0.0, 0.0], [0.9, -0.5], [-1.0, -1.0]])
+    for objective in OBJECTIVES.values():
+        better, worse = (metrics.all_metrics(matrix, objective.quantity) for matrix in (good, bad))
+        assert all((better[name] - worse[name]) * BETTER[name] > 0 for name in better)
+        assert not any(is_foreign(name, objective.quantity) for name in better)
+    assert {metric for metric in BETTER if is_foreign(metric, "bits_per_byte")} == {
+        "accuracy",
+        "learning_accuracy",
+        "squared_error",
+        "learning_squared_error",
+        "average_incremental_accuracy",
+        "average_incremental_squared_error",
+    }

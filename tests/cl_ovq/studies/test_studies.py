@@ -114,6 +114,62 @@ def test_the_table_holds_mean_and_interval_over_seeds(done):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+SEQUENCES = """
+seeds: 1
+set: {threads: 1, tracking.enabled: false, model.name: sequence_model, model.width: 8, model.depth: 1, model.heads: 1,
+      model.mixer: linear, stream.train: 64, stream.validation: 8, stream.test: 8}
+tuning: {seeds: [7], grid: {optimizer.learning_rate: [1e-7, 3e-2]}}
+grids:
+- task:
+    recall: {experiment: RECALL}
+    regression: {experiment: REGRESSION}
+"""
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    """The file of a study of a stream with an accuracy and one with a loss."""
+    recall, regression = tmp_path / "recall.yaml", tmp_path / "regression.yaml"
+    recall.write_text("stream: {name: recall, experiences: 1, length: 16, pairs: 2}")
+    regression.write_text("stream: {name: regression, experiences: 1, examples: 3, questions: 2}")
+    path = tmp_path / "sequences.yaml"
+    path.write_text(SEQUENCES.replace("RECALL", str(recall)).replace("REGRESSION", str(regression)))
+    return path
+
+
+def test_every_row_is_tuned_by_the_quantity_of_its_own_stream(sequences, tmp_path):
+    result, _ = run(sequences, tmp_path / "runs")
+    recall, regression = result.rows
+    for row, better in ((recall, max), (regression, min)):
+        assert json.loads(better(row.scores, key=row.scores.get)) == row.chosen, row.labels
+        assert len(set(row.scores.values())) == 2 or row is recall  # too short to recall anything
+    assert list(result.metrics.values()) == [
+        "average accuracy",
+        "average squared error",
+        "forgetting",
+        "learning accuracy",
+        "learning squared error",
+    ]
+    head, _, *body = [line.split("|")[1:-1] for line in result.to_markdown().splitlines()]
+    assert [cell.strip() for cell in head[1:3]] == ["average accuracy", "average squared error"]
+    assert [[cell.strip() == "-" for cell in row[1:3]] for row in body] == [[False, True], [True, False]]
+    assert float(body[1][2]) == pytest.approx(regression.runs[0].metrics["squared_error"], abs=1e-3)
+    assert len(result.to_figure().axes) == 3
+
+
+def test_a_metric_that_a_row_does_not_have_cannot_tune_it(sequences):
+    sequences.write_text(sequences.read_text().replace("seeds: [7]", "metric: accuracy, seeds: [7]"))
+    with pytest.raises(
+        UserError, match=r"row 'regression': tuning\.metric: 'regression' has no accuracy: leave it out"
+    ):
+        load_study(str(sequences))
+
+
+def test_a_row_without_validation_data_cannot_be_tuned(sequences):
+    with pytest.raises(UserError, match=r"row 'recall': stream\.validation: 0 leaves no validation data"):
+        load_study(str(sequences), ["stream.validation=0"])
+
+
 def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
     _, folder = done
     before = results(folder)

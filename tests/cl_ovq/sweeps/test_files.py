@@ -51,6 +51,26 @@ def test_overrides_reach_the_sweep_the_space_and_the_experiment(sweep_file):
     assert number == 1e-4
 
 
+def test_without_an_objective_it_is_the_streams_own(sweep_file, tmp_path):
+    assert load_sweep(str(sweep_file())).objectives == {"accuracy": "max"}
+    for stream, expected in (
+        ("text", {"bits_per_byte": "min"}),
+        ("regression", {"squared_error": "min"}),
+        ("recall", {"accuracy": "max"}),
+    ):
+        experiment = tmp_path / f"{stream}.yaml"
+        experiment.write_text(f"stream: {{name: {stream}}}\nmodel: {{name: sequence_model}}")
+        sweep = load_sweep(str(sweep_file(experiment=str(experiment))))
+        assert sweep.objectives == expected
+        assert sweep.primary in expected
+    with pytest.raises(UserError, match=r"stream\.validation: 0 leaves no validation data to choose"):
+        load_sweep(str(sweep_file(experiment=str(experiment), set={"stream.validation": 0})))
+    with pytest.raises(
+        UserError, match=r"objectives\.bits_per_byte: 'recall' has no bits_per_byte: its own is accuracy"
+    ):
+        load_sweep(str(sweep_file(experiment=str(experiment), objectives={"bits_per_byte": "min"})))
+
+
 RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
 
 

@@ -87,12 +87,15 @@ def test_password_is_asked_for(monkeypatch, store, tmp_path):
             assert answer.status == 200
 
 
-def test_saved_view_fits_into_a_tag_and_names_what_is_logged():
-    tags = view_tags()
+@pytest.mark.parametrize("quantity", ["accuracy", "bits_per_byte", "squared_error"])
+def test_saved_view_fits_into_a_tag_and_names_what_is_logged(quantity):
+    tags = view_tags(quantity)
     (view,) = (json.loads(value) for name, value in tags.items() if name.startswith("mlflow.sharedViewState."))
     assert all(len(value) <= 5000 for value in tags.values())  # MLflow's limit
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
-    assert {f"metrics.`{name}`" for name in COMPARED} <= set(state["selectedColumns"])
+    columns = {f"metrics.`{quantity if name == 'accuracy' else name}`" for name in COMPARED}
+    assert columns <= set(state["selectedColumns"])
+    assert ("accuracy" in json.dumps(state)) == (quantity == "accuracy")
     assert {"forgetting", "dictionary/size"} <= {chart.get("metricKey") for chart in state["compareRunCharts"]}

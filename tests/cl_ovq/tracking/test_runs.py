@@ -106,6 +106,10 @@ def test_plateaus_are_steps_of_a_metric(tracked):
         ("strategy.name=joint",),
         ("stream.experiences=1",),
         ("stream.scenario=task_incremental",),
+        (
+            "model.name=sequence_model",
+            *(f"stream.{option}" for option in ("name=regression", "train=32", "validation=4", "test=8")),
+        ),
     ],
     ids=" ".join,
 )
@@ -117,6 +121,9 @@ def test_every_kind_of_run_has_the_summary_metrics(run_in, tiny, store, tmp_path
     for name in SUMMARY:
         if name in result.metrics and result.metrics[name] is None:
             assert np.isnan(found[name])
+    if "stream.name=regression" in overrides:
+        assert np.isnan(found["accuracy"])
+        assert found["squared_error"] == result.metrics["squared_error"] > 0
     if "softmax" in overrides[0]:
         assert [found[name] for name in SUMMARY if name.startswith("dictionary/")] == [0, 0, 0]
     if overrides[0].startswith(("dictionary", "model.name=pixels")):
