@@ -21,8 +21,8 @@ from rich.table import Table
 from cl_ovq.config.files import as_mapping, find_file, read_mapping
 from cl_ovq.config.load import PUBLISHED, experiment_folders
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.evaluation.metrics import METRICS
 from cl_ovq.experiment import load_stream
+from cl_ovq.quantities import METRICS
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study

@@ -51,9 +51,9 @@ def test_stream_accuracy_of_avalanche_counts_samples_and_unseen_experiences():
     assert len(set(sizes)) > 1
     assert reported == pytest.approx(np.average(row, weights=sizes))
     matrix = recorder.result()["accuracy"]
-    assert metrics.seen_accuracy(matrix)[0] == pytest.approx(row[0])
+    assert metrics.seen_average(matrix)[0] == pytest.approx(row[0])
     assert metrics.all_task_accuracy(matrix)[0] == pytest.approx(np.mean(row))
-    assert reported < 0.5 < metrics.seen_accuracy(matrix)[0]
+    assert reported < 0.5 < metrics.seen_average(matrix)[0]
 
 
 @pytest.mark.parametrize("online", [False, True])
