@@ -43,6 +43,7 @@ class SenderProcess:
             start_new_session=True,
         )
         self._owner, self._number, self._rest = os.getpid(), 0, b""
+        self._answers: dict[int, dict[str, Any]] = {}
 
     @classmethod
     def shared(cls) -> SenderProcess:
@@ -79,11 +80,11 @@ class SenderProcess:
         descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while True:
             *lines, self._rest = self._rest.split(b"\n")
-            for i, line in enumerate(lines):
-                answer: dict[str, Any] = json.loads(line)
-                if answer.pop("number") == number:
-                    self._rest = b"\n".join((*lines[i + 1 :], self._rest))
-                    return answer  # answers to earlier commands, which nobody waited for, are dropped
+            for line in lines:
+                given: dict[str, Any] = json.loads(line)
+                self._answers[given.pop("number")] = given
+            if number in self._answers:
+                return self._answers.pop(number)
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 return None

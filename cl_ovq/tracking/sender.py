@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from cl_ovq.errors import UserError
 from cl_ovq.tracking.journal import JournalBusy
 from cl_ovq.tracking.sending import Sending
-from cl_ovq.tracking.store import StoreDown, open_client
+from cl_ovq.tracking.store import StoreDown, open_client, settle_mlflow
 
 INTERVAL = 3.0  # seconds between two batches
 GRACE = 5.0  # seconds in which a training process that closed the pipe is expected to be gone
@@ -106,6 +106,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody else may write between the answers
+    settle_mlflow()
+    # Two seconds, in which the training process reads its data: it need not wait for them at its first question.
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
     Sender().serve(sys.stdin.buffer, answers)
 
 

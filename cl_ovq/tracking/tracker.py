@@ -121,7 +121,8 @@ class Tracker:
                 time=_now(),
             )
             self._journal.write("parameters", values=_texts(parameters, PARAMETER_LENGTH))
-        self._following = SenderProcess.shared().tell("follow", **self._address())
+        self._sender = SenderProcess.shared()
+        self._following = self._sender.tell("follow", **self._address())
 
     @property
     def key(self) -> str:
@@ -132,7 +133,10 @@ class Tracker:
     def run_id(self) -> str | None:
         """MLflow's id of the run; None while its store cannot be reached."""
         if self._run_id is None and not self._ended:
-            answer = SenderProcess.ask("follow", ASKING_SECONDS, **self._address())
+            # The answer to the very first command came long ago; a new one would wait for all that is to be sent.
+            answer = self._sender.answer(self._following, ASKING_SECONDS)
+            if not (answer or {}).get("run_id"):
+                answer = SenderProcess.ask("follow", ASKING_SECONDS, **self._address())
             self._run_id = answer.get("run_id") if answer else None
         return self._run_id
 
@@ -195,6 +199,7 @@ class Tracker:
             outputs: classes.
         """
         self._journal.write("model", path=self._relative(path), inputs=dict(inputs), outputs=outputs)
+        self._sender.tell("follow", **self._address())  # now, while the run draws its figures, and not at its end
 
     def _relative(self, path: Path) -> str:
         """Return a path as it is seen from the run's directory, which may be moved before the journal is sent."""
