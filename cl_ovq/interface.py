@@ -88,8 +88,10 @@ def server_command(uri: str, host: str, port: int) -> tuple[list[str], dict[str,
         UserError: it would listen to other machines without a password.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]  # not a line for every request
     # Not among the arguments, which every user of the machine can see: a store's address may hold a password.
     environment = {"MLFLOW_DISABLE_TELEMETRY": "1", "MLFLOW_BACKEND_STORE_URI": uri}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # of language models
     if location := artifact_location(uri):
         environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = location
     if host != HOST:

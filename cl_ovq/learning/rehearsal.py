@@ -17,7 +17,7 @@ from cl_ovq.learning.replay import Memory, MemoryBatch
 class Rehearsal(SupervisedTemplate):
     """Every step takes past samples beside the new ones: one batch, one forward pass, one write of the dictionary.
 
-    The memory takes samples of an experience when it is over.
+    The memory takes samples of an experience when it is over, or, where `AT_ONCE`, when it begins.
 
     Args:
         memory: past samples.
@@ -26,6 +26,7 @@ class Rehearsal(SupervisedTemplate):
     """
 
     STATE: tuple[str, ...] = ("memory",)  # of a checkpoint
+    AT_ONCE = False
 
     def __init__(self, *, memory: Memory, memory_batch_size: int, **common: Any) -> None:
         super().__init__(**common)
@@ -64,8 +65,14 @@ class Rehearsal(SupervisedTemplate):
             append_rows(self, self.replayed.rows)
         super()._before_training_iteration(**kwargs)
 
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        if self.AT_ONCE:
+            self.memory.take(self.experience)
+        super()._before_training_exp(**kwargs)
+
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self.memory.take(self.experience)
+        if not self.AT_ONCE:
+            self.memory.take(self.experience)
         super()._after_training_exp(**kwargs)
 
 
@@ -120,7 +127,13 @@ class DarkExperienceReplay(Rehearsal):
 
 
 class AsymmetricReplay(Rehearsal):
-    """ER-ACE (Caccia et al. 2022): new samples compete only among the classes of their batch, past ones among all."""
+    """ER-ACE (Caccia et al. 2022): new samples compete only among the classes of their batch, those in memory among all.
+
+    The memory must hold samples of the experience that is being learned: nothing else sets its classes against the old
+    ones. In the paper samples enter one by one, here those of the whole experience when it begins, as in Avalanche.
+    """
+
+    AT_ONCE = True
 
     def objective(self, new: Tensor, targets: Tensor, old: Tensor, replayed: MemoryBatch) -> Tensor:
         """Return the mean of both losses."""

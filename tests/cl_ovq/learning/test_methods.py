@@ -164,6 +164,24 @@ def test_er_ace_leaves_absent_classes_alone(session):
     assert (new.grad.abs().sum(0) > 0).tolist() == [c in (0, 3) for c in range(10)]
 
 
+def test_er_ace_tells_the_classes_that_it_is_learning_from_old_ones(run, session):
+    """Its memory holds the experience that is being learned; otherwise the last one would never be predicted."""
+    from avalanche.training.plugins import SupervisedPlugin
+
+    held = []
+
+    class Look(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            held.append(set(seen.stream.samples.targets[strategy.memory.rows].tolist()))
+
+    seen = session("strategy.name=er_ace", *MLP, "strategy.memory_size=40")
+    seen.learn(Look())
+    first, second = (set(classes) for classes in seen.stream.classes_per_experience)
+    assert held == [first, first | second]
+    result = run("strategy.name=er_ace", *MLP, "strategy.memory_size=100", "strategy.epochs=4")
+    assert result.matrix[2][1] > 0.5
+
+
 def test_mir_takes_the_samples_that_a_step_harms_most(session):
     run = session("strategy.name=mir", *MLP, "strategy.candidates=20", "strategy.memory_batch_size=5")
     strategy = run.strategy

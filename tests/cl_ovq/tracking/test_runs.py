@@ -1,6 +1,7 @@
 """MLflow holds what the run found, in a SQLite file and on a server; a store that cannot be opened costs nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from mlflow.artifacts import download_artifacts
 
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
+from cl_ovq.layout import run_color
 from cl_ovq.learning import STRATEGIES
 from cl_ovq.results import summary_metrics
 from cl_ovq.tracking import StoreCheck, Tracker, artifact_location
@@ -296,3 +298,11 @@ def test_the_working_directory_may_vanish(tmp_path, monkeypatch):
     assert StoreCheck("sqlite:///two.db").wait() is None
     assert (tmp_path / "one.db").exists()
     assert (tmp_path / "two.db").exists()
+
+
+def test_seeds_share_a_colour_and_models_do_not():
+    names = ["softmax replay", "ovq-sequence replay", "ovq-stream replay"]
+    colours = [{run_color(f"{name} seed {seed}") for seed in range(3)} for name in names]
+    assert all(len(shared) == 1 for shared in colours)
+    assert len(set.union(*colours)) == 3
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for shared in colours for colour in shared)
