@@ -59,7 +59,7 @@ class MemoryWrites(SupervisedPlugin):
         if strategy.clock.train_exp_epochs + 1 < strategy.train_epochs:
             return
         rows = strategy.dataloader.rows
-        new = ~self.written[rows]
+        new = ~self.written[rows] & first_of_each(rows)
         self.written[rows] = True
         for head, observed in features.items():
             if observed is not None:
@@ -77,6 +77,14 @@ class MemoryWrites(SupervisedPlugin):
         for head in _heads(strategy.model):
             with torch.no_grad():
                 head.memory.calibrate(strategy.model.features(x), self.stream.samples.targets[rows].to(strategy.device))
+
+
+def first_of_each(rows: Tensor) -> Tensor:
+    """Return where a row `[B]` comes for the first time: a batch may hold a sample twice, as new and replayed."""
+    ordered, index = rows.sort(stable=True)
+    first = torch.ones_like(rows, dtype=torch.bool)
+    first[index[1:]] = ordered[1:] != ordered[:-1]
+    return first
 
 
 def _heads(model: torch.nn.Module) -> list[RememberingHead]:

@@ -127,7 +127,7 @@ class DarkExperienceReplay(Rehearsal):
 
 
 class AsymmetricReplay(Rehearsal):
-    """ER-ACE (Caccia et al. 2022): new samples compete only among the classes of their batch, those in memory among all.
+    """ER-ACE (Caccia et al. 2022): new samples compete among their batch's classes only, those in memory among all.
 
     The memory must hold samples of the experience that is being learned: nothing else sets its classes against the old
     ones. In the paper samples enter one by one, here those of the whole experience when it begins, as in Avalanche.

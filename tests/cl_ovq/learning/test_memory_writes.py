@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cl_ovq.errors import UserError
 from cl_ovq.experiment import run_experiment
+from cl_ovq.learning.memory import first_of_each
 from cl_ovq.models.heads import RememberingHead
 from cl_ovq.models.memory import MemoryHead
 
@@ -106,3 +109,9 @@ def console():
     from rich.console import Console
 
     return Console(file=io.StringIO())
+
+
+@given(rows=st.lists(st.integers(0, 5), max_size=12))
+def test_first_of_each(rows):
+    expected = [row not in rows[:i] for i, row in enumerate(rows)]
+    assert first_of_each(torch.tensor(rows, dtype=torch.int64)).tolist() == expected
