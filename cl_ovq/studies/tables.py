@@ -111,7 +111,8 @@ class StudyResult:
         names |= {f"learning_{quantity}": title(f"learning_{quantity}") for quantity in self.quantities}
         if self.study.reference:
             names["intransigence"] = "intransigence"
-        return names
+        anytime = ("average_anytime_accuracy", "worst_case_accuracy")  # where runs evaluate inside experiences
+        return names | {name: title(name) for name in anytime if any(row.values(name) for row in self.rows)}
 
     def to_json(self) -> str:
         """Return rows, aggregates, choices and matrices as JSON; the whole results are in the runs' directories."""

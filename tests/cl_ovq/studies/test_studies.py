@@ -63,6 +63,17 @@ def test_intransigence_against_a_row(file, done):
     assert "intransigence" in result.to_markdown()
 
 
+def test_what_is_measured_inside_experiences_has_its_columns(file, done, tmp_path):
+    path = tmp_path / "inside.yaml"
+    path.write_text(file.read_text().replace("set: {", "set: {evaluation.every_steps: 7, "))
+    result, _ = run(path, tmp_path / "runs", "seeds=1")
+    head = result.to_markdown().splitlines()[0]
+    assert "| average anytime accuracy | worst-case accuracy |" in head
+    found = result.rows[0].runs[0].metrics["worst_case_accuracy"]
+    assert result.metric(result.rows[0], "worst_case_accuracy").mean == pytest.approx(found)
+    assert "worst-case" not in done[0].to_markdown()
+
+
 def test_first_experiences_only_are_seen_where_hyper_parameters_are_chosen(file, tmp_path):
     path = tmp_path / "first.yaml"
     path.write_text(
