@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from cl_ovq.config import from_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
 from cl_ovq.experiment import build_strategy, load_stream, quiet
-from cl_ovq.learning import seed_everything
+from cl_ovq.learning import OBJECTIVES, seed_everything
 from cl_ovq.models import build_model
+from cl_ovq.quantities import words
 from cl_ovq.results import FILE_NAME, Result, to_matrix
 from streams import Stream, TensorSamples
+from streams.sequences import SequenceSamples
 
 # What may be changed of a finished run: what it is judged on, and where that is computed.
 CHANGEABLE = ("stream.", "evaluation.", "device", "threads")
@@ -35,24 +38,22 @@ class Evaluation:
         learned: experiences of its own stream that it had learned.
         stream: name of the stream that it was judged on.
         own: whether that is the very stream that it learned from.
-        accuracy: on each experience.
-        task_masked_accuracy: among the classes of the experience.
-        loss: mean cross-entropy in nats.
-        linear_probe: accuracy of a linear classifier learned anew on its features, see `linear_probes`.
-        untrained_probe: the same on the features of the model before it learned anything.
-        metrics: `accuracy`, means of the probes, and `forward_transfer_linear_probe` (trained less untrained); on the
-            own stream of a finished run also forgetting and backward transfer, from the rows that the run measured.
+        quantity: what it is judged by.
+        values: of each experience, by name: what the results matrix would hold (`accuracy`, `task_masked_accuracy`,
+            `loss`, or the quantity of a stream of sequences), with the sign that it has; of images also `linear_probe`,
+            the accuracy of a linear classifier learned anew on its features, see `linear_probes`, and
+            `untrained_probe`, the same on the features of the model before it learned anything.
+        metrics: mean of the quantity; of images the means of the probes and `forward_transfer_linear_probe` (trained
+            less untrained); on the own stream of a finished run also forgetting and backward transfer, from the rows
+            that the run measured.
     """
 
     source: str
     learned: int
     stream: str
     own: bool
-    accuracy: list[float]
-    task_masked_accuracy: list[float]
-    loss: list[float]
-    linear_probe: list[float | None]
-    untrained_probe: list[float | None]
+    quantity: str
+    values: dict[str, list[float | None]]
     metrics: dict[str, float | None]
 
     def to_json(self) -> str:
@@ -63,18 +64,14 @@ class Evaluation:
         """Return a row per quantity and a column per experience."""
         title = f"{self.source} after {self.learned} experiences, on {self.stream}"
         table = Table("", title=title + (" (its own stream)" if self.own else ""), title_justify="left")
-        for number in range(1, len(self.accuracy) + 1):
+        for number in range(1, len(self.values[self.quantity]) + 1):
             table.add_column(str(number), justify="right")
         table.add_column("mean", justify="right")
-        for name in ("accuracy", "task_masked_accuracy", "linear_probe", "untrained_probe"):
-            values = getattr(self, name)
-            mean = _mean(values)
-            cells = ["-" if value is None else f"{value:.3f}" for value in (*values, mean)]
-            table.add_row(name.replace("_", " "), *cells)
+        for name, values in self.values.items():
+            cells = ["-" if value is None else f"{value:.3f}" for value in (*values, _mean(values))]
+            table.add_row(words(name), *cells)
         told = ("forgetting", "backward_transfer", "forward_transfer_linear_probe")
-        shown = [
-            f"{name.replace('_', ' ')} {self.metrics[name]:.3f}" for name in told if self.metrics.get(name) is not None
-        ]
+        shown = [f"{words(name)} {self.metrics[name]:.3f}" for name in told if self.metrics.get(name) is not None]
         table.caption = ", ".join(shown)
         return table
 
@@ -85,7 +82,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     Args:
         name: a checkpoint, the directory that holds it, or a run's id or name in MLflow whose directory is still there.
         overrides: `key=value` of the sections `stream` and `evaluation`; another stream must have images of the same
-            shape, and no more classes than the model.
+            shape and no more classes than the model, or sequences of the same kind and vocabulary.
         uri: MLflow's store; the default one if None.
 
     Raises:
@@ -109,42 +106,40 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.evaluation.probes import linear_probes
 
+    def probes(network: torch.nn.Module) -> list[float | None]:
+        return linear_probes(network, stream, config.evaluation.stream, device)
+
+    images = stream.kind == "classes"
     seed_everything(own_config.seed, "model")
     model = build_model(own_config, own).to(device)
-    untrained = linear_probes(model, stream, config.evaluation.stream, device)
-    recorder = MatrixRecorder(stream.classes_per_experience)
+    untrained = probes(model) if images else []
+    recorder = MatrixRecorder(stream.classes_per_experience, stream.kind)
     strategy = build_strategy(config, stream, model, device, metrics=(recorder,))
     strategy.model.load_state_dict(run["state"]["model"])
     recorder.row = experiences = len(stream.classes_per_experience)
     strategy.eval(stream.benchmark.streams[config.evaluation.stream])
-    rows = {key: matrix[experiences] for key, matrix in recorder.result().items()}
-    probes = linear_probes(strategy.model, stream, config.evaluation.stream, device)
+    values = {key: matrix[experiences].tolist() for key, matrix in recorder.result().items()}
+    objective = OBJECTIVES[stream.kind]
+    metrics = {objective.quantity: _mean(values[objective.quantity])}
+    if images:
+        values |= {"linear_probe": probes(strategy.model), "untrained_probe": untrained}
+        metrics |= {name: _mean(values[name]) for name in ("linear_probe", "untrained_probe")}
+        pairs = zip(values["linear_probe"], untrained, strict=True)
+        metrics["forward_transfer_linear_probe"] = _mean([a - b for a, b in pairs if a is not None and b is not None])
 
-    same = own.provenance["split_sha256"] == stream.provenance["split_sha256"] and (
-        own_config.evaluation.stream == config.evaluation.stream
-    )
-    metrics: dict[str, float | None] = {"accuracy": float(rows["accuracy"].mean())}
-    metrics |= {"linear_probe": _mean(probes), "untrained_probe": _mean(untrained)}
-    gained = [a - b for a, b in zip(probes, untrained, strict=True) if a is not None and b is not None]
-    metrics["forward_transfer_linear_probe"] = _mean(gained)
+    same = _data(own) == _data(stream) and own_config.evaluation.stream == config.evaluation.stream
     results = path.parent / FILE_NAME
     if same and results.exists():
         matrix = to_matrix(Result.read(results).matrix)
-        matrix[-1] = rows["accuracy"]
-        found = all_metrics(matrix)
+        matrix[-1] = objective.sign * np.array(values[objective.quantity])
+        found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
-    return Evaluation(
-        source=str(path),
-        learned=run["done"],
-        stream=stream.name,
-        own=same,
-        accuracy=rows["accuracy"].tolist(),
-        task_masked_accuracy=rows["task_masked_accuracy"].tolist(),
-        loss=rows["loss"].tolist(),
-        linear_probe=probes,
-        untrained_probe=untrained,
-        metrics=metrics,
-    )
+    return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics)
+
+
+def _data(stream: Stream) -> list[Any]:
+    """What tells a stream's data from another's: sequences are generated, and their rows alone say little."""
+    return [stream.provenance.get(name) for name in ("split_sha256", "sequences_sha256")]
 
 
 def find_checkpoint_file(name: str, uri: str | None = None) -> Path:
@@ -176,19 +171,27 @@ def _directory_of_run(name: str, uri: str | None) -> Path:
 
 
 def _check_fit(own: Stream, other: Stream) -> None:
-    if not isinstance(own.samples, TensorSamples) or not isinstance(other.samples, TensorSamples):
+    if own.kind != other.kind:
+        raise UserError(f"stream.name: '{other.name}' has {other.kind}, and the model was built for {own.kind}")
+    if isinstance(own.samples, SequenceSamples):
+        ours, theirs = _vocabulary(own), _vocabulary(other)
+        if ours != theirs:
+            raise UserError(f"stream.name: '{other.name}' has {theirs}, and the model was built for {ours}")
+        return
+    shape, wanted = (cast("TensorSamples", stream.samples).image_shape for stream in (other, own))
+    if shape != wanted:
         raise UserError(
-            "stream.name: only models of images are evaluated afterwards, and a stream of sequences has none"
-        )
-    if own.samples.image_shape != other.samples.image_shape:
-        raise UserError(
-            f"stream.name: '{other.name}' has images of {list(other.samples.image_shape)}, and the model was built for "
-            f"{list(own.samples.image_shape)}"
+            f"stream.name: '{other.name}' has images of {list(shape)}, and the model was built for {list(wanted)}"
         )
     if other.n_classes > own.n_classes:
         raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, and the model {own.n_classes}")
     if other.scenario == "task_incremental" != own.scenario:
         raise UserError("stream.scenario: the model was built without task labels")
+
+
+def _vocabulary(stream: Stream) -> str:
+    features = cast("SequenceSamples", stream.samples).features
+    return f"{stream.n_classes} tokens" if features is None else f"vectors of {features}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
+from cl_ovq.experiment import run_experiment
 from cl_ovq.finished import evaluate_finished
 
 
@@ -12,23 +15,50 @@ def test_its_own_stream_gives_what_the_run_measured(run, settings):
     result = run(*settings)
     found = evaluate_finished(result.output_dir)
     assert (found.own, found.learned) == (True, 2)
-    np.testing.assert_allclose(found.accuracy, result.matrix[-1])
-    np.testing.assert_allclose(found.task_masked_accuracy, result.matrices["task_masked_accuracy"][-1])
+    np.testing.assert_allclose(found.values["accuracy"], result.matrix[-1])
+    np.testing.assert_allclose(found.values["task_masked_accuracy"], result.matrices["task_masked_accuracy"][-1])
     for name in ("accuracy", "forgetting", "backward_transfer"):
         assert found.metrics[name] == pytest.approx(result.metrics[name])
-    assert all(value is not None and value > 0.5 for value in found.linear_probe)
+    assert all(value is not None and value > 0.5 for value in found.values["linear_probe"])
 
 
 def test_another_stream_is_judged_without_training(run):
     result = run()
     found = evaluate_finished(result.output_dir, ["stream.experiences=5", "evaluation.stream=validation"])
     assert not found.own
-    assert len(found.accuracy) == len(found.linear_probe) == 5
+    assert len(found.values["accuracy"]) == len(found.values["linear_probe"]) == 5
     assert "forgetting" not in found.metrics
-    gain = np.mean(found.linear_probe) - np.mean(found.untrained_probe)
+    gain = np.mean(found.values["linear_probe"]) - np.mean(found.values["untrained_probe"])
     assert found.metrics["forward_transfer_linear_probe"] == pytest.approx(gain)
     again = evaluate_finished(result.output_dir)  # the checkpoint is as it was
-    np.testing.assert_allclose(again.accuracy, result.matrix[-1])
+    np.testing.assert_allclose(again.values["accuracy"], result.matrix[-1])
+
+
+RECALL = """
+stream: {name: recall, experiences: 2, length: 16, pairs: 2, keys: 8, values: 4, train: 30, validation: 6, test: 6}
+model: {name: sequence_model, width: 8, depth: 1, heads: 1}
+dictionary: {scope: stream, capacity: 8, chunk_size: 4}
+strategy: {batch_size: 10}
+tracking: {enabled: false}
+"""
+
+
+def test_a_model_of_sequences(tmp_path):
+    (tmp_path / "recall.yaml").write_text(RECALL)
+    config = load_config(tmp_path / "recall.yaml", [f"output_dir={tmp_path / 'run'}"])
+    result = run_experiment(config, Console(quiet=True))
+    found = evaluate_finished(result.output_dir)
+    assert (found.own, found.quantity) == (True, "accuracy")
+    assert found.values["accuracy"] == result.matrix[-1]
+    assert set(found.values) == {"accuracy", "loss"}
+    for name in ("accuracy", "forgetting", "backward_transfer"):
+        assert found.metrics[name] == pytest.approx(result.metrics[name])
+    assert found.to_table().row_count == 2
+    other = evaluate_finished(result.output_dir, ["stream.length=32"])
+    assert not other.own
+    assert "forgetting" not in other.metrics
+    with pytest.raises(UserError, match=r"'recall' has \d+ tokens, and the model was built for \d+ tokens"):
+        evaluate_finished(result.output_dir, ["stream.keys=6"])
 
 
 def test_mistakes_are_said(run, tmp_path):
