@@ -16,6 +16,7 @@ from cl_ovq.quantities import title
 from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
+from cl_ovq.studies.lengths import lengths_of, lengths_table, rows_by_stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,11 +170,12 @@ class StudyResult:
         return head, body
 
     def to_markdown(self) -> str:
-        """Return the table in Markdown."""
+        """Return the table in Markdown, and for rows that were evaluated at other lengths one of those."""
         head, body = self._cells()
         axes = len(self.study.axes)
         rule = ["---"] * axes + ["---:"] * (len(head) - axes - 1) + ["---"]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
+        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
+        return "\n".join([table, *(lengths_table(*found) for found in rows_by_stream(self.rows).items())])
 
     def to_table(self) -> Table:
         """Return the table for the terminal."""
@@ -208,12 +210,15 @@ class StudyResult:
         return figure
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md` and `.png`, and return their paths."""
+        """Write `<study>.json`, `.md` and `.png`, and `<study>_<stream>.png` over length; return their paths."""
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / f"{self.study.name}.{kind}" for kind in ("json", "md", "png")]
         write_atomically(paths[0], self.to_json() + "\n")
         write_atomically(paths[1], self.to_markdown())
         self.to_figure().savefig(paths[2], dpi=110)
+        for stream, rows in rows_by_stream(self.rows).items():
+            paths.append(directory / f"{self.study.name}_{stream}.png")
+            lengths_of(rows).savefig(paths[-1], dpi=110)
         return paths
 
 

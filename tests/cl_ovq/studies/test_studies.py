@@ -266,3 +266,41 @@ def test_results_older_than_a_key_count_with_its_default(tiny):
     assert fingerprint(old) == fingerprint(new)
     assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.half_life=100")))
     assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.capacity=25")))
+
+
+LENGTHS = """
+title: Recall
+seeds: 2
+grids:
+- task:
+    recall: {{experiment: {recall}}}
+  mixer:
+    softmax: {{model.mixer: softmax}}
+    OVQ: {{model.mixer: ovq}}
+"""
+RECALL = """
+stream: {name: recall, experiences: 1, shift: none, length: 16, pairs: 2, keys: 8, values: 4, train: 30, test: 6}
+model: {name: sequence_model, width: 8, depth: 1, heads: 1}
+dictionary: {scope: sequence, capacity: 8, chunk_size: 4}
+strategy: {batch_size: 10}
+evaluation: {lengths: [16, 64], length_tokens: 640}
+tracking: {enabled: false}
+"""
+
+
+def test_rows_over_length_are_means_over_seeds(tmp_path):
+    (tmp_path / "recall.yaml").write_text(RECALL)
+    (tmp_path / "lengths.yaml").write_text(LENGTHS.format(recall=tmp_path / "recall.yaml"))
+    result, _ = run(tmp_path / "lengths.yaml", tmp_path / "runs")
+    paths = result.write(tmp_path / "out")
+    assert [path.name for path in paths[2:]] == ["lengths.png", "lengths_recall.png"]
+    text = paths[1].read_text()
+    assert "| recall: accuracy over tokens | 16 | 64 |" in text
+    assert "Trained at 16 tokens." in text
+    for row, name in zip(result.rows, ("softmax", "OVQ"), strict=True):
+        values = [one.lengths[1]["value"] for one in row.runs]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+        assert line.split("|")[3].strip().startswith(f"{np.mean(values):.3f} +- ")
+    softmax, ovq = (row.runs[0].lengths for row in result.rows)
+    assert softmax[1]["state_bytes"] > softmax[0]["state_bytes"]
+    assert ovq[1]["state_bytes"] == ovq[0]["state_bytes"]
