@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import re
@@ -56,11 +57,10 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
         shown = progress.add_task(study.name, total=tasks.total, completed=tasks.done)
         try:
             while True:
-                for task in tasks.ready():
+                # No more than run: rows then end one after the other, and a study that is stopped has whole rows.
+                for task in itertools.islice(tasks.ready(), jobs - len(running)):
                     tasks.started.add(task)
                     running[_start(pool, tasks.config(task), tasks.path(task))] = task
-                    if pool is None:
-                        break
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
