@@ -223,9 +223,9 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
     tuning = Tuning(**tree)
     if not isinstance(tuning.seeds, list):
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
-    if tuning.metric is not None and tuning.metric not in METRICS:
+    if tuning.metric is not None and str(tuning.metric) not in METRICS:
         raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
-    if tuning.protocol not in PROTOCOLS:
+    if str(tuning.protocol) not in PROTOCOLS:
         raise unknown("protocol at tuning.protocol", str(tuning.protocol), PROTOCOLS)
     check_protocol(
         tuning.protocol, experiences=tuning.experiences, seeds=tuning.seeds, reported=reported, section="tuning"

@@ -52,7 +52,7 @@ def connected(options: ClusterOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    terminate = signal.getsignal(signal.SIGTERM)
+    terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None where it was not set from Python
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     try:
         if options.address is None:

@@ -122,7 +122,7 @@ class Tracker:
             )
             self._journal.write("parameters", values=_texts(parameters, PARAMETER_LENGTH))
         self._sender = SenderProcess.shared()
-        self._following = self._sender.tell("follow", **self._address())
+        self._following: int | None = self._sender.tell("follow", **self._address())
 
     @property
     def key(self) -> str:
@@ -134,7 +134,8 @@ class Tracker:
         """MLflow's id of the run; None while its store cannot be reached."""
         if self._run_id is None and not self._ended:
             # The answer to the very first command came long ago; a new one would wait for all that is to be sent.
-            answer = self._sender.answer(self._following, ASKING_SECONDS)
+            first, self._following = self._following, None
+            answer = None if first is None else self._sender.answer(first, ASKING_SECONDS)
             if not (answer or {}).get("run_id"):
                 answer = SenderProcess.ask("follow", ASKING_SECONDS, **self._address())
             self._run_id = answer.get("run_id") if answer else None

@@ -221,6 +221,8 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
     [
         ("tuning:", "tunin:", "unknown key of a study 'tunin': did you mean 'tuning'?"),
         ("seeds: [7],", "protocol: frist, seeds: [7],", "unknown protocol at tuning.protocol 'frist'"),
+        ("seeds: [7],", "protocol: [end], seeds: [7],", r"unknown protocol at tuning.protocol '\['end'\]'"),
+        ("seeds: [7],", "metric: {{a: 1}}, seeds: [7],", "metric at tuning.metric "),
         ("seeds: [7],", "experiences: 2, seeds: [7],", "tuning.experiences: first_k_experiences needs a number"),
         ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
         ("seeds: 2", "seeds: -1", "seeds: -1 is not a positive whole number"),

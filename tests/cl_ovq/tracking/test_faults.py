@@ -117,6 +117,22 @@ def test_sender_that_dies_is_replaced_at_the_end(store, tmp_path):
     assert history(client, tracker.run_id, "m") == [(1, 1), (2, 2)]
 
 
+def test_no_answer_is_waited_for_twice(tmp_path, relay, monkeypatch):
+    """A run without an id asks for it anew; the answer that was taken would never come again."""
+    own, waited = SenderProcess.answer, []
+
+    def answer(self, number, seconds):
+        waited.append(number)
+        return own(self, number, seconds)
+
+    monkeypatch.setattr(SenderProcess, "answer", answer)
+    names = {"experiment": "faults", "run_name": "no id", "tags": {}, "parameters": {}}
+    with Tracker(tmp_path, uri=relay.address, **names) as tracker:
+        assert [tracker.run_id, tracker.run_id] == [None, None]
+    assert len(waited) > 2
+    assert len(set(waited)) == len(waited)
+
+
 def test_server_that_is_down_stops_nothing(run_in, tiny, tmp_path, relay, capfd):
     """The run goes on with a warning, is kept on disk, and is sent when the server is there; twice is like once."""
     experiment = f"tracking.experiment={tmp_path.name}"
