@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_ovq.addresses import redact
 from cl_ovq.config.check import check_keys, check_values, field_of
+from cl_ovq.config.files import first_line, is_file, read_mapping, shipped_folders
 from cl_ovq.config.schema import ExperimentConfig, StreamConfig
 from cl_ovq.errors import UserError, nearest, unknown
 from streams import STREAMS
 
 INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds")  # prefixes, see `decisive`
-# Folders of files that are no experiments, but grids of them, and numbers that an experiment is to show.
+EXPERIMENTS = "experiments"
+# Folders in it of files that are no experiments, but grids of them, and numbers that an experiment is to show.
 STUDIES, PUBLISHED = "studies", "published"
 
 SECTIONS: dict[str, Any] = {
@@ -33,19 +34,10 @@ SCALARS = tuple(
 )
 
 
-def experiment_folders() -> list[Path]:
-    """Return the folders that hold experiments: the working directory's, this checkout's, the installed ones."""
-    root = Path(__file__).resolve().parents[2]
-    installed = Path("share", "cl-ovq", "experiments")
-    # The last two: a folder given to `pip install --target`, and an environment.
-    folders = [Path("experiments"), root / "experiments", root / installed, sys.prefix / installed]
-    return [folder for folder in folders if folder.is_dir()]
-
-
 def list_experiments() -> dict[str, Path]:
     """Return the experiments that can be named without a path, by name."""
     found: dict[str, Path] = {}
-    for folder in experiment_folders():
+    for folder in shipped_folders(EXPERIMENTS):
         for path in sorted(folder.rglob("*.yaml")):
             if path.relative_to(folder).parts[0] in (STUDIES, PUBLISHED):
                 continue
@@ -60,7 +52,7 @@ def find_experiment(name: str) -> Path:
         UserError: there is no such file.
     """
     path = Path(name)
-    if _is_file(path):
+    if is_file(path):
         return path
     known = list_experiments()
     short = path.as_posix().removeprefix("experiments/").removesuffix(path.suffix)
@@ -70,13 +62,6 @@ def find_experiment(name: str) -> Path:
         f"no experiment '{name}'{nearest(short, known) or ':'} known: {', '.join(known) or 'none'} "
         "(or give the path of a YAML file)"
     )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -175,35 +160,20 @@ def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
     """Read a YAML file and lay it over the one that it includes (one level)."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            tree = _as_tree(OmegaConf.load(file), path)
-    except AssertionError as error:  # OmegaConf, of a document that is a text which reads as a number
-        raise UserError(f"{path} holds no mapping, but a text") from error
-    except OSError as error:  # OmegaConf raises it, without a number, for a document that is no mapping or list
-        problem = f"cannot be read: {error.strerror}" if error.errno else f"holds no mapping: {_first_line(error)}"
-        raise UserError(f"{path} {problem}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
+    tree = read_mapping(path)
     base = tree.pop("include", None)
     if base is None:
         return tree
     if included:
         raise UserError(f"{path} is included by another file, so it cannot include '{base}': one level is allowed")
     base_path = path.parent / str(base)
-    if not _is_file(base_path):
+    if not is_file(base_path):
         raise UserError(f"{path} includes '{base}', but there is no file {base_path}")
     below = OmegaConf.create(_read_tree(base_path, included=True))
     try:
-        return _as_tree(OmegaConf.merge(below, OmegaConf.create(tree)), path)
+        return _plain(OmegaConf.merge(below, OmegaConf.create(tree)))
     except (OmegaConfBaseException, TypeError) as error:
-        raise UserError(f"{path} does not fit over '{base}', which it includes: {_first_line(error)}") from error
-
-
-def _as_tree(loaded: Any, source: Path | str) -> dict[str, Any]:
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{source} holds no mapping of keys to values: it must have a section `stream` at least")
-    return {str(key): value for key, value in OmegaConf.to_container(loaded).items()}  # type: ignore[union-attr]
+        raise UserError(f"{path} does not fit over '{base}', which it includes: {first_line(error)}") from error
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -216,8 +186,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             merged.merge_with_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"cannot read the override '{override}': {_first_line(error)}") from error
-    return _as_tree(merged, "the command line")
+            raise UserError(f"cannot read the override '{override}': {first_line(error)}") from error
+    return _plain(merged)
 
 
 def _stream_name(*trees: Mapping[str, Any]) -> str:
@@ -260,7 +230,7 @@ def _resolve(schema: Mapping[str, Any], *trees: Mapping[str, Any]) -> dict[str, 
         resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
+        raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
     del resolved["stream"]["name"]
     return resolved
 
@@ -272,11 +242,8 @@ def _build(section: str, cls: Any, values: Mapping[str, Any]) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(dict(values))))
     except (OmegaConfBaseException, ValueError, OverflowError) as error:
         key = ".".join(filter(None, (section, str(getattr(error, "full_key", None) or ""))))
-        raise UserError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
+        raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, yaml.YAMLError):
-        return " ".join(lines)
-    return lines[0] if lines else type(error).__name__
+def _plain(tree: Any) -> dict[str, Any]:
+    return {str(key): value for key, value in OmegaConf.to_container(tree).items()}  # type: ignore[union-attr]

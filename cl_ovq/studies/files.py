@@ -29,8 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from cl_ovq.config import ExperimentConfig, load_config
-from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
-from cl_ovq.config.load import STUDIES, experiment_folders
+from cl_ovq.config.files import (
+    as_mapping,
+    files_by_name,
+    find_file,
+    read_mapping,
+    read_override,
+    shipped_folders,
+)
+from cl_ovq.config.load import EXPERIMENTS, STUDIES
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.learning import quantity_of
 from cl_ovq.protocols import PROTOCOLS, check_protocol, check_validation
@@ -152,11 +159,7 @@ class Study:
 
 def list_studies() -> dict[str, Path]:
     """Return the studies under `experiments/studies/`, by name."""
-    found: dict[str, Path] = {}
-    for folder in experiment_folders():
-        for path in sorted((folder / STUDIES).glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+    return files_by_name(folder / STUDIES for folder in shipped_folders(EXPERIMENTS))
 
 
 def find_study(name: str) -> Path:

@@ -18,8 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cl_ovq.config.files import as_mapping, find_file, read_mapping
-from cl_ovq.config.load import PUBLISHED, experiment_folders
+from cl_ovq.config.files import as_mapping, files_by_name, find_file, read_mapping, shipped_folders
+from cl_ovq.config.load import EXPERIMENTS, PUBLISHED
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.experiment import load_stream
 from cl_ovq.quantities import METRICS
@@ -76,11 +76,7 @@ class Reproduction:
 
 def list_published() -> dict[str, Path]:
     """Return the files under `experiments/published/`, by name."""
-    found: dict[str, Path] = {}
-    for folder in experiment_folders():
-        for path in sorted((folder / PUBLISHED).glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+    return files_by_name(folder / PUBLISHED for folder in shipped_folders(EXPERIMENTS))
 
 
 def load_published(names: Sequence[str | Path] = ()) -> list[Target]:

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +24,14 @@ from typing import Any
 
 from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.config.check import check_values
-from cl_ovq.config.files import as_mapping, find_file, read_mapping, read_override
+from cl_ovq.config.files import (
+    as_mapping,
+    files_by_name,
+    find_file,
+    read_mapping,
+    read_override,
+    shipped_folders,
+)
 from cl_ovq.config.load import read_experiment
 from cl_ovq.errors import UserError, nearest, unknown
 from cl_ovq.learning import quantity_of
@@ -157,21 +163,9 @@ def to_overrides(changes: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
-def sweep_folders() -> list[Path]:
-    """Return the folders that hold sweep files: the working directory's, this checkout's, the installed ones."""
-    root = Path(__file__).resolve().parents[2]
-    installed = Path("share", "cl-ovq", FOLDER)
-    folders = [Path(FOLDER), root / FOLDER, root / installed, sys.prefix / installed]
-    return [folder for folder in folders if folder.is_dir()]
-
-
 def list_sweeps() -> dict[str, Path]:
     """Return the sweeps that can be named without a path, by name."""
-    found: dict[str, Path] = {}
-    for folder in sweep_folders():
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+    return files_by_name(shipped_folders(FOLDER))
 
 
 def find_sweep(name: str) -> Path:
