@@ -67,6 +67,9 @@ def run(
 def study(
     file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/studies/.")],
     overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Label of rows to run, e.g. of one task and two models; all if not given.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     directory: Annotated[
         Path | None,
@@ -78,12 +81,12 @@ def study(
     json: Json = False,
 ) -> None:
     """Run a grid of experiments over seeds, tuned on validation data, and make one table; what is done is skipped."""
-    from cl_ovq.studies import load_study, run_study
+    from cl_ovq import studies
     from cl_ovq.tracking import RUNS
 
-    loaded, console = load_study(file, overrides or ()), Console()
+    loaded, console = studies.only(studies.load_study(file, overrides or ()), only or ()), Console()
     home = directory or RUNS / "studies" / loaded.name
-    result = run_study(loaded, home, Console(stderr=True), jobs=jobs)
+    result = studies.run_study(loaded, home, Console(stderr=True), jobs=jobs)
     written = result.write(output or home)
     if json:
         print(result.to_json())

@@ -47,6 +47,10 @@ class Aggregate:
     interval: float | None
     seeds: int
 
+    def shown(self) -> str:
+        """Return mean and interval as a table has them."""
+        return f"{self.mean:.3f}" + ("" if self.interval is None else f" +- {self.interval:.3f}")
+
 
 @dataclass(frozen=True)
 class SeedsResult:

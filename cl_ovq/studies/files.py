@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,26 @@ class Study:
     def axes(self) -> list[str]:
         """Names of all axes, in order."""
         return list(dict.fromkeys(axis for row in self.rows for axis in row.labels))
+
+
+def only(study: Study, labels: Sequence[str]) -> Study:
+    """Return a study with the rows that have certain labels: of every axis that one of them is of, one of those.
+
+    Raises:
+        UserError: no row has such a label, or none has them together.
+    """
+    rows = study.rows
+    for axis in study.axes:
+        known = dict.fromkeys(row.labels[axis] for row in study.rows if axis in row.labels)
+        if wanted := [label for label in labels if label in known]:
+            rows = [row for row in rows if row.labels.get(axis) in wanted]
+    every = dict.fromkeys(label for row in study.rows for label in row.labels.values())
+    for label in labels:
+        if label not in every:
+            raise unknown("label of a row", label, every)
+    if not rows:
+        raise UserError(f"no row of study '{study.name}' has the labels {', '.join(labels)} together")
+    return replace(study, rows=rows)
 
 
 def list_studies() -> dict[str, Path]:

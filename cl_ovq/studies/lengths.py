@@ -1,4 +1,4 @@
-"""A study's rows on sequences of other lengths: a table and a figure for each stream."""
+"""A study's rows on sequences of other lengths: a table and a figure for rows that share stream and lengths."""
 
 from __future__ import annotations
 
@@ -14,42 +14,54 @@ if TYPE_CHECKING:
     from cl_ovq.studies.tables import RowResult
 
 
-def rows_by_stream(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
-    """Return the rows that were evaluated at other lengths, by the name of their stream."""
-    found: dict[str, list[RowResult]] = {}
+def comparable_rows(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
+    """Return the rows that were evaluated at other lengths, those of one stream and the same lengths together.
+
+    They are named after their stream, and after the lengths too where one stream has several groups.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[RowResult]] = {}
     for row in rows:
-        if row.runs[0].lengths:
-            found.setdefault(row.runs[0].config["stream"]["name"], []).append(row)
-    return found
+        lengths = tuple(record["tokens"] for record in row.runs[0].lengths)
+        if lengths:
+            groups.setdefault((row.runs[0].config["stream"]["name"], lengths), []).append(row)
+    streams = [stream for stream, _ in groups]
+    return {
+        stream if streams.count(stream) == 1 else f"{stream}_{'_'.join(map(str, lengths))}": found
+        for (stream, lengths), found in groups.items()
+    }
 
 
-def lengths_table(stream: str, rows: Sequence[RowResult]) -> str:
+def lengths_table(name: str, rows: Sequence[RowResult]) -> str:
     """Return a table in Markdown: a row for each of the study's, a column for each length, over seeds."""
-    tokens = [record["tokens"] for record in rows[0].runs[0].lengths]
-    trained = rows[0].runs[0].config["stream"].get("length")
+    records = rows[0].runs[0].lengths
     quantity = words(rows[0].runs[0].quantity)
-    head = [f"{stream}: {quantity} over tokens", *map(str, tokens), "state bytes at the first", "at the last"]
+    head = [f"{name}: {quantity} over tokens", *(str(record["tokens"]) for record in records)]
+    head += ["state bytes at the first", "at the last"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for row in rows:
-        values = [aggregate([run.lengths[i]["value"] for run in row.runs]) for i in range(len(tokens))]
-        cells = [
-            f"{found.mean:.3f}" + ("" if found.interval is None else f" +- {found.interval:.3f}") for found in values
-        ]
-        first, *_, last = row.runs[0].lengths
-        lines.append([_name(row), *cells, f"{first['state_bytes']:,}", f"{last['state_bytes']:,}"])
+    for label, row in _named(rows).items():
+        values = [aggregate([run.lengths[i]["value"] for run in row.runs]) for i in range(len(records))]
+        state = [row.runs[0].lengths[i]["state_bytes"] for i in (0, -1)]
+        lines.append([label, *(found.shown() for found in values), *(f"{size:,}" for size in state)])
+    trained = _trained(rows)
     note = "" if trained is None else f"Trained at {trained} tokens.\n"
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}"
 
 
-def lengths_of(rows: Sequence[RowResult]) -> Figure:
+def mean_lengths_figure(rows: Sequence[RowResult]) -> Figure:
     """Draw the mean over seeds of each row over length, over distance and over the bytes of the state."""
     from cl_ovq.evaluation.lengths import lengths_figure
 
-    return lengths_figure({_name(row): _mean(row) for row in rows}, rows[0].runs[0].config["stream"].get("length"))
+    return lengths_figure({label: _mean(row) for label, row in _named(rows).items()}, _trained(rows))
 
 
-def _name(row: RowResult) -> str:
-    return list(row.labels.values())[-1]
+def _trained(rows: Sequence[RowResult]) -> int | None:
+    return rows[0].runs[0].config["stream"].get("length")
+
+
+def _named(rows: Sequence[RowResult]) -> dict[str, RowResult]:
+    """Rows by the labels that tell them apart; a single one by all of its labels."""
+    apart = [axis for axis in rows[0].labels if len({row.labels.get(axis) for row in rows}) > 1] or [*rows[0].labels]
+    return {", ".join(row.labels.get(axis, "-") for axis in apart): row for row in rows}
 
 
 def _mean(row: RowResult) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from cl_ovq.quantities import title
 from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
-from cl_ovq.studies.lengths import lengths_of, lengths_table, rows_by_stream
+from cl_ovq.studies.lengths import comparable_rows, lengths_table, mean_lengths_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,7 +162,8 @@ class StudyResult:
         head = [*self.study.axes, *self.metrics.values(), "memory", "seconds", "chosen"]
         body = []
         for row in self.rows:
-            numbers = [_spread(self.metric(row, name)) for name in self.metrics]
+            found = [self.metric(row, name) for name in self.metrics]
+            numbers = ["-" if value is None else value.shown() for value in found]
             chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items())
             seconds = row.mean(lambda run: float(run.provenance["wall_seconds"]))
             labels = [row.labels.get(axis, "") for axis in self.study.axes]
@@ -175,7 +176,7 @@ class StudyResult:
         axes = len(self.study.axes)
         rule = ["---"] * axes + ["---:"] * (len(head) - axes - 1) + ["---"]
         table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
-        return "\n".join([table, *(lengths_table(*found) for found in rows_by_stream(self.rows).items())])
+        return "\n".join([table, *(lengths_table(*found) for found in comparable_rows(self.rows).items())])
 
     def to_table(self) -> Table:
         """Return the table for the terminal."""
@@ -210,22 +211,16 @@ class StudyResult:
         return figure
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md` and `.png`, and `<study>_<stream>.png` over length; return their paths."""
+        """Write `<study>.json`, `.md` and `.png`, and `<study>_<name>.png` over length; return the paths."""
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / f"{self.study.name}.{kind}" for kind in ("json", "md", "png")]
         write_atomically(paths[0], self.to_json() + "\n")
         write_atomically(paths[1], self.to_markdown())
         self.to_figure().savefig(paths[2], dpi=110)
-        for stream, rows in rows_by_stream(self.rows).items():
-            paths.append(directory / f"{self.study.name}_{stream}.png")
-            lengths_of(rows).savefig(paths[-1], dpi=110)
+        for name, rows in comparable_rows(self.rows).items():
+            paths.append(directory / f"{self.study.name}_{name}.png")
+            mean_lengths_figure(rows).savefig(paths[-1], dpi=110)
         return paths
-
-
-def _spread(found: Aggregate | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.mean:.3f}" + ("" if found.interval is None else f" +- {found.interval:.3f}")
 
 
 def _bytes(number: float) -> str:

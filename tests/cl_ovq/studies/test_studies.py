@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from cl_ovq.config import to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.results import Result
-from cl_ovq.studies import load_study, run_study
+from cl_ovq.studies import load_study, only, run_study
+from cl_ovq.studies.lengths import comparable_rows, lengths_table
 
 STUDY = """
 title: Small
@@ -270,6 +272,18 @@ def test_results_older_than_a_key_count_with_its_default(tiny):
     assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.capacity=25")))
 
 
+def test_only_some_rows():
+    study = load_study("paper")
+    picked = only(study, ["recall", "OVQ", "softmax"])
+    assert [row.labels for row in picked.rows] == [{"task": "recall", "mixer": mixer} for mixer in ("softmax", "OVQ")]
+    assert len(only(study, ["OVQ"]).rows) == 4
+    assert only(study, []).rows == study.rows
+    with pytest.raises(UserError, match="unknown label of a row 'recal': did you mean 'recall'"):
+        only(study, ["recal"])
+    with pytest.raises(UserError, match="no row of study 'dictionaries' has the labels memory, MLP, joint together"):
+        only(load_study("dictionaries"), ["memory, MLP", "joint"])
+
+
 LENGTHS = """
 title: Recall
 seeds: 2
@@ -306,3 +320,12 @@ def test_rows_over_length_are_means_over_seeds(tmp_path):
     softmax, ovq = (row.runs[0].lengths for row in result.rows)
     assert softmax[1]["state_bytes"] > softmax[0]["state_bytes"]
     assert ovq[1]["state_bytes"] == ovq[0]["state_bytes"]
+    for row in result.rows:  # as if they had been evaluated at one length each, and not at the same
+        row.runs[:] = [replace(one, lengths=one.lengths[: 1 if row is result.rows[0] else 2]) for one in row.runs]
+    groups = comparable_rows(result.rows)
+    assert {name: [row.labels["mixer"] for row in rows] for name, rows in groups.items()} == {
+        "recall_16": ["softmax"],
+        "recall_16_64": ["OVQ"],
+    }
+    assert "| recall, softmax |" in lengths_table("recall_16", groups["recall_16"])
+    assert all(path.exists() for path in result.write(tmp_path / "apart"))
