@@ -116,11 +116,11 @@ def published(
     home, said = directory or RUNS / "published", Console(stderr=True)
     found = reproduce(load_published(names or ()), seeds, home, said, jobs=jobs)
     Console().print(to_table(found))
-    for reason in dict.fromkeys(one.reason for one in found if one.reason):
+    for reason in dict.fromkeys(one.missing for one in found if one.missing):
         said.print(f"not run: {reason}", soft_wrap=True, highlight=False)
     if output is not None:
         write_atomically(output, to_markdown(found))
-    if any(one.verdict in ("too low", "too high") for one in found):
+    if any(one.verdict not in ("reproduced", "not run") for one in found):
         raise typer.Exit(1)
 
 

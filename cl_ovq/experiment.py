@@ -104,7 +104,7 @@ def run_experiment(
     directory = make_directory(config, name)
     if not config.tracking.enabled:
         return _run(config, stream, model, device, name, directory, None, console, begun, after_experience)
-    with open_tracker(config, stream.scenario, directory, name, device, parent, resume=begun is not None) as tracker:
+    with open_tracker(config, directory, name, device, parent, resume=begun is not None) as tracker:
         return _run(config, stream, model, device, name, directory, tracker, console, begun, after_experience)
 
 
@@ -234,7 +234,7 @@ def _train(
     experiences = slice(config.evaluation.stop_after)
     train = list(stream.benchmark.streams["train"])[experiences]
     test = stream.benchmark.streams[config.evaluation.stream][experiences]
-    joint = config.strategy.name == "joint"
+    joint, objective = config.strategy.name == "joint", OBJECTIVES[stream.kind]
     parts = [(len(train), train)] if joint else list(enumerate(train, start=1))
     progress = ExperienceProgress(console, len(parts))
     strategy = build_strategy(config, stream, model, device, metrics=recorders, progress=progress, tracker=tracker)
@@ -255,8 +255,8 @@ def _train(
             recorders.matrix.row = row
             strategy.eval(test)
             matrices = recorders.so_far(len(train) if joint else row)
-            metrics = stream_metrics(matrices, OBJECTIVES[stream.kind])
-            if stream.kind in ("classes", "tokens"):
+            metrics = stream_metrics(matrices, objective)
+            if objective.quantity == "accuracy":
                 whole = recorders.so_far(config.evaluation.stop_after)["accuracy"]
                 metrics["all_task_accuracy"] = all_task_accuracy(whole)[row - 1]
             if tracker is not None:

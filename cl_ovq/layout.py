@@ -37,9 +37,18 @@ def check_store(config: ExperimentConfig, console: Console) -> None:
         console.print(f"[yellow]tracking:[/] {reason}; the run is kept on disk", highlight=False, soft_wrap=True)
 
 
+def scenario_of(config: ExperimentConfig) -> str:
+    """Return the scenario of a configuration's stream, which need not be built for it."""
+    return str(getattr(config.stream.options, "scenario", "domain_incremental"))  # what all sequences are
+
+
+def experiment_of(config: ExperimentConfig) -> str:
+    """Return the name of the MLflow experiment that a run belongs to."""
+    return config.tracking.experiment or f"{config.stream.name} {scenario_of(config)}"
+
+
 def open_tracker(
     config: ExperimentConfig,
-    scenario: str,
     directory: Path,
     name: str,
     device: torch.device,
@@ -51,21 +60,21 @@ def open_tracker(
     return Tracker(
         directory,
         uri=config.tracking.uri,
-        experiment=config.tracking.experiment or f"{config.stream.name} {scenario}",
+        experiment=experiment_of(config),
         run_name=name,
-        tags={"mlflow.runColor": run_color(name)} | _tags(config, scenario, device) | dict(config.tracking.tags),
+        tags={"mlflow.runColor": run_color(name)} | _tags(config, device) | dict(config.tracking.tags),
         parameters=flatten(to_dict(config)),
         parent=parent,
         resume=resume,
     )
 
 
-def _tags(config: ExperimentConfig, scenario: str, device: torch.device) -> dict[str, Any]:
+def _tags(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
     code = code_revision()
     mixers = layer_mixers(config.model) if config.model.name in MIXED else []
     return {
         "stream": config.stream.name,
-        "scenario": scenario,
+        "scenario": scenario_of(config),
         "quantity": quantity_of(config.stream.name),
         "model": config.model.name,
         "head": config.model.head,

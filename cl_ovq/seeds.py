@@ -105,14 +105,14 @@ def run_seeds(config: ExperimentConfig, console: Console, *, resume: bool = Fals
             raise UserError(f"output_dir: {directory} already holds the results of seeds: name another directory")
         for seed in seeds:
             check_config(_for_seed(config, seed, directory))
+    load_stream(config)  # missing data is said before anything is written
     name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
     if not config.tracking.enabled:
         return _run_all(config, seeds, make_directory(config, name), console, None, resume=resume)
     warm_up()
-    scenario = load_stream(config).scenario
     check_store(config, console)
     directory = make_directory(config, name)
-    with open_tracker(config, scenario, directory, name, find_device(config.device), resume=resume) as parent:
+    with open_tracker(config, directory, name, find_device(config.device), resume=resume) as parent:
         parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
         whole = _run_all(config, seeds, directory, console, parent, resume=resume)
         _log_aggregates(whole, parent)

@@ -9,8 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, chdir, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -46,7 +45,7 @@ def measure_tracking(config: ExperimentConfig, rounds: int) -> dict[str, Any]:
     walls: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpus: dict[str, list[float]] = {mode: [] for mode in MODES}
     waited: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         for attempt in range(rounds + 1):
             for mode in MODES if attempt % 2 else reversed(MODES):
                 run: Any = copy.deepcopy(config)
@@ -122,13 +121,3 @@ def _clocked() -> Iterator[list[float]]:
         ask = clocked(Tracker.run_id.fget)  # type: ignore[attr-defined]
         stack.enter_context(patch.object(Tracker, "run_id", property(ask)))
         yield spent
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,12 +22,12 @@ from rich.table import Table
 from cl_ovq.config.files import as_mapping, files_by_name, find_file, read_mapping, shipped_folders
 from cl_ovq.config.load import EXPERIMENTS, PUBLISHED
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.experiment import load_stream
 from cl_ovq.quantities import METRICS
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study
 from cl_ovq.studies.tables import RowResult
+from streams import STREAMS, StreamDataError
 
 QUIET = {"tracking.enabled": False, "checkpoint.enabled": False}
 KEYS = ("title", "source", "target", "experiment", "set")
@@ -57,17 +58,23 @@ class Target:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A target, and what was measured: None where nothing could be, with the reason."""
+    """A target, and what was measured.
+
+    Attributes:
+        target: the published number.
+        measured: ours; None where there is none.
+        missing: why there is no data for it; None where there is.
+    """
 
     target: Target
     measured: Aggregate | None
-    reason: str | None
+    missing: str | None = None
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `too low`, `too high`, or `not run`."""
+        """`reproduced`, `too low`, `too high`, `failed` where no run ended, or `not run` where there is no data."""
         if self.measured is None:
-            return "not run"
+            return "failed" if self.missing is None else "not run"
         distance = self.measured.mean - self.target.value
         if abs(distance) <= self.target.within:
             return "reproduced"
@@ -142,25 +149,27 @@ def reproduce(
     for target in targets:
         row = measured.get(target.name)
         values = list(row.values(target.metric).values()) if row else []
-        reason = missing.get(target.name) or (None if values else "no run succeeded")
-        found.append(Reproduction(target, aggregate(values) if values else None, reason))
+        found.append(Reproduction(target, aggregate(values) if values else None, missing.get(target.name)))
     return found
 
 
 def _missing(targets: Sequence[Target]) -> dict[str, str]:
-    """Return why there is no data for a target, by its name; each stream is looked for once."""
-    looked: dict[str, str | None] = {}
+    """Return why there is no data for a target, by its name; each data set is looked for once."""
+    looked: dict[tuple[Any, str | None], str | None] = {}
     missing: dict[str, str] = {}
     for target in targets:
-        config = target.row.config({}, 0, "test")
-        if config.stream.name not in looked:
+        stream = target.row.config({}, 0, "test").stream
+        read = STREAMS[stream.name].read
+        if read is None:  # generated
+            continue
+        key = read, stream.options.data_dir
+        if key not in looked:
             try:
-                load_stream(config)
-                looked[config.stream.name] = None
-            except UserError as error:
-                looked[config.stream.name] = str(error)
-        reason = looked[config.stream.name]
-        if reason is not None:
+                read(stream.options.data_dir)
+                looked[key] = None
+            except StreamDataError as error:
+                looked[key] = str(error)
+        if reason := looked[key]:
             missing[target.name] = reason
     return missing
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from cl_ovq.checking import find_device
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.layout import check_store, open_tracker
+from cl_ovq.layout import check_store, experiment_of, open_tracker
 from cl_ovq.provenance import code_revision
 from cl_ovq.results import FILE_NAME as RESULTS
 from cl_ovq.results import Result, write_atomically
@@ -94,11 +94,10 @@ def _tracked(sweep: Sweep, directory: Path, *, resume: bool) -> Iterator[Tracker
     if not config.tracking.enabled:
         yield None
         return
-    scenario = getattr(config.stream.options, "scenario", "")
     tags = {"sweep": sweep.name, "seed": ", ".join(map(str, sweep.selection.seeds))}
     config.tracking.tags = dict(config.tracking.tags) | tags
     device = find_device("cpu" if sweep.resources.gpus else config.device)
-    with open_tracker(config, scenario, directory, f"sweep {sweep.name}", device, resume=resume) as tracker:
+    with open_tracker(config, directory, f"sweep {sweep.name}", device, resume=resume) as tracker:
         yield tracker
 
 
@@ -106,11 +105,10 @@ def _job(sweep: Sweep, directory: Path, tracker: Tracker | None) -> Any:
     from cl_ovq.sweeps.trials import Job
 
     config = sweep.config({}, sweep.selection.seeds[0])
-    scenario = getattr(config.stream.options, "scenario", "")
     code = code_revision()
     settings = {
         "tracking.uri": absolute_uri(config.tracking.uri),
-        "tracking.experiment": config.tracking.experiment or f"{config.stream.name} {scenario}",
+        "tracking.experiment": experiment_of(config),
         "tracking.tags": {
             "sweep": sweep.name,
             # Shipped code is no checkout, and does not know its revision.

@@ -73,10 +73,6 @@ class Parameter:
         moved = min(max(moved, self.values[0]), self.values[1])
         return round(moved) if self.kind == "randint" else moved
 
-    def ends(self) -> tuple[Any, ...]:
-        """Return values that stand for all: every value of a list, or both ends."""
-        return self.values
-
 
 @dataclass(frozen=True)
 class Space:
@@ -140,7 +136,7 @@ class Space:
         base = self._draw(self.combinations()[0], np.random.default_rng(0))
         yield base
         for parameter in self.parameters:
-            for value in parameter.ends():
+            for value in parameter.values:
                 yield base | self._conditions(parameter) | {parameter.key: value}
 
     def _conditions(self, parameter: Parameter) -> Point:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-from contextlib import contextmanager
+import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.experiment import build_strategy, load_stream, run_experiment
 from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
 from cl_ovq.tracking import open_client
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `quick_settings`: pytest imports test files by path
 
 TINY = """# Two experiences of digits and a model of a few thousand weights: a second or two of training.
 stream: {name: split_digits, experiences: 2}
@@ -49,20 +52,29 @@ def run(tiny, tmp_path_factory):
     @functools.cache
     def run(*overrides):
         folder = tmp_path_factory.mktemp("run")
-        with working_directory(folder):
+        with chdir(folder):
             return run_experiment(tiny(*overrides, f"output_dir={folder / 'result'}"), Console(file=io.StringIO()))
 
     return run
 
 
-@contextmanager
-def working_directory(folder: Path):
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield folder
-    finally:
-        os.chdir(before)
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """`call(*arguments)`: exit code, standard output and standard error of the command line, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cl-ovq", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = left.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 class Session:

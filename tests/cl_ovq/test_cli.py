@@ -14,7 +14,6 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from cl_ovq import cli
 from cl_ovq.catalogue import KINDS
 from cl_ovq.config import load_config, to_dict
 
@@ -29,25 +28,6 @@ def program() -> tuple[str, ...]:
 def cl_ovq(*arguments, folder):
     """Run the command line in a new process; the folder is its working directory."""
     return subprocess.run([*program(), *map(str, arguments)], capture_output=True, text=True, cwd=folder, check=False)
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """`call(*arguments)`: exit code, standard output and standard error of the command line, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cl-ovq", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 # Mistakes

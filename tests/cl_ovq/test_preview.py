@@ -1,33 +1,13 @@
 """`cl-ovq show-stream` and `cl-ovq lengths`: what they print and draw is what is there."""
 
 import io
-import sys
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.experiment import run_experiment
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cl-ovq", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_images_are_counted_by_class_and_drawn(call, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quick_settings import QUICK
 from rich.console import Console
 
 from cl_ovq.checkpoints import NAME, read_checkpoint
@@ -22,14 +23,7 @@ from cl_ovq.evaluation import figures
 from cl_ovq.experiment import run_experiment
 from cl_ovq.learning import STRATEGIES
 
-QUICK = (
-    "strategy.epochs=2",
-    "strategy.batch_size=150",
-    "strategy.memory_batch_size=15",
-    "strategy.importance_samples=10",
-    "strategy.candidates=30",
-    "model.dropout=0.1",
-)
+FAST = (*QUICK, "model.dropout=0.1")
 MEMORY = ("model.name=mlp", "model.head=memory", "memory.capacity=60", "strategy.name=naive")
 PARTS = ("matrix", "matrices", "metrics", "dictionary")
 
@@ -98,7 +92,7 @@ def undisturbed(tiny, tmp_path_factory, fast):
 @settings(max_examples=2, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_killed_anywhere(tiny, tmp_path_factory, undisturbed, overrides, data):
-    overrides = (*overrides, *QUICK)
+    overrides = (*overrides, *FAST)
     whole, expected = undisturbed(*overrides)
     steps = whole.provenance["train_steps"]
     every = data.draw(st.sampled_from([None, 1, 3]))
@@ -122,7 +116,7 @@ def command(*arguments):
 
 
 def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
-    overrides = ("strategy.name=derpp", *QUICK)
+    overrides = ("strategy.name=derpp", *FAST)
     whole, expected = undisturbed(*overrides)
     arguments = (tiny_path, *overrides, f"output_dir={tmp_path}", "checkpoint.every_steps=2", "--json")
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -146,7 +140,7 @@ def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
 
 def test_without_a_checkpoint_a_run_starts_from_the_beginning(tiny, tmp_path, undisturbed):
     console = Console(file=io.StringIO(), width=500)
-    overrides = ("strategy.name=naive", *QUICK)
+    overrides = ("strategy.name=naive", *FAST)
     result = run_experiment(tiny(*overrides, f"output_dir={tmp_path / 'new'}"), console, resume=True)
     assert "no checkpoint in" in console.file.getvalue()
     assert result.matrix == undisturbed(*overrides)[0].matrix
@@ -156,7 +150,7 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(tiny, tmp_path, un
 def begun(tiny, tmp_path_factory, fast):
     """The bytes of the checkpoint of a run that was killed."""
     folder = tmp_path_factory.mktemp("begun")
-    config = tiny("strategy.name=replay", *QUICK, f"output_dir={folder}")
+    config = tiny("strategy.name=replay", *FAST, f"output_dir={folder}")
     with killed_at(15), pytest.raises(Killed):
         run_experiment(config, Console(file=io.StringIO()))
     return (folder / NAME).read_bytes()
@@ -166,14 +160,14 @@ def begun(tiny, tmp_path_factory, fast):
 def test_a_truncated_checkpoint_is_refused(tiny, tmp_path, begun, quiet, cut):
     (tmp_path / NAME).write_bytes(begun[:-cut])
     with pytest.raises(UserError, match=r"checkpoint .* is truncated or damaged"):
-        run_experiment(tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}"), quiet, resume=True)
+        run_experiment(tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}"), quiet, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a file of PyTorch's"])
 def test_a_foreign_file_is_refused(tiny, tmp_path, quiet, content):
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(UserError, match="is not a checkpoint of this program"):
-        run_experiment(tiny(*QUICK, f"output_dir={tmp_path}"), quiet, resume=True)
+        run_experiment(tiny(*FAST, f"output_dir={tmp_path}"), quiet, resume=True)
 
 
 def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
@@ -182,12 +176,12 @@ def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
         ("strategy.epochs=3", "strategy.epochs is 2 there, and 3 here"),
         ("seed=4", "seed is 0 there, and 4 here"),
     ):
-        config = tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}", change)
+        config = tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}", change)
         with pytest.raises(UserError, match=line):
             run_experiment(config, quiet, resume=True)
     with pytest.raises(UserError, match="--resume needs output_dir=DIR"):
-        run_experiment(tiny(*QUICK), quiet, resume=True)
-    moved = tiny("strategy.name=replay", *QUICK, f"output_dir={tmp_path}", "threads=1", "checkpoint.every_steps=7")
+        run_experiment(tiny(*FAST), quiet, resume=True)
+    moved = tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}", "threads=1", "checkpoint.every_steps=7")
     assert run_experiment(moved, quiet, resume=True).matrix  # what decides nothing may differ
 
 
@@ -195,7 +189,7 @@ def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store, fast):
     from mlflow import MlflowClient
 
     tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=resumed")
-    config = tiny("strategy.name=replay", *QUICK, *tracked, "checkpoint.every_steps=2", f"output_dir={tmp_path}")
+    config = tiny("strategy.name=replay", *FAST, *tracked, "checkpoint.every_steps=2", f"output_dir={tmp_path}")
     with killed_at(13), pytest.raises(Killed):
         run_experiment(config, Console(file=io.StringIO()))
     result = run_experiment(config, Console(file=io.StringIO()), resume=True)
@@ -213,7 +207,7 @@ def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store, fast):
 def test_seeds_go_on(tiny, tmp_path, fast):
     from cl_ovq.seeds import run_seeds
 
-    overrides = ("strategy.name=naive", *QUICK, "seeds=2")
+    overrides = ("strategy.name=naive", *FAST, "seeds=2")
     whole = run_seeds(tiny(*overrides, f"output_dir={tmp_path / 'whole'}"), Console(file=io.StringIO()))
     config = tiny(*overrides, f"output_dir={tmp_path / 'killed'}")
     own, calls = Checkpoints.save, []

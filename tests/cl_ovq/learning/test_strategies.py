@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from quick_settings import QUICK
 
 from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
@@ -18,14 +19,6 @@ from cl_ovq.models.heads import RememberingHead, TaskMaskedModel
 
 TOKENS = 4  # of an image: 8 x 8 pixels in patches of 4 x 4
 WITH_MEMORY = {"replay", "gem", "agem", "der", "derpp", "er_ace", "mir", "gdumb"}
-QUICK = (
-    "strategy.importance_samples=20",
-    "strategy.candidates=30",
-    "strategy.epochs=2",
-    "strategy.batch_size=150",
-    "strategy.memory_batch_size=15",
-)
-
 every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 every_other = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("joint", "early_stopping")])
 

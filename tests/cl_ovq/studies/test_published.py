@@ -50,7 +50,7 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     names = [row(*pair) for pair in (("one", measured + 0.009), ("two", measured - 0.02), ("three", measured + 0.02))]
     for name, verdict in zip(names, ("reproduced", "too high", "too low"), strict=True):
         (target,) = load_published([name])
-        assert Reproduction(target, first.measured, None).verdict == verdict
+        assert Reproduction(target, first.measured).verdict == verdict
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(FILE_NAME)}
     again = reproduce(load_published([names[0]]), 2, tmp_path, Console(file=io.StringIO()))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob(FILE_NAME)} == before  # nothing is run again
@@ -67,8 +67,18 @@ def test_data_that_is_not_there_is_said_and_the_rest_is_measured(row, tmp_path):
     path.write_text(path.read_text().replace("set: {", elsewhere))
     found = reproduce(load_published([path, row("here")]), 1, tmp_path / "runs", Console(file=io.StringIO()))
     assert found[0].verdict == "not run"
-    assert "MNIST was not found" in found[0].reason
+    assert "MNIST was not found" in found[0].missing
     assert found[1].measured == Aggregate(found[1].measured.mean, None, None, 1)
+
+
+def test_a_run_that_fails_is_no_missing_data(row, tmp_path):
+    broken = row("broken")
+    broken.write_text(broken.read_text().replace("set: {", "set: {model.patch_size: 3, "))
+    said = io.StringIO()
+    found = reproduce(load_published([broken, row("sound")]), 1, tmp_path, Console(file=said))
+    assert [found[0].verdict, found[0].missing] == ["failed", None]
+    assert found[1].measured is not None
+    assert "model.patch_size: 3 does not divide" in said.getvalue()
 
 
 def test_every_published_number_of_the_project_is_right_in_form():

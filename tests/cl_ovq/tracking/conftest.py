@@ -24,23 +24,12 @@ from cl_ovq.experiment import run_experiment
 SRC = Path(__file__).resolve().parents[3]
 
 
-@contextlib.contextmanager
-def inside(folder):
-    """Work in a folder for a while."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 @pytest.fixture(scope="session")
 def run_in():
     """`run_in(folder, config)`: the result of an experiment, run in a working directory of its own."""
 
     def run_in(folder, config):
-        with inside(folder):
+        with contextlib.chdir(folder):
             return run_experiment(config, Console(file=io.StringIO()))
 
     return run_in

@@ -6,6 +6,7 @@ import socket
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import chdir
 
 import pytest
 from mlflow import MlflowClient
@@ -15,7 +16,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.view import COMPARED, view_tags
 
-from .conftest import inside, serving
+from .conftest import serving
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_runs_are_found_by_id_name_and_directory(named, tmp_path):
 
 
 def test_nothing_to_show(tmp_path):
-    with inside(tmp_path), pytest.raises(UserError, match=r"no runs under .*: run an experiment first"):
+    with chdir(tmp_path), pytest.raises(UserError, match=r"no runs under .*: run an experiment first"):
         interface.serve([], port=5000, uri=None, host="127.0.0.1", browser=False)
     assert list(tmp_path.iterdir()) == []
 
