@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cl_ovq.models.read_out import FLOOR
 from cl_ovq.models.whitening import ClassCovariance
-
-FLOOR = 1e-6  # probability of all classes together that have not been seen
 
 
 class NearestMean(nn.Module):

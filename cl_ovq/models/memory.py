@@ -8,49 +8,19 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import kernels
+from cl_ovq.models.read_out import Reading, Settings, default_beta, log_probabilities, scores, similarities
 from cl_ovq.models.slots import ClassSlots
 from cl_ovq.models.whitening import ClassCovariance, whitening
 from kernels import DictionaryState
 
 PRIORS = ("balanced", "counts")
-FLOOR = 1e-6  # probability of all classes together, if none of them has been seen
-_LOGITS = 1 << 22  # held at once
-
-
-class Settings(NamedTuple):
-    """What a read-out leaves to choose, see `MemoryHead`."""
-
-    beta: float
-    shrinkage: float
-    class_weight: float
-    confidence: float
-
-
-class Reading(NamedTuple):
-    """What a read-out needs, made from the state once after each write.
-
-    Args:
-        origin: `[F]` what is taken off features before they are whitened: their mean, for precision only.
-        whiten: `[F, F]`.
-        slots: `[C, S, F]` whitened slot means.
-        weights: `[C, S]` log of each slot's share of its class, minus infinity in an empty slot of a class seen.
-        means: `[C, F]` whitened class means.
-        prior: `[C]` log of each class's prior, minus infinity for a class not seen.
-    """
-
-    origin: Tensor
-    whiten: Tensor
-    slots: Tensor
-    weights: Tensor
-    means: Tensor
-    prior: Tensor
 
 
 class MemoryHead(nn.Module):
@@ -251,11 +221,8 @@ class MemoryHead(nn.Module):
         x = self._checked(features)
         settings = self.settings
         reading = self._cache = self._cache or self._reading(settings.shrinkage)
-        scores = [
-            _scores(slots, means, reading, settings.beta, settings.class_weight)
-            for slots, means in self._similarities(x, reading)
-        ]
-        return _log_probabilities(torch.cat(scores), reading, settings.confidence)
+        scored = [scores(*part, reading, settings.beta, settings.class_weight) for part in similarities(x, reading)]
+        return log_probabilities(torch.cat(scored), reading, settings.confidence)
 
     @torch.no_grad()
     def calibrate(
@@ -297,11 +264,11 @@ class MemoryHead(nn.Module):
         best, chosen, self._cache = math.inf, self.settings, None
         for shrinkage in shrinkages:
             reading = self._reading(shrinkage)
-            parts = list(self._similarities(x, reading))
+            parts = list(similarities(x, reading))
             for beta, weight in itertools.product(betas, class_weights):
-                scores = torch.cat([_scores(*part, reading, beta, weight) for part in parts])
+                scored = torch.cat([scores(*part, reading, beta, weight) for part in parts])
                 for confidence in confidences:
-                    loss = float(nn.functional.nll_loss(_log_probabilities(scores, reading, confidence), y))
+                    loss = float(nn.functional.nll_loss(log_probabilities(scored, reading, confidence), y))
                     if loss < best:
                         best, self._cache = loss, reading
                         chosen = Settings(beta, shrinkage, weight, confidence)
@@ -335,19 +302,6 @@ class MemoryHead(nn.Module):
             means=(head.covariance.means - mean).float() @ whiten,
             prior=prior,
         )
-
-    def _similarities(self, x: Tensor, reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of parts of the queries `[B, F]`: log-densities of slots `[b, C, S]` and class means `[b, C]`.
-
-        They lack what all slots and classes of a query have in common, and it cancels.
-        """
-        slots, means = reading.slots.flatten(0, 1), reading.means
-        for part in x.split(max(1, _LOGITS // len(slots))):
-            q = (part - reading.origin) @ reading.whiten
-            yield (
-                torch.addmm(-slots.square().sum(1) / 2, q, slots.mT).view(-1, *reading.weights.shape),
-                torch.addmm(-means.square().sum(1) / 2, q, means.mT),
-            )
 
     def _waiting(self) -> tuple[Tensor, Tensor]:
         """Copies of the pending features and targets."""
@@ -388,24 +342,3 @@ class MemoryHead(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}  # copies and pickles make their own
-
-
-def default_beta(features: int) -> float:
-    """The inverse temperature where none was chosen: `min(1, 6 / sqrt(F))`.
-
-    The more features there are, the more of them say the same, and the less evidence they are than an exact Gaussian
-    would make of them. Measured on 64 to 1500 features; accuracy hardly changes between half and twice of it.
-    """
-    return min(1.0, 6 / math.sqrt(features))
-
-
-def _scores(slots: Tensor, means: Tensor, reading: Reading, beta: float, class_weight: float) -> Tensor:
-    """Log-densities `[b, C]` of classes but for a constant, given those of slots `[b, C, S]` and means `[b, C]`."""
-    return (beta * slots + reading.weights).logsumexp(2) + class_weight * means + reading.prior
-
-
-def _log_probabilities(scores: Tensor, reading: Reading, confidence: float) -> Tensor:
-    """Log-probabilities `[B, C]` of such scores."""
-    unseen, share = reading.prior.isinf(), FLOOR / scores.shape[1]
-    log = (confidence * scores).log_softmax(1) + torch.log1p(-share * unseen.sum())
-    return log.masked_fill(unseen, math.log(share))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import chunked
 from kernels.options import DictionaryOptions, options_of
+from kernels.registration import argument_gradients, define, no_second_derivative
 from kernels.state import DictionaryState
 from kernels.triton import driver
 from kernels.triton.calls import Call, Tensors
@@ -250,7 +251,7 @@ def _differentiate(
     ctx: Any, d_o: Tensor | None, d_means: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the operator's seventeen arguments."""
-    return chunked.argument_gradients(ctx, "attention_triton_backward", d_o, d_means)
+    return argument_gradients(ctx, "attention_triton_backward", d_o, d_means)
 
 
 def _register() -> torch.library.Library:
@@ -260,9 +261,9 @@ def _register() -> torch.library.Library:
         ("attention_triton", _attention, _outputs),
         ("attention_triton_backward", _attention_backward, _gradients),
     ):
-        chunked.define(library, name, kernel, shapes)
+        define(library, name, kernel, shapes)
     torch.library.register_autograd("ovq::attention_triton", _differentiate, setup_context=_remember, lib=library)
-    torch.library.register_autograd("ovq::attention_triton_backward", chunked.no_second_derivative, lib=library)
+    torch.library.register_autograd("ovq::attention_triton_backward", no_second_derivative, lib=library)
     return library
 
 

@@ -1,9 +1,11 @@
-"""Samples for tests of the memory head and of its covariance."""
+"""Samples, and a head that has seen some, for tests of the memory head and of its covariance."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+from cl_ovq.models.memory import MemoryHead
 
 
 def samples(n: int, features: int = 6, classes: int = 4, seed: int = 0, far: float = 0.0):
@@ -19,3 +21,10 @@ def samples(n: int, features: int = 6, classes: int = 4, seed: int = 0, far: flo
 def pooled(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     deviations = np.concatenate([x[y == c] - x[y == c].mean(0) for c in np.unique(y)])
     return deviations.T @ deviations / len(x)
+
+
+def filled(n: int = 300, seed: int = 0, **options) -> tuple[MemoryHead, torch.Tensor, torch.Tensor]:
+    x, y = samples(n, seed=seed)
+    head = MemoryHead(**{"features": 6, "classes": 4, "capacity": 40, **options})
+    head.observe(x, y)
+    return head, x, y
