@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cl_ovq.arguments import Config, Json, Overrides
+from cl_ovq.arguments import Config, Json, Overrides, writable_file, writable_folder
 from cl_ovq.benchmarks.commands import bench
 from cl_ovq.errors import UserError, unknown
 
@@ -76,7 +76,10 @@ def study(
         typer.Option(help="Holds the runs; those found there are not run again. runs/studies/NAME if not given."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for NAME.json, NAME.md and NAME.png; the runs' if not given.")
+        Path | None,
+        typer.Option(
+            help="Folder for NAME.json, NAME.md and NAME.png; the runs' if not given.", callback=writable_folder
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -106,7 +109,9 @@ def published(
         Path | None,
         typer.Option(help="Holds the runs; those found there are not run again. runs/published if not given."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the table in Markdown, with sources.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for the table in Markdown, with sources.", callback=writable_file)
+    ] = None,
 ) -> None:
     """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1)."""
     from cl_ovq.results import write_atomically
@@ -149,7 +154,9 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")
     ],
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, with figures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained page, with figures.", callback=writable_file)
+    ] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
     json: Json = False,
 ) -> None:

@@ -95,7 +95,8 @@ def to_matrix(rows: list[list[float | None]]) -> Matrix:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never a part."""
+    """Write a text file, and the folders to it, so that a reader finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

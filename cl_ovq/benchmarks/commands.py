@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cl_ovq.arguments import Config, Json, Overrides
+from cl_ovq.arguments import Config, Json, Overrides, writable_file, writable_folder
 
 bench = typer.Typer(help="Measure speed and memory: ratios of things measured side by side.", no_args_is_help=True)
 
@@ -88,7 +88,10 @@ def bench_operator(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="Folder for operator.json, operator.md and operator.png.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for operator.json, operator.md and operator.png.", callback=writable_folder),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Time and memory of OVQ attention against exact causal attention. Options that take a list are comma-separated."""
@@ -137,7 +140,7 @@ def bench_profile(
 @bench.command("operations")
 def bench_operations(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
     json: Json = False,
 ) -> None:
     """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
@@ -162,7 +165,7 @@ def bench_sweep(
     overrides: Overrides = None,
     cores: Annotated[int, typer.Option(min=1, help="Cores of the sweep, and threads of the runs beside it.")] = 2,
     empty_trials: Annotated[int, typer.Option(min=0, help="Trials that do nothing, for the driver's time.")] = 200,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
 ) -> None:
     """Throughput of a local sweep against the same runs in one warm process, and what a trial and the driver cost."""
     from json import dumps

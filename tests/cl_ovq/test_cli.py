@@ -34,6 +34,28 @@ def cl_ovq(*arguments, folder):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("published", "fashion_naive", "--output"),
+        ("study", "drift", "--output"),
+        ("compare", "a", "b", "--html"),
+        ("bench", "sweep", "--output"),
+        ("bench", "operations", "--output"),
+        ("bench", "operator", "--output"),
+    ],
+)
+def test_where_a_result_cannot_be_written_is_said_before_the_work(call, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    code, out, error = call(*command, tmp_path / "file" / "below" / "result")
+    assert (code, out) == (2, "")
+    assert "file/below/result cannot be written: " in error.replace("\n", "")
+    assert len(error.splitlines()) == 1
+    if "--html" in command:
+        code, _, error = call(*command, tmp_path)
+        assert (code, error) == (2, f"error: {tmp_path} cannot be written: it is a folder\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (("run", "TINY", "--json", "model.mixr=ovq"), "error: unknown key 'model.mixr': did you mean 'model.mixer'?"),
