@@ -77,9 +77,7 @@ def study(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for NAME.json, NAME.md and NAME.png; the runs' if not given.", callback=writable_folder
-        ),
+        typer.Option(help="For NAME.json, .md and .png; the runs' if none.", callback=writable_folder),
     ] = None,
     json: Json = False,
 ) -> None:
