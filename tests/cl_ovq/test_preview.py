@@ -56,7 +56,7 @@ def test_runs_are_compared_over_length(call, tmp_path):
     small = ["stream.train=32", "strategy.epochs=1", "evaluation.lengths=[32,64]", "evaluation.length_tokens=128"]
     for mixer in ("softmax", "linear"):
         config = load_config(
-            "paper/within_capacity", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"]
+            "paper/recall", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"]
         )
         run_experiment(config, Console(file=io.StringIO()))
     code, out, err = call("lengths", "softmax", "linear")
@@ -65,7 +65,7 @@ def test_runs_are_compared_over_length(call, tmp_path):
     assert Image.open(tmp_path / "lengths.png").width > 1000
     assert call("lengths", "softmax", "softmax", "--output", "/proc/nothing/x.png")[0] == 2
     config = load_config(
-        "paper/within_capacity", ["stream.train=32", "strategy.epochs=1", f"output_dir={tmp_path / 'plain'}"]
+        "paper/recall", ["stream.train=32", "strategy.epochs=1", f"output_dir={tmp_path / 'plain'}"]
     )
     run_experiment(config, Console(file=io.StringIO()))
     assert "plain: the run was not evaluated at other lengths" in call("lengths", "plain")[2]
