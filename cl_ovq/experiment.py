@@ -121,7 +121,7 @@ def load_stream(config: ExperimentConfig) -> Stream:
     except StreamDataError as error:
         raise UserError(f"stream: {error}") from error
     for length in config.evaluation.lengths:
-        sequences_of(stream, length, 1)
+        sequences_of(stream, length, 1, config.evaluation.stream)
     if "validation" not in stream.benchmark.streams:
         empty = f"needs a validation stream: {lacking_validation(config.stream.options)} is 0"
         if config.memory.calibrate:
@@ -178,8 +178,10 @@ def _run(
         output_dir=str(directory),
         config=to_dict(config),
         **describe_findings(stream, strategy, recorders, asked.stop_after, anytime=asked.every_steps is not None),
-        lengths=as_data(evaluate_lengths(model, stream, asked.lengths, asked.length_tokens, device)),
-        capacities=evaluate_capacities(model, stream, asked.capacities, asked.lengths, asked.length_tokens, device),
+        lengths=as_data(evaluate_lengths(model, stream, asked.lengths, asked.length_tokens, device, asked.stream)),
+        capacities=evaluate_capacities(
+            model, stream, asked.capacities, asked.lengths, asked.length_tokens, device, asked.stream
+        ),
         provenance={
             "seed": config.seed,
             "code": code_revision(),

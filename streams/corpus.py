@@ -11,7 +11,7 @@ import numpy as np
 
 from streams.draws import Draws
 from streams.errors import StreamDataError
-from streams.sequences import SequenceSamples, concatenate, sequence_stream
+from streams.sequences import LENGTH_DRAWS, SequenceSamples, concatenate, sequence_stream
 from streams.stream import Stream
 
 BYTES = 256
@@ -87,9 +87,10 @@ def build_byte_stream(name: str, domains: Sequence[Domain], options: Any, source
         for split, count in counts.items()
     }
 
-    def at_length(tokens: int, count: int) -> SequenceSamples:
+    def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
+        purpose = LENGTH_DRAWS[split]
         size = (count + len(domains) - 1) // len(domains)
-        return concatenate([windows(d, "test", tokens, size, Draws(name, d.name, "length", tokens)) for d in domains])
+        return concatenate([windows(d, split, tokens, size, Draws(name, d.name, purpose, tokens)) for d in domains])
 
     return sequence_stream(
         name,

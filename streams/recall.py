@@ -78,7 +78,7 @@ def build_recall(rule: str, options: RecallOptions, *, seed: int) -> Stream:
     Raises:
         StreamDataError: the options do not fit each other.
     """
-    from streams.sequences import concatenate, sequence_stream
+    from streams.sequences import LENGTH_DRAWS, concatenate, sequence_stream
 
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
     settings = [experience_settings(rule, options, experience) for experience in range(options.experiences)]
@@ -92,13 +92,14 @@ def build_recall(rule: str, options: RecallOptions, *, seed: int) -> Stream:
             parts[name].append(whole.samples(slice(first, first + size)))
             first += size
 
-    def at_length(tokens: int, count: int) -> SequenceSamples:
+    def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
+        purpose = LENGTH_DRAWS[split]
         found = []
         for experience, setting in enumerate(settings):
             longer = replace(setting, length=tokens)
             longer.check()
             size = (count + len(settings) - 1) // len(settings)
-            whole = distinct_sequences(longer, size, rule, seed, experience, "length", tokens)
+            whole = distinct_sequences(longer, size, rule, seed, experience, purpose, tokens)
             found.append(whole.samples(slice(0, size)))
         return concatenate(found)
 

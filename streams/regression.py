@@ -63,7 +63,7 @@ def build_regression(options: RegressionOptions, *, seed: int) -> Stream:
     Raises:
         StreamDataError: the options do not fit each other.
     """
-    from streams.sequences import concatenate, sequence_stream
+    from streams.sequences import LENGTH_DRAWS, concatenate, sequence_stream
 
     if options.dimensions > 64:
         raise StreamDataError(f"dimensions={options.dimensions}: must be at most 64, so that sums are exact")
@@ -78,14 +78,14 @@ def build_regression(options: RegressionOptions, *, seed: int) -> Stream:
         for name, size in sizes.items():
             parts[name].append(generate(setting, size, marks, draws))
 
-    def at_length(tokens: int, count: int) -> SequenceSamples:
+    def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
         size = (count + len(settings) - 1) // len(settings)
         found = []
         for experience, setting in enumerate(settings):
             examples = (tokens - setting.questions) // setting.functions
             if examples < 1:
                 raise StreamDataError(f"{tokens} tokens are too few for {setting.questions} questions and any examples")
-            draws = Draws("regression", seed, experience, "length", tokens)
+            draws = Draws("regression", seed, experience, LENGTH_DRAWS[split], tokens)
             found.append(generate(replace(setting, examples=examples), size, marks, draws))
         return concatenate(found)
 

@@ -15,6 +15,7 @@ from streams.stream import Stream
 
 PADDING = -1  # a token that is none: what is behind the end of a short sequence
 IGNORED = -100  # the target of a token that has none, as PyTorch's cross-entropy takes it; NaN among real numbers
+LENGTH_DRAWS = {"test": "length", "validation": "validation length"}  # purposes of draws for other lengths
 
 Item = tuple[torch.Tensor, torch.Tensor]
 
@@ -114,7 +115,7 @@ def sequence_stream(
     provenance: Mapping[str, Any],
     blur: float,
     seed: int,
-    at_length: Callable[[int, int], SequenceSamples] | None = None,
+    at_length: Callable[[int, int, str], SequenceSamples] | None = None,
 ) -> Stream:
     """Makes the stream of sequences that lie in memory.
 

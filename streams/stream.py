@@ -38,8 +38,8 @@ class Stream:
         class_names: name of each class, by the data set's numbers.
         provenance: what a result must say of its data; plain values that JSON can hold.
         kind: what the model's output and the targets are, one of `KINDS`.
-        at_length: `(tokens, count)` to test sequences of another length, where the stream has them; those of all
-            experiences in equal parts.
+        at_length: `(tokens, count, split)` to `test` or `validation` sequences of another length, where the stream has
+            them; those of all experiences in equal parts.
     """
 
     name: str
@@ -52,4 +52,4 @@ class Stream:
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
     kind: str = "classes"
-    at_length: Callable[[int, int], SequenceSamples] | None = None
+    at_length: Callable[[int, int, str], SequenceSamples] | None = None

@@ -95,6 +95,12 @@ class ModelConfig:
     code_decay: float = option(0.99, "decay of the running means that make a codebook (vq)", minimum=0, maximum=0.9999)
     commitment: float = option(1e-2, "weight of the distance of keys to their codes in the loss (vq)", minimum=0)
     state_size: int = option(64, "features of a key and a query (mamba2)", minimum=1)
+    longest_step: float = option(
+        0.1,
+        "longest step of a head at first, the shortest being 0.001 (mamba2, gated_delta): steps make a state forget; "
+        "few heads need short ones to see far",
+        minimum=0.001,
+    )
     slots: int = option(64, "slots of a head's memory (gated_slot)", minimum=1)
     patch_size: int = option(2, "side of a square patch in pixels; divides the image's sides", minimum=1)
     mlp_ratio: float = option(2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0)

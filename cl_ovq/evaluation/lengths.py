@@ -69,7 +69,12 @@ class LengthRecord:
 
 @torch.no_grad()
 def evaluate_lengths(
-    model: torch.nn.Module, stream: Stream, lengths: Sequence[int], tokens: int, device: torch.device
+    model: torch.nn.Module,
+    stream: Stream,
+    lengths: Sequence[int],
+    tokens: int,
+    device: torch.device,
+    split: str = "test",
 ) -> list[LengthRecord]:
     """Evaluate a model at each length, fed in pieces with its state carried on.
 
@@ -79,13 +84,14 @@ def evaluate_lengths(
         lengths: in tokens.
         tokens: of all sequences of one length together, at least; every experience has one sequence at least.
         device: of the model.
+        split: `test` or `validation`.
 
     Raises:
         UserError: the stream has no sequences of such a length.
     """
     records = []
     for length in lengths:
-        samples = sequences_of(stream, length, -(-tokens // length))
+        samples = sequences_of(stream, length, -(-tokens // length), split)
         assert isinstance(model, SequenceModel)  # no other takes sequences
         values, places = [], []
         for rows in torch.arange(len(samples)).split(max(1, BATCH_TOKENS // length)):
@@ -117,6 +123,7 @@ def evaluate_capacities(
     lengths: Sequence[int],
     tokens: int,
     device: torch.device,
+    split: str = "test",
 ) -> list[dict[str, Any]]:
     """Evaluate a model with each capacity of its sequences' dictionaries, at each length.
 
@@ -129,6 +136,7 @@ def evaluate_capacities(
         lengths: in tokens; the greatest length that was trained on if empty.
         tokens: see `evaluate_lengths`.
         device: of the model.
+        split: see `evaluate_lengths`.
 
     Returns:
         Records as data, each with its `capacity`.
@@ -136,7 +144,7 @@ def evaluate_capacities(
     records = []
     for capacity in capacities:
         with _capacity(model, capacity):
-            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device)
+            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device, split)
         records += [{"capacity": capacity} | record for record in as_data(found)]
     return records
 
@@ -161,8 +169,8 @@ def trained_length(stream: Stream) -> int:
     return int(samples.inputs.shape[1])
 
 
-def sequences_of(stream: Stream, length: int, count: int) -> SequenceSamples:
-    """Return at least so many test sequences of a length.
+def sequences_of(stream: Stream, length: int, count: int, split: str) -> SequenceSamples:
+    """Return at least so many test or validation sequences of a length.
 
     Raises:
         UserError: the stream has none.
@@ -170,7 +178,7 @@ def sequences_of(stream: Stream, length: int, count: int) -> SequenceSamples:
     if stream.at_length is None:
         raise UserError(f"evaluation.lengths: '{stream.name}' has no sequences of other lengths: leave it empty")
     try:
-        return stream.at_length(length, count)
+        return stream.at_length(length, count, split)
     except StreamDataError as error:
         raise UserError(f"evaluation.lengths: {length}: {error}") from error
 

@@ -12,6 +12,8 @@ from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import gated_delta_rule, require_library
 from kernels.numerics import normalise
 
+SHORTEST_STEP = 1e-3
+
 
 class GatedDeltaNet(ProjectedMixer):
     """The gated delta rule with an output gate (Yang, Kautz, Hatamizadeh 2024), on flash-linear-attention.
@@ -19,17 +21,18 @@ class GatedDeltaNet(ProjectedMixer):
     Args:
         width: features per token (C).
         heads: heads (H); divides `width`.
+        longest_step: see `initial_step_bias`.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
     """
 
-    def __init__(self, *, width: int, heads: int, convolution: int = 0) -> None:
+    def __init__(self, *, width: int, heads: int, longest_step: float = 0.1, convolution: int = 0) -> None:
         require_library("gated_delta")
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
         self.head_dim = width // heads
         self.gates = nn.Linear(width, 2 * heads + width, bias=False)  # decay, writing strength, output gate
         self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(initial_step_bias(heads))
+        self.step_bias = nn.Parameter(initial_step_bias(heads, longest_step))
         self.norm = nn.RMSNorm(self.head_dim)
 
     def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -56,12 +59,19 @@ class GatedDeltaNet(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}"
 
 
-def initial_step_bias(heads: int, shortest: float = 1e-3, longest: float = 1e-1) -> Tensor:
-    """Return biases whose softplus is spread evenly in the logarithm between two step sizes (Gu and Dao 2023)."""
-    step = shortest * (longest / shortest) ** torch.rand(heads)
+def initial_step_bias(heads: int, longest: float) -> Tensor:
+    """Return biases whose softplus is spread evenly in the logarithm between two step sizes (Gu and Dao 2023).
+
+    Args:
+        heads: one bias each.
+        longest: the longest step; the shortest is `SHORTEST_STEP`. Published models have 0.1.
+    """
+    step = SHORTEST_STEP * (longest / SHORTEST_STEP) ** torch.rand(heads)
     return step + torch.log(-torch.expm1(-step))
 
 
 @MIXERS.enter("gated_delta", "Gated DeltaNet (Yang et al. 2024): a matrix that decays and corrects itself; extra: fla")
 def _build(model: ModelConfig, dictionary: DictionaryConfig) -> GatedDeltaNet:
-    return GatedDeltaNet(width=model.width, heads=model.heads, convolution=model.convolution)
+    return GatedDeltaNet(
+        width=model.width, heads=model.heads, longest_step=model.longest_step, convolution=model.convolution
+    )

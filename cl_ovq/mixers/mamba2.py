@@ -22,10 +22,13 @@ class Mamba2(ProjectedMixer):
         width: features per token (C).
         heads: heads (H); divides `2 * width`.
         state_size: features of a key and a query (K).
+        longest_step: see `initial_step_bias`.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
     """
 
-    def __init__(self, *, width: int, heads: int, state_size: int, convolution: int = 0) -> None:
+    def __init__(
+        self, *, width: int, heads: int, state_size: int, longest_step: float = 0.1, convolution: int = 0
+    ) -> None:
         require_library("mamba2")
         inner = EXPANSION * width
         super().__init__(width=width, features=inner + 2 * state_size, output=inner, convolution=convolution)
@@ -34,7 +37,7 @@ class Mamba2(ProjectedMixer):
         self.state_size = state_size
         self.gates = nn.Linear(width, heads + inner, bias=False)  # step size, output gate
         self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(initial_step_bias(heads))
+        self.step_bias = nn.Parameter(initial_step_bias(heads, longest_step))
         self.skip = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(inner)
 
@@ -67,4 +70,10 @@ class Mamba2(ProjectedMixer):
 
 @MIXERS.enter("mamba2", "Mamba-2 (Dao and Gu 2024): a state-space model with one decay per head and token; extra: fla")
 def _build(model: ModelConfig, dictionary: DictionaryConfig) -> Mamba2:
-    return Mamba2(width=model.width, heads=model.heads, state_size=model.state_size, convolution=model.convolution)
+    return Mamba2(
+        width=model.width,
+        heads=model.heads,
+        state_size=model.state_size,
+        longest_step=model.longest_step,
+        convolution=model.convolution,
+    )

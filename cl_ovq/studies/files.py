@@ -56,11 +56,14 @@ class Tuning:
         seeds: of the tuning runs; those that are reported are refused.
         metric: of the results matrix on the validation stream, at the end of the stream; the quantity of each row's
             stream if None.
+        over_lengths: whether rows are judged by the mean of their quantity over `evaluation.lengths`, each length with
+            the same weight, in place of a metric of the matrix.
         grid: values to choose from, by key; every combination is tried.
     """
 
     seeds: list[int] = field(default_factory=lambda: [100])
     metric: str | None = None
+    over_lengths: bool = False
     protocol: str = "end_of_stream"
     experiences: int | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
@@ -248,6 +251,10 @@ def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
         raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
     if tuning.metric is not None and str(tuning.metric) not in METRICS:
         raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
+    if not isinstance(tuning.over_lengths, bool):
+        raise UserError(f"tuning.over_lengths: {tuning.over_lengths!r} is neither true nor false")
+    if tuning.over_lengths and tuning.metric is not None:
+        raise UserError("tuning: metric and over_lengths are two ways to choose: leave one out")
     if str(tuning.protocol) not in PROTOCOLS:
         raise unknown("protocol at tuning.protocol", str(tuning.protocol), PROTOCOLS)
     check_protocol(
@@ -261,8 +268,11 @@ def _check_tuning(row: Row, tuning: Tuning) -> None:
     """Refuse to tune a row by what its stream does not measure, or does not have the data for."""
     if len(row.points) < 2:
         return
-    stream = row.config(row.points[0], 0, "test").stream
+    config = row.config(row.points[0], 0, "test")
+    stream = config.stream
     own = quantity_of(stream.name)
+    if tuning.over_lengths and not config.evaluation.lengths:
+        raise UserError(f"row '{row.name}': tuning.over_lengths: evaluation.lengths is empty")
     if tuning.metric is not None and is_foreign(tuning.metric, own):
         raise UserError(
             f"row '{row.name}': tuning.metric: '{stream.name}' has no {tuning.metric}: leave it out, and every row is "

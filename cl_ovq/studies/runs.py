@@ -187,12 +187,16 @@ class _Tasks:
                 yield Task(index, point, seed, "test")
 
     def _score(self, index: int, point: int) -> float | None:
-        """Mean metric of a point of the grid over the tuning seeds; None where a run failed or it is undefined."""
+        """Mean judgement of a point of the grid over the tuning seeds; None where a run failed or it is undefined."""
         tasks = [task for task in self._tuning(index) if task.point == point]
-        metric = self._metric(index)
-        values = [self.results[task].metrics.get(metric) if task in self.results else None for task in tasks]
+        values = [self._judged(index, self.results[task]) if task in self.results else None for task in tasks]
         numbers = [value for value in values if value is not None]
         return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+    def _judged(self, index: int, result: Result) -> float | None:
+        if self.study.tuning.over_lengths:
+            return sum(record["value"] for record in result.lengths) / len(result.lengths)
+        return result.metrics.get(self._metric(index))
 
     def _metric(self, index: int) -> str:
         """The metric by which a row is tuned."""

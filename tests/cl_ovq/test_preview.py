@@ -55,17 +55,13 @@ def test_mistakes_are_one_line(call, arguments, line):
 def test_runs_are_compared_over_length(call, tmp_path):
     small = ["stream.train=32", "strategy.epochs=1", "evaluation.lengths=[32,64]", "evaluation.length_tokens=128"]
     for mixer in ("softmax", "linear"):
-        config = load_config(
-            "paper/recall", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"]
-        )
+        config = load_config("paper/recall", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"])
         run_experiment(config, Console(file=io.StringIO()))
     code, out, err = call("lengths", "softmax", "linear")
     assert (code, err) == (0, "")
     assert "softmax naive seed 0" in out
     assert Image.open(tmp_path / "lengths.png").width > 1000
     assert call("lengths", "softmax", "softmax", "--output", "/proc/nothing/x.png")[0] == 2
-    config = load_config(
-        "paper/recall", ["stream.train=32", "strategy.epochs=1", f"output_dir={tmp_path / 'plain'}"]
-    )
+    config = load_config("paper/recall", [*small, "evaluation.lengths=[]", f"output_dir={tmp_path / 'plain'}"])
     run_experiment(config, Console(file=io.StringIO()))
     assert "plain: the run was not evaluated at other lengths" in call("lengths", "plain")[2]

@@ -157,7 +157,7 @@ def test_lengths_in_pieces_are_the_whole(path, stream, tmp_path, monkeypatch):
         assert record.farthest == 2 * record.nearest - 1
     if stream is None:
         assert whole.targets == 6 * 2
-        samples = data.at_length(64, 5)
+        samples = data.at_length(64, 5, "test")
         distances = samples.distances[samples.distances > 0]
         inside = [int(((distances >= r.nearest) & (distances <= r.farthest)).sum()) for r in whole.distances]
         assert inside == [record.targets for record in whole.distances]

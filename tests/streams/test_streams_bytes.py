@@ -21,6 +21,20 @@ def words(start, count):
     return "\n\n".join(f"paragraph {number} of many" for number in range(start, start + count)).encode()
 
 
+def test_longer_windows_are_of_their_own_part_of_the_text(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_bytes(words(1000, 900))
+    stream = build_stream("text", TextOptions(data=[str(path)], length=32, **SMALL), seed=0)
+    content = path.read_bytes()
+    test = round(0.8 * len(content))
+    trained = stream.samples.inputs[rows_of(stream.benchmark.streams["train"][0].dataset)]
+    validation = max(content.index(bytes(row.tolist())) for row in trained)
+    for split, start, end in (("validation", validation, test), ("test", test, len(content))):
+        for window in stream.at_length(300, 4, split).inputs:
+            place = content.index(bytes(window.tolist()))
+            assert start < place < end - 300
+
+
 def test_windows_are_the_files_bytes_and_the_next_byte_is_the_target(tmp_path):
     path = tmp_path / "one.txt"
     path.write_bytes(words(0, 300))
@@ -91,7 +105,7 @@ def test_what_python_has_on_disk_is_text_of_different_kinds():
         for e in stream.benchmark.streams["train"]
     ]
     assert text[0].count("self") > 0
-    assert stream.at_length(500, 8).inputs.shape == (8, 500)
+    assert stream.at_length(500, 8, "test").inputs.shape == (8, 500)
     for domain in DOMAINS:
         files = installed_files(domain)
         assert files == installed_files(domain)

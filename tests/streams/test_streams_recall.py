@@ -141,15 +141,17 @@ GOLDEN = {"recall": "8f207832ebefc3da", "positional_recall": "2b0dcd00bae0f48b",
 @pytest.mark.parametrize("rule", RULES)
 def test_longer_test_sequences_have_the_same_pairs_and_farther_questions(rule):
     stream = build(rule, repeats=2)
-    longer = stream.at_length(2048, 9)
+    longer = stream.at_length(2048, 9, "test")
     assert longer.inputs.shape == (9, 2048)
     for row in range(9):
         questions, bound = read(rule, longer.inputs[row].tolist(), longer.targets[row].tolist(), 96, 96)
         assert len(bound) == 8
         assert all(longer.distances[row, place] == distance for place, _, distance in questions)
     assert longer.distances.max() > 1000
+    others = stream.at_length(2048, 9, "validation")
+    assert not (longer.inputs[:, None] == others.inputs[None]).all(-1).any()
     with pytest.raises(StreamDataError, match="need at least"):
-        stream.at_length(8, 1)
+        stream.at_length(8, 1, "test")
 
 
 @pytest.mark.parametrize(

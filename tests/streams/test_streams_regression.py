@@ -68,11 +68,11 @@ def test_experiences_shift():
 
 def test_longer_sequences_have_more_examples():
     stream = build(shift="none")
-    samples = stream.at_length(408, 6)
+    samples = stream.at_length(408, 6, "test")
     assert samples.inputs.shape == (6, 408, 8)
     assert ((~samples.targets.isnan()).sum(1) == 8).all()
     with pytest.raises(StreamDataError, match="9 tokens are too few for 8 questions"):
-        stream.at_length(9, 1)
+        stream.at_length(9, 1, "test")
 
 
 def test_what_was_generated_once_is_generated_forever():

@@ -1,6 +1,7 @@
 """Linear-time forms against their quadratic or recurrent ones, written here, or by another library."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -250,3 +251,16 @@ def test_every_parameter_of_a_gated_mixer_matters(make):
     layer(tokens().float())[0].sin().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("mixer", ["gated_delta", "mamba2"])
+def test_the_longest_step_bounds_what_a_token_makes_a_state_forget(mixer):
+    def steps(longest):
+        torch.manual_seed(0)
+        made = {"gated_delta": GatedDeltaNet, "mamba2": partial(Mamba2, state_size=4)}[mixer]
+        return functional.softplus(made(width=64, heads=64, longest_step=longest).step_bias)
+
+    wide, narrow = steps(0.1), steps(0.001)
+    assert ((wide > 0.99e-3) & (wide < 0.101)).all()
+    assert wide.max() > 0.05
+    torch.testing.assert_close(narrow, torch.full_like(narrow, 1e-3), rtol=1e-3, atol=0)

@@ -170,6 +170,26 @@ def test_every_row_is_tuned_by_the_quantity_of_its_own_stream(sequences, tmp_pat
     assert len(result.to_figure().axes) == 3
 
 
+def test_rows_may_be_tuned_by_their_mean_over_lengths(sequences, tmp_path):
+    text = sequences.read_text().replace("seeds: [7]", "over_lengths: true, seeds: [7]")
+    sequences.write_text(text)
+    with pytest.raises(UserError, match=r"row 'recall': tuning\.over_lengths: evaluation\.lengths is empty"):
+        load_study(str(sequences))
+    text = text.replace("set: {", "set: {evaluation.lengths: [24, 32], evaluation.length_tokens: 96, ")
+    sequences.write_text(text)
+    result, _ = run(sequences, tmp_path / "runs")
+    tuned = [Result.read(path) for path in results(tmp_path) if "validation" in path.parent.name]
+    for row, better in zip(result.rows, (max, min), strict=True):
+        scores = {
+            run.config["optimizer"]["learning_rate"]: np.mean([record["value"] for record in run.lengths])
+            for run in tuned
+            if run.config["stream"]["name"] == row.labels["task"]
+        }
+        assert {json.loads(point)["optimizer.learning_rate"]: score for point, score in row.scores.items()} == scores
+        assert scores[row.chosen["optimizer.learning_rate"]] == better(scores.values())
+    assert len(set(scores.values())) == 2  # of the regression
+
+
 def test_a_metric_that_a_row_does_not_have_cannot_tune_it(sequences):
     sequences.write_text(sequences.read_text().replace("seeds: [7]", "metric: accuracy, seeds: [7]"))
     with pytest.raises(
@@ -225,6 +245,8 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
         ("seeds: [7],", "protocol: frist, seeds: [7],", "unknown protocol at tuning.protocol 'frist'"),
         ("seeds: [7],", "protocol: [end], seeds: [7],", r"unknown protocol at tuning.protocol '\['end'\]'"),
         ("seeds: [7],", "metric: {{a: 1}}, seeds: [7],", "metric at tuning.metric "),
+        ("seeds: [7],", "over_lengths: 3, seeds: [7],", "tuning.over_lengths: 3 is neither true nor false"),
+        ("seeds: [7],", "metric: accuracy, over_lengths: true, seeds: [7],", "are two ways to choose"),
         ("seeds: [7],", "experiences: 2, seeds: [7],", "tuning.experiences: first_k_experiences needs a number"),
         ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
         ("seeds: 2", "seeds: -1", "seeds: -1 is not a positive whole number"),
