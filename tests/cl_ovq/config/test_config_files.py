@@ -15,7 +15,7 @@ loaders = pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
 
 
 @loaders
-@pytest.mark.parametrize("content", ["0", "[1]", "", "a: [", "\x00", "text", "a: 1\n---\nb: 2", "? [a]\n: b"])
+@pytest.mark.parametrize("content", ["0", "[1]", "", "a: [", "\x00", "text", '"3"', "a: 1\n---\nb: 2", "? [a]\n: b"])
 def test_a_file_that_holds_something_else(tmp_path, load, content):
     path = tmp_path / "odd.yaml"
     path.write_text(content)
