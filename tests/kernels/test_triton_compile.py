@@ -62,9 +62,9 @@ def test_every_configuration_compiles(tmp_path):
 OVERSIZED = """
 from kernels.triton.compile import Shape, compile_for, launches
 from kernels.triton.tile_table import TILES
-TILES["dictionary_backward", "sm_80", False, 128, True] = (128, 128, 4, 1)
-made = launches(Shape("train", "bfloat16", 128, 128), "sm_80")
-made = next(launch for launch in made if launch.kernel.__name__ == "dictionary_backward")
+TILES["scan", "sm_80", False, 64, True] = (128, 128, 4, 1, 32)
+made = launches(Shape("write", "bfloat16", 64, 128), "sm_80")
+made = next(launch for launch in made if launch.kernel.__name__ == "assign_batch")
 print(compile_for(made, "", "sm_80").problem)
 """
 
