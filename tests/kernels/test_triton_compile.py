@@ -53,10 +53,12 @@ def test_the_usual_call_compiles_soundly(tmp_path, target):
 
 @pytest.mark.slow
 def test_every_configuration_compiles(tmp_path):
-    """Spills are reported in the table of `docs/kernels.md`; nothing else may be wrong."""
+    """Nothing spills but what `docs/kernels.md` tells of: float32 with heads of 128, and 8 bytes elsewhere."""
     reports = compiled(tmp_path, "--jobs", "2")
     wrong = [r for r in reports if r["problem"] and not r["problem"].endswith("spilled")]
     assert not wrong
+    if metadata.version("triton").startswith("3.8"):
+        assert all(r["spilled"] <= 8 or "float32 D=128" in r["shape"] for r in reports)
 
 
 OVERSIZED = """
