@@ -285,12 +285,6 @@ def test_a_linear_time_mixer_reads_65536_tokens(path):
     "mixer", ["softmax", "sliding_window", "ovq", "vq", "linear", "gated_delta", "mamba2", "gated_slot"]
 )
 def test_every_mixer_learns_recall_within_its_capacity(mixer, tmp_path):
-    needs = {
-        "vq": ["dictionary.chunk_size=256"],
-        "gated_delta": ["model.longest_step=0.001"],
-        "mamba2": ["model.longest_step=0.001", "optimizer.learning_rate=0.01"],
-    }
-    overrides = [f"model.mixer={mixer}", "evaluation.lengths=[]", f"output_dir={tmp_path / 'run'}"]
-    config = load_config("paper/recall", [*overrides, *needs.get(mixer, [])])
+    config = load_config("paper/within_capacity", [f"model.mixer={mixer}", f"output_dir={tmp_path / 'run'}"])
     result = run_experiment(config, Console(file=io.StringIO()))
     assert result.metrics["accuracy"] >= 0.95

@@ -64,7 +64,7 @@ def test_profile_shares_add_up_to_one():
 
 
 def test_the_operators_rows_as_json(tmp_path):
-    command = "bench operator --tokens 64 --backward-tokens 64 --capacity 16 --chunk 32 --heads 2 --head-dim 8"
+    command = "bench operator --tokens 64,128 --backward-tokens 64 --capacity 16 --chunk 32 --heads 2 --head-dim 8"
     result = CliRunner().invoke(
         app, [*command.split(), "--rounds", "1", "--device", "cpu", "--json", "--output", str(tmp_path)]
     )
@@ -74,6 +74,7 @@ def test_the_operators_rows_as_json(tmp_path):
     keys |= {"ovq_seconds", "sdpa_seconds", "speedup", "ovq_peak_bytes", "sdpa_peak_bytes"}
     assert [(row["direction"], row["tokens"]) for row in found["rows"]] == [
         ("forward", 64),
+        ("forward", 128),
         ("forward_backward", 64),
     ]
     assert all(keys <= set(row) for row in found["rows"])
