@@ -1,7 +1,7 @@
 """Study files: which rows a study has, and how each is tuned.
 
     title: Replay against nothing
-    seeds: 5                                    # reported, on the test stream
+    seeds: 5                                    # reported, on the test stream: 0 to 4; or a list, [10, 11, 12]
     set: {threads: 1}                           # for all rows
     tuning: {seeds: [100], grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
     refit: {model: MLP, strategy: cumulative}   # rows whose forgetting is the floor
@@ -199,7 +199,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         name: path of a YAML file, or the name of one under `experiments/studies/`.
-        overrides: `key=value`, laid over `set` (so for all rows), or `seeds=N`.
+        overrides: `key=value`, laid over `set` (so for all rows), or `seeds=N`, or `seeds=[10, 11]`.
 
     Raises:
         UserError: naming the key, the row, and what would be right.
@@ -211,16 +211,14 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
         if key not in known:
             raise unknown("key of a study", str(key), known)
     common = as_mapping(tree.get("set") or {}, "set")
-    count = tree.get("seeds", 5)
+    wanted = tree.get("seeds", 5)
     for override in overrides:
         key, parsed = read_override(override, "seeds=2")
         if key == "seeds":
-            count = parsed
+            wanted = parsed
         else:
             common[key] = parsed
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"seeds: {count!r} is not a positive whole number")
-    seeds = list(range(count))
+    seeds = _seeds(wanted)
     tuning = _tuning(tree.get("tuning") or {}, seeds)
     grids = tree.get("grids")
     if not isinstance(grids, list) or not grids:
@@ -238,6 +236,18 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
         if labels and not any(labels.items() <= row.labels.items() for row in rows):
             raise UserError(f"{key}: no row has the labels {labels}: known: {'; '.join(names)}")
     return Study(path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, refit, reference)
+
+
+def _seeds(wanted: Any) -> list[int]:
+    """The reported seeds: the first so many, or those of a list (fresh ones confirm what others led to)."""
+    if isinstance(wanted, list):
+        seeds = wanted
+        if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise UserError(f"seeds: {wanted!r} is not a list of different whole numbers from 0")
+        return seeds
+    if type(wanted) is not int or wanted < 1:
+        raise UserError(f"seeds: {wanted!r} is neither a positive whole number nor a list of seeds")
+    return list(range(wanted))
 
 
 def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:

@@ -217,6 +217,12 @@ def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
     assert [len(row.runs) for row in more.rows] == [3, 3]
 
 
+def test_reported_seeds_can_be_named(done, file):
+    _, folder = done
+    result, _ = run(file, folder, "seeds=[1, 4]")
+    assert [[run.config["seed"] for run in row.runs] for row in result.rows] == [[1, 4]] * 2
+
+
 @pytest.mark.slow  # every process imports for ten seconds
 def test_a_run_in_a_process_of_its_own_gives_the_same(done, file, tmp_path):
     result, _ = done
@@ -249,7 +255,12 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
         ("seeds: [7],", "metric: accuracy, over_lengths: true, seeds: [7],", "are two ways to choose"),
         ("seeds: [7],", "experiences: 2, seeds: [7],", "tuning.experiences: first_k_experiences needs a number"),
         ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
-        ("seeds: 2", "seeds: -1", "seeds: -1 is not a positive whole number"),
+        ("seeds: 2", "seeds: -1", "seeds: -1 is neither a positive whole number nor a list of seeds"),
+        ("seeds: 2", "seeds: true", "seeds: True is neither"),
+        ("seeds: 2", "seeds: [3, 3]", r"seeds: \[3, 3\] is not a list of different whole numbers"),
+        ("seeds: 2", "seeds: [3, -1]", r"seeds: \[3, -1\] is not a list of different whole numbers"),
+        ("seeds: 2", "seeds: []", r"seeds: \[\] is not a list of different whole numbers"),
+        ("seeds: 2", "seeds: [5, 7]", r"tuning.seeds: \[7\] are reported too"),
         ("model.name: mlp", "model.name: mpl", "row 'digits, mlp, naive': model.name: unknown model 'mpl'"),
         (
             "model.depth: 1",
