@@ -1,4 +1,4 @@
-"""A study's rows on sequences of other lengths: a table and a figure for rows that share stream and lengths."""
+"""A study's rows on sequences of other lengths, in tables and figures, and with dictionaries of other capacities."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def lengths_table(name: str, rows: Sequence[RowResult]) -> str:
     trained = _trained(rows)
     note = "" if trained is None else f"Trained at {trained} tokens.\n"
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}"
+
+
+def capacities_table(row: RowResult) -> str:
+    """Return a row's table in Markdown: a line for each capacity of its dictionaries at test time, over seeds."""
+    records = row.runs[0].capacities
+    lengths = sorted({record["tokens"] for record in records})
+    quantity = words(row.runs[0].quantity)
+    lines = [[f"{row.name}: slots", *(f"{quantity} at {length} tokens" for length in lengths), "state bytes"]]
+    lines.append(["---:"] * len(lines[0]))
+    for capacity in dict.fromkeys(record["capacity"] for record in records):
+        at = {record["tokens"]: i for i, record in enumerate(records) if record["capacity"] == capacity}
+        values = [aggregate([run.capacities[at[length]]["value"] for run in row.runs]) for length in lengths]
+        state = records[at[lengths[-1]]]["state_bytes"]
+        lines.append([str(capacity), *(found.shown() for found in values), f"{state:,}"])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def mean_lengths_figure(rows: Sequence[RowResult]) -> Figure:

@@ -16,7 +16,7 @@ from cl_ovq.quantities import title
 from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
 from cl_ovq.seeds import Aggregate, aggregate
 from cl_ovq.studies.files import Study
-from cl_ovq.studies.lengths import comparable_rows, lengths_table, mean_lengths_figure
+from cl_ovq.studies.lengths import capacities_table, comparable_rows, lengths_table, mean_lengths_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,11 @@ class RowResult:
     chosen: dict[str, Any]
     scores: dict[str, float | None]
     runs: list[Result]
+
+    @property
+    def name(self) -> str:
+        """The labels in one line."""
+        return ", ".join(self.labels.values())
 
     def values(self, metric: str) -> dict[int, float]:
         """Return a metric of the results matrix by seed, where it is defined."""
@@ -133,6 +138,8 @@ class StudyResult:
                             "seed": run.config["seed"],
                             "matrix": run.matrix,
                             "metrics": run.metrics,
+                            "lengths": [_without_distances(record) for record in run.lengths],
+                            "capacities": [_without_distances(record) for record in run.capacities],
                             "dictionary_bytes": run.provenance["dictionary_bytes"],
                             "replay_bytes": run.provenance["replay_bytes"],
                             "census": run.dictionary.get("census", []),
@@ -171,12 +178,14 @@ class StudyResult:
         return head, body
 
     def to_markdown(self) -> str:
-        """Return the table in Markdown, and for rows that were evaluated at other lengths one of those."""
+        """Return the table in Markdown, and more for rows evaluated at other lengths or with other capacities."""
         head, body = self._cells()
         axes = len(self.study.axes)
         rule = ["---"] * axes + ["---:"] * (len(head) - axes - 1) + ["---"]
         table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
-        return "\n".join([table, *(lengths_table(*found) for found in comparable_rows(self.rows).items())])
+        more = [lengths_table(*found) for found in comparable_rows(self.rows).items()]
+        more += [capacities_table(row) for row in self.rows if row.runs[0].capacities]
+        return "\n".join([table, *more])
 
     def to_table(self) -> Table:
         """Return the table for the terminal."""
@@ -206,7 +215,7 @@ class StudyResult:
                     axes.errorbar(found.mean, y, xerr=found.interval or 0.0, fmt="o", color="tab:blue", markersize=4)
             axes.set_xlabel(self.metrics[name])
             axes.grid(axis="x", linewidth=0.4)
-            axes.set_yticks(range(len(rows)), [", ".join(row.labels.values()) for row in rows], fontsize="small")
+            axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize="small")
         figure.suptitle(self.study.title, fontsize="medium")
         return figure
 
@@ -221,6 +230,10 @@ class StudyResult:
             paths.append(directory / f"{self.study.name}_{name}.png")
             mean_lengths_figure(rows).savefig(paths[-1], dpi=110)
         return paths
+
+
+def _without_distances(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "distances"}
 
 
 def _bytes(number: float) -> str:

@@ -325,7 +325,7 @@ grids:
     recall: {{experiment: {recall}}}
   mixer:
     softmax: {{model.mixer: softmax}}
-    OVQ: {{model.mixer: ovq}}
+    OVQ: {{model.mixer: ovq, evaluation.capacities: [2, 8]}}
 """
 RECALL = """
 stream: {name: recall, experiences: 1, shift: none, length: 16, pairs: 2, keys: 8, values: 4, train: 30, test: 6}
@@ -350,6 +350,24 @@ def test_rows_over_length_are_means_over_seeds(tmp_path):
         values = [one.lengths[1]["value"] for one in row.runs]
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
         assert line.split("|")[3].strip().startswith(f"{np.mean(values):.3f} +- ")
+    saved = json.loads(paths[0].read_text())["rows"][1]["runs"][1]["lengths"]
+    assert [(at["tokens"], at["value"]) for at in saved] == [
+        (at["tokens"], at["value"]) for at in result.rows[1].runs[1].lengths
+    ]
+    with_capacities = result.rows[1].runs[1].capacities
+    assert [record["value"] for record in json.loads(paths[0].read_text())["rows"][1]["runs"][1]["capacities"]] == [
+        record["value"] for record in with_capacities
+    ]
+    table = text[text.index("| recall, OVQ: slots | accuracy at 16 tokens | accuracy at 64 tokens | state bytes |") :]
+    for line, capacity in zip(table.splitlines()[2:], (2, 8), strict=True):
+        found = [
+            [record for record in one.capacities if (record["capacity"], record["tokens"]) == (capacity, 64)]
+            for one in result.rows[1].runs
+        ]
+        mean = np.mean([record["value"] for (record,) in found])
+        assert line.startswith(f"| {capacity} | ")
+        assert line.split("|")[3].strip().startswith(f"{mean:.3f} +- ")
+        assert line.split("|")[4].strip() == f"{found[0][0]['state_bytes']:,}"
     softmax, ovq = (row.runs[0].lengths for row in result.rows)
     assert softmax[1]["state_bytes"] > softmax[0]["state_bytes"]
     assert ovq[1]["state_bytes"] == ovq[0]["state_bytes"]
