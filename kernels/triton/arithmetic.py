@@ -31,6 +31,35 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def part_of(x, part, PARTS: tl.constexpr):
+    """Columns `[m, D / PARTS]` of x, from those of part number `part`."""
+    cut = tl.reshape(x, [x.shape[0], PARTS, x.shape[1] // PARTS])
+    mine = (tl.arange(0, PARTS) == part)[None, :, None]
+    return tl.sum(tl.where(mine, cut, 0.0), 1)
+
+
+@triton.jit
+def dot_rows(a, b, accumulator, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """`a [m, D] @ b [n, D]^T + accumulator`; operands that are not narrow yet are rounded.
+
+    Many fp32 features come in parts: a product of three TF32 products holds both halves of both operands in registers,
+    in every warp, and more than 32 or 64 features do not fit.
+    """
+    if DTYPE == tl.float32 and a.shape[1] > 64 and PRECISION == "tf32x3":
+        PARTS: tl.constexpr = a.shape[1] // 32
+        for part in tl.range(0, PARTS, disable_licm=True):
+            accumulator = dot(part_of(a, part, PARTS), tl.trans(part_of(b, part, PARTS)), accumulator, PRECISION)
+    else:
+        if a.dtype != DTYPE:
+            a = narrow(a, DTYPE)
+        b = tl.trans(b)
+        if b.dtype != DTYPE:
+            b = narrow(b, DTYPE)
+        accumulator = dot(a, b, accumulator, PRECISION)
+    return accumulator
+
+
+@triton.jit
 def dot_wide(a, b, accumulator, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """The same where DTYPE holds a exactly and b is fp32: b's low part counts too."""
     high = narrow(b, DTYPE)

@@ -8,7 +8,7 @@ one slot, hence to one block, which alone adds to its gradient. Nothing is added
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, inverse_norm, narrow
+from kernels.triton.arithmetic import dot, dot_rows, inverse_norm, narrow
 from kernels.triton.reading_backward import weights_again
 from kernels.triton.sources import load_narrow, load_queries, slot_logits
 from kernels.triton.tokens import load_rows, store_rows, where_tokens
@@ -202,7 +202,7 @@ def dictionary_backward(
         if tl.max(version, 0) >= 0:
             at = tl.where(held, version, 0)
             mu = load_narrow(keys, at, held, key_stride, DTYPE, DK, BLOCK_K)
-            nu = tl.trans(load_narrow(values, at, held, value_stride, DTYPE, DV, BLOCK_V))
+            nu = load_narrow(values, at, held, value_stride, DTYPE, DV, BLOCK_V)
             if TRACED:
                 log_count = tl.load(log_counts + at, mask=held, other=0.0)
             else:
@@ -241,7 +241,9 @@ def dictionary_backward(
                 logits = slot_logits(queries, mu, held, log_count, scale, bias, BIASED, READ_OUT, DTYPE, PRECISION)
                 weights = tl.where(answer[:, None], weights_again(logits, denominator), 0.0)
                 d_nu = dot(narrow(tl.trans(weights), DTYPE), gradient, d_nu, PRECISION)
-                d_logits = weights * (dot(gradient, nu, zero, PRECISION) - product[:, None]) * scale[:, None]
+                d_logits = (
+                    weights * (dot_rows(gradient, nu, zero, DTYPE, PRECISION) - product[:, None]) * scale[:, None]
+                )
                 of_mu = dot(narrow(tl.trans(d_logits), DTYPE), narrow(queries, DTYPE), of_mu, PRECISION)
                 if READ_OUT == "gmr":
                     of_square += tl.sum(d_logits, 0)

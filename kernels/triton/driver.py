@@ -62,6 +62,7 @@ def walk(call: Call) -> Walk:
         (call.lines,),
         warps=tile.warps,
         stages=tile.stages,
+        registers=tile.registers,
         **call.inputs,
         targets=call.targets(arrivals).contiguous(),
         arrivals=arrivals.int(),
@@ -338,7 +339,7 @@ def backward(
             BLOCK_N=tile.columns,
         )
 
-    rows = power(call.t, most=64)
+    rows = power(call.t, most=32)
     launch(
         finish_tokens,
         (-(-call.t // rows), call.lines),

@@ -40,7 +40,9 @@ def recording() -> Iterator[list[Launch]]:
         _record = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int = 2, **arguments: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int = 2, registers: int | None = None, **arguments: Any
+) -> None:
     """Launch a kernel, unless its grid is empty.
 
     Args:
@@ -48,11 +50,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int = 2, *
         grid: programs in each dimension.
         warps: of a program.
         stages: of loads that run ahead.
+        registers: that a thread may use, where the compiler's choice is not wanted.
         arguments: of the kernel, by name.
     """
     if not all(grid):
         return
     options = {"num_warps": warps, "num_stages": stages}
+    if registers is not None:
+        options["maxnreg"] = registers
     if _record is not None:
         _record.append(Launch(kernel, grid, arguments, options))
         return

@@ -7,7 +7,7 @@ one, also where a huge inverse temperature turns a rounding error of a logit int
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, inverse_norm, narrow, normalise
+from kernels.triton.arithmetic import dot, dot_rows, inverse_norm, narrow, normalise
 from kernels.triton.sources import (
     half_square,
     load_narrow,
@@ -143,7 +143,7 @@ def queries_backward(
             v, pending_v, token_row, head, token, valid, v_row, v_token, v_head, pending_row * G * DV, P, G,
             DV, BLOCK_V, PENDING,
         )  # fmt: skip
-        d_logits = weights * (dot(gradient, narrow(tl.trans(x), DTYPE), zero, PRECISION) - product[:, None])
+        d_logits = weights * (dot_rows(gradient, x, zero, DTYPE, PRECISION) - product[:, None])
         d_queries = dot(narrow(d_logits, DTYPE), narrow(own, DTYPE), d_queries, PRECISION)
         if READ_OUT == "gmr":
             of_beta -= tl.sum(d_logits * half_square(own)[None, :], 1)
@@ -164,7 +164,7 @@ def queries_backward(
         logits = slot_logits(queries, mu, held, log_count, scale, bias, BIASED, READ_OUT, DTYPE, PRECISION)
         weights = tl.where(answer[:, None], weights_again(logits, denominator), 0.0)
         nu = load_narrow(values, at, held, value_stride, DTYPE, DV, BLOCK_V)
-        d_logits = weights * (dot(gradient, tl.trans(nu), zero, PRECISION) - product[:, None])
+        d_logits = weights * (dot_rows(gradient, nu, zero, DTYPE, PRECISION) - product[:, None])
         if BIASED:
             of_bias += tl.sum(d_logits, 1)
         if READ_OUT == "gmr":
@@ -258,7 +258,7 @@ def tokens_backward(
         v, pending_v, token_row, head, token, valid, v_row, v_token, v_head, pending_row * G * DV, P, G,
         DV, BLOCK_V, PENDING,
     )  # fmt: skip
-    x = narrow(tl.trans(x), DTYPE)
+    x = narrow(x, DTYPE)
     d_keys = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     d_values = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     of_squares = tl.zeros([BLOCK_N], tl.float32)
@@ -286,7 +286,7 @@ def tokens_backward(
         )
         weights = tl.where(answer[:, None], weights_again(logits, denominator), 0.0)
         d_values = dot(narrow(tl.trans(weights), DTYPE), gradient, d_values, PRECISION)
-        d_logits = weights * (dot(gradient, x, zero, PRECISION) - product[:, None]) * scale[:, None]
+        d_logits = weights * (dot_rows(gradient, x, zero, DTYPE, PRECISION) - product[:, None]) * scale[:, None]
         d_keys = dot(narrow(tl.trans(d_logits), DTYPE), narrow(queries, DTYPE), d_keys, PRECISION)
         if READ_OUT == "gmr":
             of_squares += tl.sum(d_logits, 0)

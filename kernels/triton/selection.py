@@ -10,7 +10,7 @@ A code is the slot that a token joins, -2 - slot for the slot that it seeds, -1 
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, dot_wide, in_order, narrow, normalise
+from kernels.triton.arithmetic import dot, dot_rows, dot_wide, in_order, narrow, normalise
 from kernels.triton.tokens import columns, inverse_norms, load_tokens, where_tokens
 
 NOBODY = tl.constexpr(0x7FFFFFFF)  # the order of a token that may not seed; larger than every index
@@ -33,7 +33,10 @@ def key_operand(x, inverse, DTYPE: tl.constexpr):
 @triton.jit
 def similarity_to_rows(x, rows, zero, DTYPE: tl.constexpr, PENDING: tl.constexpr, PRECISION: tl.constexpr):
     """Products `[m, n]` of keys `x [m, D]` with fp32 rows `[n, D]`, more exact than 16 bits."""
-    product = dot_wide(x, tl.trans(rows), zero, DTYPE, PRECISION)
+    if DTYPE == tl.float32:
+        product = dot_rows(x, rows, zero, DTYPE, PRECISION)
+    else:
+        product = dot_wide(x, tl.trans(rows), zero, DTYPE, PRECISION)
     if PENDING and DTYPE != tl.float32:  # pending keys are fp32: their low part counts too
         low = narrow(x - narrow(x, DTYPE).to(tl.float32), DTYPE)
         product = dot(low, narrow(tl.trans(rows), DTYPE), product, PRECISION)
@@ -270,7 +273,7 @@ def settle(
                 if PENDING:
                     score = similarity_to_rows(x, y, zero, DTYPE, PENDING, PRECISION)
                 else:  # both are as narrow as they came
-                    score = dot(narrow(x, DTYPE), narrow(tl.trans(y), DTYPE), zero, PRECISION)
+                    score = dot_rows(x, y, zero, DTYPE, PRECISION)
                 score = score * scale[:, None] * scale_y[None, :]
                 score = tl.where(seed[None, :], score, float("-inf"))
                 most = tl.max(score, 1)

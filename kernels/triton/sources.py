@@ -11,7 +11,7 @@ Logits are in units of log 2, because `exp2` is what hardware has.
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, inverse_norm, narrow, normalise
+from kernels.triton.arithmetic import dot_rows, inverse_norm, narrow, normalise
 from kernels.triton.tokens import inverse_norms, load_rows, load_tokens, where_tokens
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -128,7 +128,7 @@ def token_logits(
     A query sees its own place even where that is masked, so that no softmax is empty.
     """
     zero = tl.zeros([q.shape[0], keys.shape[0]], tl.float32)
-    logits = dot(narrow(q, DTYPE), narrow(tl.trans(keys), DTYPE), zero, PRECISION)
+    logits = dot_rows(q, keys, zero, DTYPE, PRECISION)
     if READ_OUT == "gmr":
         logits -= (tl.sum(keys * keys, 1) / 2)[None, :]
     logits = logits * (beta * LOG2E)[:, None]
@@ -159,7 +159,7 @@ def slot_logits(
 ):  # fmt: skip
     """Logits `[m, n]` of slots with key means `mu [n, D]`; minus infinity where a slot is empty."""
     zero = tl.zeros([q.shape[0], mu.shape[0]], tl.float32)
-    logits = dot(narrow(q, DTYPE), tl.trans(mu).to(DTYPE), zero, PRECISION)
+    logits = dot_rows(q, mu, zero, DTYPE, PRECISION)
     if READ_OUT == "unit":
         logits = logits * inverse_norm(mu.to(tl.float32))[None, :]
     if READ_OUT == "gmr":

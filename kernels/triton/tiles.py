@@ -19,7 +19,8 @@ _target: str | None = None
 class Tile(NamedTuple):
     """Rows (tokens or queries) and columns (slots or tokens) of a tile, the warps that share it, stages of loads.
 
-    `inner` is how many tokens of its chunk the scan compares a tile with at a time.
+    `inner` is how many tokens of its chunk the scan compares a tile with at a time. `registers` is how many a thread
+    may use, where the assembler would otherwise save some for other programs on the core, and spill for that.
     """
 
     rows: int
@@ -27,6 +28,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     inner: int = 32
+    registers: int | None = None
 
 
 @contextmanager

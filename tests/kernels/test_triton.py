@@ -85,6 +85,7 @@ def test_outputs_states_and_gradients_at_length(inputs, options, before, shared)
 
 SIZES = [  # T, H, group, D, N, L: each D, each L, tiles that do not fit, several tiles a chunk
     pytest.param(70, 1, 1, 32, 33, 32),
+    pytest.param(40, 1, 2, 100, 20, 16),
     pytest.param(150, 1, 1, 64, 70, 128, marks=() if ON_GPU else pytest.mark.slow),
     pytest.param(140, 1, 2, 128, 40, 64, marks=() if ON_GPU else pytest.mark.slow),
     pytest.param(300, 1, 1, 32, 64, 256, marks=() if ON_GPU else pytest.mark.slow),
