@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench gpu results-memory results-dictionaries results-paper results-published results-quickstart ui clean
+.PHONY: setup demo test test-slow lint format docs bench kernels gpu results-memory results-dictionaries results-paper results-published results-quickstart ui clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ docs: setup
 bench: setup
 	$(BIN)/cl-ovq bench training
 	$(BIN)/cl-ovq bench operator
+
+# Every kernel in every configuration, compiled for GPUs that need not be here: about 12 minutes on two cores.
+kernels: setup
+	$(BIN)/python -m kernels.triton.compile --jobs 2 --output docs/results/kernels
 
 # What needs an NVIDIA GPU: the kernels' tests, natively and at larger sizes, then their speed beside their peers'.
 GPU_SHAPE := --device cuda --dtype bfloat16 --chunk 128
