@@ -27,14 +27,6 @@ def compiled(tmp_path, *arguments):
     return reports
 
 
-def sound(reports):
-    """Whether nothing is wrong; other compilers than the one that tiles were chosen with may spill."""
-    problems = {r["problem"] for r in reports} - {""}
-    if not metadata.version("triton").startswith("3.8"):
-        problems = {problem for problem in problems if not problem.endswith("spilled")}
-    assert not problems
-
-
 @pytest.mark.parametrize("target", INSTRUCTIONS)
 def test_the_usual_size_compiles_soundly(tmp_path, target):
     """A training step: no spills, all fits, products are the matrix units'. `make kernels` compiles the whole set."""
@@ -49,17 +41,12 @@ def test_the_usual_size_compiles_soundly(tmp_path, target):
         "dictionary_backward",
         "finish_tokens",
     }
-    sound(reports)
+    problems = {r["problem"] for r in reports} - {""}
+    if not metadata.version("triton").startswith("3.8"):  # not the compiler that tiles were chosen with
+        problems = {problem for problem in problems if not problem.endswith("spilled")}
+    assert not problems
     assert next(r for r in reports if r["kernel"] == "read")["matrix"] == INSTRUCTIONS[target]
     assert all(r["registers"] > 0 for r in reports)
-
-
-@pytest.mark.slow
-def test_every_configuration_compiles_soundly(tmp_path):
-    reports = compiled(tmp_path, "--jobs", "2")
-    assert {r["target"] for r in reports} == set(INSTRUCTIONS)
-    assert {"assign_batch", "choose_batch", "settle_batch", "write_batch"} < {r["kernel"] for r in reports}
-    sound(reports)
 
 
 OVERSIZED = """
