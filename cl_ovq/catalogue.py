@@ -19,7 +19,12 @@ from streams import STREAMS
 
 
 def _streams() -> dict[str, str]:
-    return {name: entry.summary for name, entry in STREAMS.items()}
+    """Return every stream with one line, then its options with their defaults; `keys` says what they mean."""
+    return {name: f"{entry.summary}\n{_options(entry.Options)}" for name, entry in STREAMS.items()}
+
+
+def _options(cls: type) -> str:
+    return " ".join(f"{field.name}={_default(field)}" for field in dataclasses.fields(cls))
 
 
 def _growth() -> dict[str, str]:
@@ -62,14 +67,20 @@ def _keys() -> dict[str, str]:
 
 
 def _describe(field: dataclasses.Field[Any]) -> str:
+    choices = field.metadata.get("choices")
+    listed = f" ({', '.join(choices)})" if choices else ""
+    return f"{field.metadata['help']}{listed}; default {_default(field)}"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """Return a field's default as a configuration file would have it."""
     if field.default_factory is not dataclasses.MISSING:
         default: Any = field.default_factory()
     else:
         default = field.default
-    choices = field.metadata.get("choices")
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-    listed = f" ({', '.join(choices)})" if choices else ""
-    return f"{field.metadata['help']}{listed}; default {shown}"
+    if isinstance(default, list):
+        return f"[{','.join(map(str, default))}]"
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {

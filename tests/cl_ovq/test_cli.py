@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mlflow import MlflowClient
 
 from cl_ovq.catalogue import KINDS
 from cl_ovq.config import load_config, to_dict
+from streams import STREAMS
 
 SCRIPT = Path(sys.executable).with_name("cl-ovq")  # what the installation made
 
@@ -132,6 +134,13 @@ def test_list(call, kind):
     assert out.splitlines()[0].strip() == kind
     for name, summary in KINDS[kind]().items():
         assert any(name in line and summary.split()[0] in line for line in out.splitlines()), name
+
+
+@pytest.mark.parametrize("name", list(STREAMS))
+def test_list_of_streams_has_every_option_with_its_default(name):
+    listed = KINDS["streams"]()[name].splitlines()[1]
+    options = {key: yaml.safe_load(value) for key, value in (option.split("=") for option in listed.split(" "))}
+    assert options == asdict(STREAMS[name].Options())
 
 
 def test_list_of_everything(call):
