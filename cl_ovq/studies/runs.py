@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,7 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
     Args:
         study: a loaded study.
         directory: holds a directory per row with its runs, found again by their configuration.
-        console: where progress is drawn.
+        console: where progress is drawn, and every run named as it ends.
         jobs: runs at a time; more than one run in processes of their own.
 
     Raises:
@@ -50,8 +53,7 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
     """
     tasks = _Tasks(study, directory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Spawned, not forked: PyTorch's thread pool does not survive a fork.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
+    pool = _pool(jobs)
     running: dict[Future[None], Task] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         shown = progress.add_task(study.name, total=tasks.total, completed=tasks.done)
@@ -63,15 +65,42 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
                     running[_start(pool, tasks.config(task), tasks.path(task))] = task
                 if not running:
                     break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = wait(running, return_when=FIRST_COMPLETED).done
+                if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
+                    ended = wait(running).done  # a pool that lost a process gives up what the others do, too
+                    pool = _pool(jobs)
+                for future in ended:
                     task = running.pop(future)
                     error = future.exception()
                     tasks.finish(task, None if error is None else str(error))
-                    progress.update(shown, advance=1, description=f"{study.name}: {study.rows[task.row].name}")
+                    progress.console.print(f"{tasks.done} of {tasks.total}: {tasks.describe(task)}", soft_wrap=True)
+                    progress.update(shown, completed=tasks.done, total=tasks.total)
         finally:
             if pool is not None:
+                # Only after Ctrl-C or SIGTERM is anything at work: it would go on to its end, and be waited for.
+                for process in multiprocessing.active_children() if running else ():
+                    process.terminate()
                 pool.shutdown(wait=False, cancel_futures=True)
     return tasks.result(console)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor | None:
+    """Return processes to run in; None where runs go one after the other in this one."""
+    # Spawned, not forked: PyTorch's thread pool does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) if jobs > 1 else None
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, and be it by SIGKILL."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start(pool: ProcessPoolExecutor | None, config: ExperimentConfig, directory: Path) -> Future[None]:
@@ -88,12 +117,12 @@ def _start(pool: ProcessPoolExecutor | None, config: ExperimentConfig, directory
 
 
 def run_one(config: ExperimentConfig, directory: str) -> None:
-    """Run one configuration in this process, quietly; what it finds is in its directory."""
+    """Run one configuration in this process, quietly, from its checkpoint on if there is one; its directory has all."""
     from cl_ovq.experiment import run_experiment
 
     run: Any = config
     run.output_dir = directory
-    run_experiment(run, Console(quiet=True))
+    run_experiment(run, Console(quiet=True), resume=True)
 
 
 class _Tasks:
@@ -152,6 +181,15 @@ class _Tasks:
             self.failed[task] = error or "left no results"
         else:
             self.results[task] = found
+
+    def describe(self, task: Task) -> str:
+        """A run that has ended, in one line."""
+        row = self.study.rows[task.row]
+        point = "".join(f", {key}={value}" for key, value in row.points[task.point].items())
+        metric = self._metric(task.row)
+        value = self.results[task].metrics.get(metric) if task in self.results else None
+        outcome = "failed" if task in self.failed else f"{metric} {'-' if value is None else format(value, '.4g')}"
+        return f"{row.name}{point}, seed {task.seed}, {task.stream}: {outcome}"
 
     def result(self, console: Console) -> StudyResult:
         """The table, with the failures said."""

@@ -3,13 +3,22 @@
 import copy
 import io
 import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 from scipy import stats
 
+from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.config import to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
@@ -215,6 +224,84 @@ def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
     assert len(after) == len(before) + 2
     assert [len(row.runs) for row in again.rows] == [2, 2]
     assert [len(row.runs) for row in more.rows] == [3, 3]
+
+
+def test_every_run_is_named_as_it_ends(file, tmp_path):
+    result, said = run(file, tmp_path, "seeds=1")
+    lines = [line for line in said.splitlines() if " of 4: " in line]
+    assert [line.partition(" ")[0] for line in lines] == ["1", "2", "3", "4"]
+    naive, replay = (row.runs[0].metrics["accuracy"] for row in result.rows)
+    assert lines[0] == f"1 of 4: digits, mlp, naive, seed 0, test: accuracy {naive:.4g}"
+    rate = result.rows[1].chosen["optimizer.learning_rate"]
+    assert (
+        lines[3] == f"4 of 4: digits, mlp, replay, optimizer.learning_rate={rate}, seed 0, test: accuracy {replay:.4g}"
+    )
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(file, done, tmp_path):
+    trained = []
+    own = Checkpoints.after_training_iteration
+
+    def note(self, strategy, **kwargs):
+        own(self, strategy, **kwargs)
+        trained.append(strategy.clock.train_exp_counter)
+        if stop and trained[-1] == 1:
+            raise KeyboardInterrupt
+
+    with patch.object(Checkpoints, "after_training_iteration", note):
+        stop = True
+        with pytest.raises(KeyboardInterrupt):
+            run(file, tmp_path, "seeds=1")
+        assert not results(tmp_path)
+        stop, begun = False, len(trained)
+        result, _ = run(file, tmp_path, "seeds=1")
+    assert trained[0] == 0
+    assert trained[begun] == 1  # the first experience is not learned again
+    assert [row.runs[0].matrix for row in result.rows] == [row.runs[0].matrix for row in done[0].rows]
+
+
+@pytest.mark.slow  # every process imports for ten seconds
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_what_runs_in_other_processes_ends_with_the_study(file, tmp_path, blow, code):
+    endless = file.read_text().replace("set: {", "set: {strategy.epochs: 1000000, ")
+    (tmp_path / "endless.yaml").write_text(endless)
+    command = [sys.executable, "-c", "from cl_ovq.cli import main; main()", "study", "endless.yaml", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as study:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(tmp_path.glob("runs/studies/endless/*/*"))) < 2:
+                assert study.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            workers = psutil.Process(study.pid).children(recursive=True)
+            assert len(workers) >= 2
+            study.send_signal(blow)
+            _, error = study.communicate(timeout=60)
+        finally:
+            study.kill()
+    assert study.returncode == code
+    assert "Traceback" not in error
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+@pytest.mark.slow  # every process imports for ten seconds
+def test_a_study_goes_on_without_a_process_that_was_killed(file, tmp_path):
+    def kill():
+        while not killed.is_set():
+            time.sleep(0.1)
+            for worker in multiprocessing.active_children() if list(tmp_path.glob("*/*")) else ():
+                worker.kill()
+                killed.set()
+
+    killed = threading.Event()
+    thief = threading.Thread(target=kill)
+    thief.start()
+    result, said = run(file, tmp_path, "seeds=1", jobs=2)
+    thief.join()
+    assert 1 <= len(result.failed) <= 2
+    assert "terminated abruptly" in said
+    assert result.rows
 
 
 def test_reported_seeds_can_be_named(done, file):
