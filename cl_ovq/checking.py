@@ -42,8 +42,7 @@ def check_config(config: ExperimentConfig) -> None:
             f"sequences: known: {', '.join(name for name in STRATEGIES if name not in OF_CLASSES)}"
         )
     _check_dictionary(config)
-    if config.evaluation.capacities:
-        _check_capacities(config)
+    check_capacities(config)
     if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
         raise UserError(
             f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
@@ -66,7 +65,14 @@ def _check_dictionary(config: ExperimentConfig) -> None:
         raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
 
 
-def _check_capacities(config: ExperimentConfig) -> None:
+def check_capacities(config: ExperimentConfig) -> None:
+    """Check that other capacities can be evaluated, where they are asked for.
+
+    Raises:
+        UserError: the stream has no sequences, or no layer a dictionary that is learned anew in each.
+    """
+    if not config.evaluation.capacities:
+        return
     stream, scope = config.stream.name, config.dictionary.scope
     if STREAMS[stream].kind == "classes":
         raise UserError(

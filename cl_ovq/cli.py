@@ -39,7 +39,7 @@ def run(
     """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
     from cl_ovq.config import load_config
     from cl_ovq.experiment import run_experiment
-    from cl_ovq.report import capacities_table, matrix_table, seeds_table, summary_table
+    from cl_ovq.report import beside_tables, matrix_table, seeds_table, summary_table
     from cl_ovq.seeds import run_seeds
 
     loaded, console = load_config(config, overrides or ()), Console()
@@ -58,8 +58,8 @@ def run(
         return
     console.print(matrix_table(result))
     console.print(summary_table([result]))
-    if result.capacities:
-        console.print(capacities_table(result))
+    for table in beside_tables(result.run_name, result.lengths, result.capacities):
+        console.print(table)
     console.print(f"results: {result.output_dir}", soft_wrap=True)
 
 
@@ -132,19 +132,21 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Another stream, e.g. stream.name=NAME.", show_default=False),
+        typer.Argument(metavar="[KEY=VALUE]...", help="stream.name=NAME, evaluation.lengths=[...]", show_default=False),
     ] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
     json: Json = False,
 ) -> None:
     """Evaluate a finished run on its own stream or another, without training: forgetting, transfer, linear probes."""
     from cl_ovq.finished import evaluate_finished
+    from cl_ovq.report import beside_tables
 
     found = evaluate_finished(run, overrides or (), uri)
     if json:
         print(found.to_json())
     else:
-        Console().print(found.to_table())
+        for table in (found.to_table(), *beside_tables(found.source, found.lengths, found.capacities)):
+            Console().print(table)
 
 
 @app.command()
@@ -262,11 +264,10 @@ def lengths(
         raise UserError(
             f"runs: they measure different things, {' and '.join(sorted(quantities))}: compare like with like"
         )
-    Console().print(lengths_table(results))
+    named = dict(zip(_distinct(results), [result.lengths for result in results], strict=True))
+    Console().print(lengths_table(named))
     try:
-        lengths_figure(dict(zip(_distinct(results), [result.lengths for result in results], strict=True))).savefig(
-            output, dpi=120
-        )
+        lengths_figure(named).savefig(output, dpi=120)
     except OSError as error:
         raise UserError(f"output: cannot write {output}: {error.strerror}") from error
     Console().print(f"figure: {output}", soft_wrap=True)

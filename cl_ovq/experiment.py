@@ -151,7 +151,7 @@ def _run(
     """Train and evaluate over the stream, from the beginning or a checkpoint on, and write what was found."""
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
-    from cl_ovq.evaluation.lengths import as_data, evaluate_capacities, evaluate_lengths
+    from cl_ovq.evaluation.lengths import evaluate_beside
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
 
@@ -178,10 +178,7 @@ def _run(
         output_dir=str(directory),
         config=to_dict(config),
         **describe_findings(stream, strategy, recorders, asked.stop_after, anytime=asked.every_steps is not None),
-        lengths=as_data(evaluate_lengths(model, stream, asked.lengths, asked.length_tokens, device, asked.stream)),
-        capacities=evaluate_capacities(
-            model, stream, asked.capacities, asked.lengths, asked.length_tokens, device, asked.stream
-        ),
+        **evaluate_beside(model, stream, asked, device),
         provenance={
             "seed": config.seed,
             "code": code_revision(),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from cl_ovq.checking import find_device
+from cl_ovq.checking import check_capacities, find_device
 from cl_ovq.checkpoints import NAME, read_checkpoint
 from cl_ovq.config import from_dict
 from cl_ovq.errors import UserError
@@ -26,7 +26,12 @@ from streams import Stream, TensorSamples
 from streams.sequences import SequenceSamples
 
 # What may be changed of a finished run: what it is judged on, and where that is computed.
-CHANGEABLE = ("stream.", "evaluation.", "device", "threads")
+CHANGEABLE = (
+    "stream.",
+    *(f"evaluation.{key}" for key in ("stream", "batch_size", "lengths", "length_tokens", "capacities")),
+    "device",
+    "threads",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Evaluation:
         metrics: mean of the quantity; of images the means of the probes and `forward_transfer_linear_probe` (trained
             less untrained); on the own stream of a finished run also forgetting and backward transfer, from the rows
             that the run measured.
+        lengths: on sequences of each of `evaluation.lengths`, see `evaluation.lengths.LengthRecord`.
+        capacities: the same with dictionaries of each of `evaluation.capacities`.
     """
 
     source: str
@@ -55,6 +62,8 @@ class Evaluation:
     quantity: str
     values: dict[str, list[float | None]]
     metrics: dict[str, float | None]
+    lengths: list[dict[str, Any]]
+    capacities: list[dict[str, Any]]
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -96,6 +105,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     quiet()
     own_config = from_dict(run["about"]["config"])
     config = from_dict(run["about"]["config"], overrides)
+    check_capacities(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
@@ -103,6 +113,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     stream = load_stream(config)
     _check_fit(own, stream)
 
+    from cl_ovq.evaluation.lengths import evaluate_beside
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.evaluation.probes import linear_probes
 
@@ -134,7 +145,8 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
-    return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics)
+    beside = evaluate_beside(strategy.model.eval(), stream, config.evaluation, device)
+    return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
 
 
 def _data(stream: Stream) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -25,32 +26,47 @@ def matrix_table(result: Result) -> Table:
     return table
 
 
-def lengths_table(results: Sequence[Result]) -> Table:
-    """Return a row per run: what it reaches at each length, and the bytes of a sequence's state at the greatest."""
-    lengths = sorted({record["tokens"] for result in results for record in result.lengths})
-    quantity = words(results[0].lengths[0]["quantity"])
+def beside_tables(
+    name: str, lengths: Sequence[Mapping[str, Any]], capacities: Sequence[Mapping[str, Any]]
+) -> list[Table]:
+    """Return the tables of what a run was evaluated on beside its stream; none where it was not."""
+    return [lengths_table({name: lengths})] * bool(lengths) + [capacities_table(capacities)] * bool(capacities)
+
+
+def lengths_table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """Return a row per run: what it reaches at each length, and the bytes of a sequence's state at the greatest.
+
+    Args:
+        runs: records of `evaluate_lengths` as data, by the name of the run.
+    """
+    lengths = sorted({record["tokens"] for records in runs.values() for record in records})
+    quantity = words(next(iter(runs.values()))[0]["quantity"])
     table = Table("", title=f"{quantity} over tokens of a sequence", title_justify="left")
     for length in lengths:
         table.add_column(str(length), justify="right")
     table.add_column("state bytes", justify="right")
-    for result in results:
-        values = {record["tokens"]: record["value"] for record in result.lengths}
-        state = max(result.lengths, key=lambda record: record["tokens"])["state_bytes"]
-        table.add_row(result.run_name, *(_number(values.get(length)) for length in lengths), str(state))
+    for name, records in runs.items():
+        values = {record["tokens"]: record["value"] for record in records}
+        state = max(records, key=lambda record: record["tokens"])["state_bytes"]
+        table.add_row(name, *(_number(values.get(length)) for length in lengths), str(state))
     return table
 
 
-def capacities_table(result: Result) -> Table:
-    """Return a row per capacity of the dictionaries: what the run reaches at each length, and the state's bytes."""
-    records = {(record["capacity"], record["tokens"]): record for record in result.capacities}
-    lengths = sorted({tokens for _, tokens in records})
-    quantity = words(result.capacities[0]["quantity"])
+def capacities_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row per capacity of the dictionaries: what the run reaches at each length, and the state's bytes.
+
+    Args:
+        records: of `evaluate_capacities`.
+    """
+    found = {(record["capacity"], record["tokens"]): record for record in records}
+    lengths = sorted({tokens for _, tokens in found})
+    quantity = words(records[0]["quantity"])
     table = Table("slots", title=f"{quantity} over slots and tokens of a sequence", title_justify="left")
     for heading in (*map(str, lengths), "state bytes"):
         table.add_column(heading, justify="right")
-    for capacity in dict.fromkeys(capacity for capacity, _ in records):
-        values = (_number(records[capacity, length]["value"]) for length in lengths)
-        table.add_row(str(capacity), *values, str(records[capacity, lengths[-1]]["state_bytes"]))
+    for capacity in dict.fromkeys(capacity for capacity, _ in found):
+        values = (_number(found[capacity, length]["value"]) for length in lengths)
+        table.add_row(str(capacity), *values, str(found[capacity, lengths[-1]]["state_bytes"]))
     return table
 
 

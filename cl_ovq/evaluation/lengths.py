@@ -21,6 +21,7 @@ from streams import StreamDataError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cl_ovq.config import EvaluationConfig
     from streams import SequenceSamples, Stream
 
 PIECE = 512  # tokens that are fed at a time: what bounds memory, not what is computed
@@ -65,6 +66,27 @@ class LengthRecord:
     targets: int
     state_bytes: int
     distances: list[DistanceRecord]
+
+
+def evaluate_beside(
+    model: torch.nn.Module, stream: Stream, asked: EvaluationConfig, device: torch.device
+) -> dict[str, Any]:
+    """Return the records of all lengths and capacities that a configuration asks for, as data.
+
+    Args:
+        model: in evaluation mode; a `SequenceModel` where anything is asked for.
+        stream: of the sequences.
+        asked: the section `evaluation`.
+        device: of the model.
+
+    Raises:
+        UserError: the stream has no sequences of such a length.
+    """
+    amount = (asked.length_tokens, device, asked.stream)
+    return {
+        "lengths": as_data(evaluate_lengths(model, stream, asked.lengths, *amount)),
+        "capacities": evaluate_capacities(model, stream, asked.capacities, asked.lengths, *amount),
+    }
 
 
 @torch.no_grad()

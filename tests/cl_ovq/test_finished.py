@@ -1,5 +1,7 @@
 """Evaluating a finished run: what it measured is found again, and nothing of it changes."""
 
+import json
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -34,6 +36,8 @@ def test_another_stream_is_judged_without_training(run):
     np.testing.assert_allclose(again.values["accuracy"], result.matrix[-1])
 
 
+QUIET = Console(quiet=True)
+
 RECALL = """
 stream: {name: recall, experiences: 2, length: 16, pairs: 2, keys: 8, values: 4, train: 30, validation: 6, test: 6}
 model: {name: sequence_model, width: 8, depth: 1, heads: 1}
@@ -57,8 +61,32 @@ def test_a_model_of_sequences(tmp_path):
     other = evaluate_finished(result.output_dir, ["stream.length=32"])
     assert not other.own
     assert "forgetting" not in other.metrics
+    assert (other.lengths, other.capacities) == ([], [])
     with pytest.raises(UserError, match=r"'recall' has \d+ tokens, and the model was built for \d+ tokens"):
         evaluate_finished(result.output_dir, ["stream.keys=6"])
+
+
+def test_a_finished_run_at_other_lengths_and_capacities_gives_what_it_would_have_measured(tmp_path):
+    (tmp_path / "recall.yaml").write_text(RECALL.replace("scope: stream", "scope: sequence"))
+    asked = ["evaluation.lengths=[16,64]", "evaluation.capacities=[2,8]", "evaluation.length_tokens=300"]
+    whole, plain = (
+        run_experiment(load_config(tmp_path / "recall.yaml", [f"output_dir={tmp_path / name}", *more]), QUIET)
+        for name, more in (("whole", asked), ("plain", []))
+    )
+    assert plain.lengths == plain.capacities == []
+    found = evaluate_finished(plain.output_dir, asked)
+    assert [record["tokens"] for record in found.lengths] == [16, 64]
+    assert (found.lengths, found.capacities) == (whole.lengths, whole.capacities)
+    assert json.loads(found.to_json())["capacities"] == whole.capacities
+    with pytest.raises(UserError, match=r"evaluation\.lengths: 6: "):
+        evaluate_finished(plain.output_dir, ["evaluation.lengths=[6]"])
+
+
+def test_capacities_of_a_dictionary_that_was_written_are_refused(tmp_path):
+    (tmp_path / "recall.yaml").write_text(RECALL)
+    run_experiment(load_config(tmp_path / "recall.yaml", [f"output_dir={tmp_path / 'run'}"]), QUIET)
+    with pytest.raises(UserError, match=r"with dictionary\.scope=stream a dictionary was written"):
+        evaluate_finished(str(tmp_path / "run"), ["evaluation.capacities=[4]"])
 
 
 def test_mistakes_are_said(run, tmp_path):
@@ -67,6 +95,10 @@ def test_mistakes_are_said(run, tmp_path):
         evaluate_finished(str(tmp_path))
     with pytest.raises(UserError, match=r"'model\.width=3': a finished run cannot be changed"):
         evaluate_finished(directory, ["model.width=3"])
+    with pytest.raises(UserError, match=r"'evaluation\.every_steps=3': a finished run cannot be changed"):
+        evaluate_finished(directory, ["evaluation.every_steps=3"])
+    with pytest.raises(UserError, match=r"evaluation\.lengths: 'split_digits' has no sequences of other lengths"):
+        evaluate_finished(directory, ["evaluation.lengths=[16]"])
     with pytest.raises(UserError, match="unknown stream 'split_digit'"):
         evaluate_finished(directory, ["stream.name=split_digit"])
     with pytest.raises(UserError, match=r"has images of \[1, 28, 28\], and the model was built for \[1, 8, 8\]"):
