@@ -247,29 +247,29 @@ def show_stream(
 
 @app.command()
 def lengths(
-    runs: Annotated[list[str], typer.Argument(help="Directories of runs with evaluation.lengths.", show_default=False)],
-    output: Annotated[Path, typer.Option(help="File of the figure.")] = Path("lengths.png"),
+    runs: Annotated[list[str], typer.Argument(help="A run's or several seeds' directory or file, or a run in MLflow.")],
+    at: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens at which the runs' checkpoints are evaluated now; as they were if not given."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --at: tokens of all sequences of a length.")] = 65_536,
+    output: Annotated[Path, typer.Option(help="File of the figure.", callback=writable_file)] = Path("lengths.png"),
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
 ) -> None:
     """Compare runs on sequences of other lengths: over length, over distance, and over the bytes of the state."""
-    from cl_ovq.evaluation.lengths import lengths_figure
+    from cl_ovq.comparison import load_groups
+    from cl_ovq.comparison.lengths import lengths_of
+    from cl_ovq.evaluation.lengths import lengths_figure, mean_records
     from cl_ovq.report import lengths_table
-    from cl_ovq.results import Result
 
-    results = [Result.read(Path(run)) for run in runs]
-    for run, result in zip(runs, results, strict=True):
-        if not result.lengths:
-            raise UserError(f"{run}: the run was not evaluated at other lengths: run it with evaluation.lengths=[...]")
-    quantities = {result.lengths[0]["quantity"] for result in results}
-    if len(quantities) > 1:
-        raise UserError(
-            f"runs: they measure different things, {' and '.join(sorted(quantities))}: compare like with like"
-        )
-    named = dict(zip(_distinct(results), [result.lengths for result in results], strict=True))
-    Console().print(lengths_table(named))
+    found = lengths_of(load_groups(runs, uri), at or (), tokens, Console(stderr=True))
+    Console().print(lengths_table(found))
+    figure = lengths_figure({name: mean_records(records) for name, records in found.items()})
     try:
-        lengths_figure(named).savefig(output, dpi=120)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=120)
     except OSError as error:
-        raise UserError(f"output: cannot write {output}: {error.strerror}") from error
+        raise UserError(f"output: {output} cannot be written: {error.strerror}") from error
     Console().print(f"figure: {output}", soft_wrap=True)
 
 
@@ -382,15 +382,6 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"[red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-
-
-def _distinct(results: list[Any]) -> list[str]:
-    """Return the names of runs, with their directory where two have the same."""
-    names = [result.run_name for result in results]
-    return [
-        name if names.count(name) == 1 else f"{name} ({Path(result.output_dir).name})"
-        for name, result in zip(names, results, strict=True)
-    ]
 
 
 def _escape(text: str) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cl_ovq.checking import check_capacities, find_device
 from cl_ovq.checkpoints import NAME, read_checkpoint
-from cl_ovq.config import from_dict
+from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
 from cl_ovq.experiment import build_strategy, load_stream, quiet
@@ -101,14 +101,9 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     for override in overrides:
         if not override.startswith(CHANGEABLE):
             raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
-    run = read_checkpoint(path)
-    quiet()
-    own_config = from_dict(run["about"]["config"])
-    config = from_dict(run["about"]["config"], overrides)
+    run, config, device = _open(path, overrides)
     check_capacities(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = find_device(config.device)
+    own_config = from_dict(run["about"]["config"])
     own = load_stream(own_config)
     stream = load_stream(config)
     _check_fit(own, stream)
@@ -147,6 +142,40 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
     beside = evaluate_beside(strategy.model.eval(), stream, config.evaluation, device)
     return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
+
+
+def finished_lengths(name: str, lengths: Sequence[int], tokens: int) -> list[dict[str, Any]]:
+    """Evaluate the model of a checkpoint on sequences of its own stream of other lengths.
+
+    Args:
+        name: see `evaluate_finished`.
+        lengths: in tokens.
+        tokens: of all sequences of one length together.
+
+    Returns:
+        Records as data, see `evaluation.lengths.LengthRecord`.
+
+    Raises:
+        UserError: there is no such checkpoint, or its stream has no sequences of such a length.
+    """
+    from cl_ovq.evaluation.lengths import evaluate_beside
+
+    asked = [f"evaluation.lengths={[*lengths]}", f"evaluation.length_tokens={tokens}", "evaluation.capacities=[]"]
+    run, config, device = _open(find_checkpoint_file(name), asked)
+    stream = load_stream(config)
+    model = build_model(config, stream).to(device)
+    model.load_state_dict(run["state"]["model"])
+    return evaluate_beside(model.eval(), stream, config.evaluation, device)["lengths"]
+
+
+def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], ExperimentConfig, torch.device]:
+    """Return a checkpoint, its configuration with overrides, and the device that this asks for."""
+    run = read_checkpoint(path)
+    quiet()
+    config = from_dict(run["about"]["config"], overrides)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return run, config, find_device(config.device)
 
 
 def _data(stream: Stream) -> list[Any]:

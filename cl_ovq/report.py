@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cl_ovq.quantities import matrix_label, title, words
 from cl_ovq.results import Result
-from cl_ovq.seeds import SeedsResult
+from cl_ovq.seeds import SeedsResult, aggregate
 
 CLASS_INCREMENTAL = "class_incremental"
 
@@ -30,25 +30,28 @@ def beside_tables(
     name: str, lengths: Sequence[Mapping[str, Any]], capacities: Sequence[Mapping[str, Any]]
 ) -> list[Table]:
     """Return the tables of what a run was evaluated on beside its stream; none where it was not."""
-    return [lengths_table({name: lengths})] * bool(lengths) + [capacities_table(capacities)] * bool(capacities)
+    return [
+        *([lengths_table({name: [lengths]})] if lengths else []),
+        *([capacities_table(capacities)] if capacities else []),
+    ]
 
 
-def lengths_table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """Return a row per run: what it reaches at each length, and the bytes of a sequence's state at the greatest.
+def lengths_table(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Table:
+    """Return a row per group of runs over seeds: what it reaches at each length, and a state's bytes at the greatest.
 
     Args:
-        runs: records of `evaluate_lengths` as data, by the name of the run.
+        groups: records of `evaluate_lengths` as data of each run, by the name of the group.
     """
-    lengths = sorted({record["tokens"] for records in runs.values() for record in records})
-    quantity = words(next(iter(runs.values()))[0]["quantity"])
+    lengths = sorted({record["tokens"] for runs in groups.values() for records in runs for record in records})
+    quantity = words(next(iter(groups.values()))[0][0]["quantity"])
     table = Table("", title=f"{quantity} over tokens of a sequence", title_justify="left")
     for length in lengths:
         table.add_column(str(length), justify="right")
     table.add_column("state bytes", justify="right")
-    for name, records in runs.items():
-        values = {record["tokens"]: record["value"] for record in records}
-        state = max(records, key=lambda record: record["tokens"])["state_bytes"]
-        table.add_row(name, *(_number(values.get(length)) for length in lengths), str(state))
+    for name, runs in groups.items():
+        at = [[record["value"] for records in runs for record in records if record["tokens"] == n] for n in lengths]
+        state = max(runs[0], key=lambda record: record["tokens"])["state_bytes"]
+        table.add_row(name, *(aggregate(values).shown() if values else "-" for values in at), f"{state:,}")
     return table
 
 
@@ -66,7 +69,7 @@ def capacities_table(records: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for capacity in dict.fromkeys(capacity for capacity, _ in found):
         values = (_number(found[capacity, length]["value"]) for length in lengths)
-        table.add_row(str(capacity), *values, str(found[capacity, lengths[-1]]["state_bytes"]))
+        table.add_row(str(capacity), *values, f"{found[capacity, lengths[-1]]['state_bytes']:,}")
     return table
 
 

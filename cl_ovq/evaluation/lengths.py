@@ -232,6 +232,22 @@ def as_data(records: Sequence[LengthRecord]) -> list[dict[str, Any]]:
     return [asdict(record) for record in records]
 
 
+def mean_records(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return records like a run's, with means over runs; distances that not every run has are left out.
+
+    Args:
+        runs: records as data of each run, at the same lengths.
+    """
+    records = []
+    for at in zip(*runs, strict=True):
+        near = [{d["nearest"]: d["value"] for d in record["distances"]} for record in at]
+        common = sorted(set.intersection(*map(set, near)))
+        distances = [{"nearest": n, "value": sum(each[n] for each in near) / len(near)} for n in common]
+        value = sum(record["value"] for record in at) / len(at)
+        records.append({**at[0], "value": value, "distances": distances})
+    return records
+
+
 def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int | None = None) -> Figure:
     """Draw runs over length, over distance at their greatest length, and over the size of the state.
 

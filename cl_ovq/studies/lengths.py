@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cl_ovq.quantities import words
 from cl_ovq.seeds import aggregate
@@ -64,9 +64,10 @@ def capacities_table(row: RowResult) -> str:
 
 def mean_lengths_figure(rows: Sequence[RowResult]) -> Figure:
     """Draw the mean over seeds of each row over length, over distance and over the bytes of the state."""
-    from cl_ovq.evaluation.lengths import lengths_figure
+    from cl_ovq.evaluation.lengths import lengths_figure, mean_records
 
-    return lengths_figure({label: _mean(row) for label, row in _named(rows).items()}, _trained(rows))
+    means = {label: mean_records([run.lengths for run in row.runs]) for label, row in _named(rows).items()}
+    return lengths_figure(means, _trained(rows))
 
 
 def _trained(rows: Sequence[RowResult]) -> int | None:
@@ -77,15 +78,3 @@ def _named(rows: Sequence[RowResult]) -> dict[str, RowResult]:
     """Rows by the labels that tell them apart; a single one by all of its labels."""
     apart = [axis for axis in rows[0].labels if len({row.labels.get(axis) for row in rows}) > 1] or [*rows[0].labels]
     return {", ".join(row.labels.get(axis, "-") for axis in apart): row for row in rows}
-
-
-def _mean(row: RowResult) -> list[dict[str, Any]]:
-    """Records like a run's, with means over the runs of the row; distances that not every run has are left out."""
-    records = []
-    for at in zip(*(run.lengths for run in row.runs), strict=True):
-        near = [{d["nearest"]: d["value"] for d in record["distances"]} for record in at]
-        common = sorted(set.intersection(*map(set, near)))
-        distances = [{"nearest": n, "value": sum(each[n] for each in near) / len(near)} for n in common]
-        value = sum(record["value"] for record in at) / len(at)
-        records.append(at[0] | {"value": value, "distances": distances})
-    return records

@@ -2,9 +2,11 @@
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
 from cl_ovq.config import load_config
 from cl_ovq.experiment import run_experiment
@@ -54,14 +56,44 @@ def test_mistakes_are_one_line(call, arguments, line):
 
 def test_runs_are_compared_over_length(call, tmp_path):
     small = ["stream.train=32", "strategy.epochs=1", "evaluation.lengths=[32,64]", "evaluation.length_tokens=128"]
-    for mixer in ("softmax", "linear"):
-        config = load_config("paper/recall", [*small, f"model.mixer={mixer}", f"output_dir={tmp_path / mixer}"])
-        run_experiment(config, Console(file=io.StringIO()))
+
+    def run(folder, *settings):
+        config = load_config("paper/recall", [*small, *settings, f"output_dir={tmp_path / folder}"])
+        return run_experiment(config, Console(file=io.StringIO()))
+
+    runs = [run(f"linear/{seed}", "model.mixer=linear", f"seed={seed}") for seed in (0, 1)]
+    run("softmax", "model.mixer=softmax")
     code, out, err = call("lengths", "softmax", "linear")
     assert (code, err) == (0, "")
-    assert "softmax naive seed 0" in out
+    assert "softmax naive " in out
+    values = [one.lengths[1]["value"] for one in runs]
+    half = stats.t.ppf(0.975, 1) * stats.sem(values)
+    (line,) = [line for line in out.splitlines() if "linear naive " in line]
+    assert line.split("│")[3].strip() == f"{np.mean(values):.3f} +- {half:.3f}"
     assert Image.open(tmp_path / "lengths.png").width > 1000
-    assert call("lengths", "softmax", "softmax", "--output", "/proc/nothing/x.png")[0] == 2
-    config = load_config("paper/recall", [*small, "evaluation.lengths=[]", f"output_dir={tmp_path / 'plain'}"])
+    # Evaluated now, at another length: what a run would have measured.
+    wanted = [run(f"more/{seed}", "model.mixer=linear", f"seed={seed}", "evaluation.lengths=[128]") for seed in (0, 1)]
+    code, out, err = call("lengths", "linear", "--at", "128", "--tokens", "128", "--output", "new/figure.png")
+    assert code == 0
+    values = [one.lengths[0]["value"] for one in wanted]
+    (line,) = [line for line in out.splitlines() if "linear naive " in line]
+    assert line.split("│")[2].strip().startswith(f"{np.mean(values):.3f} +- ")
+    assert (tmp_path / "new" / "figure.png").exists()
+
+
+def test_mistakes_about_lengths_are_one_line(call, tmp_path):
+    config = load_config("paper/recall", ["stream.train=32", "evaluation.lengths=[]", f"output_dir={tmp_path / 'run'}"])
     run_experiment(config, Console(file=io.StringIO()))
-    assert "plain: the run was not evaluated at other lengths" in call("lengths", "plain")[2]
+    for arguments, line in (
+        (("run",), "the run was not evaluated at other lengths: name lengths with --at"),
+        (("run", "--at", "9"), "evaluation.lengths: 9: "),
+        (("run", "--at", "64", "--output", "/proc/nothing/x.png"), "/proc/nothing/x.png cannot be written"),
+        (("rum",), "no file or directory 'rum'"),
+    ):
+        code, _, err = call("lengths", *arguments)
+        assert code == 2
+        assert line in err
+        assert len(err.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    code, out, _ = call("evaluate", "run", "evaluation.lengths=[64]", "evaluation.length_tokens=64")
+    assert (code, "over tokens of a sequence" in out, "over slots" in out) == (0, True, False)

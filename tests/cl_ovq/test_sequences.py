@@ -211,7 +211,7 @@ def test_capacities_are_in_the_result_at_the_trained_length(run):
     console = Console(file=io.StringIO(), width=100)
     console.print(capacities_table(result.capacities))
     for record in result.capacities:
-        line = rf"│ {record['capacity']} +│ +{record['value']:.3f} │ +{record['state_bytes']} │"
+        line = rf"│ {record['capacity']} +│ +{record['value']:.3f} │ +{record['state_bytes']:,} │"
         assert re.search(line, console.file.getvalue())
 
 
