@@ -253,6 +253,9 @@ def lengths(
         typer.Option(min=1, help="Tokens at which the runs' checkpoints are evaluated now; as they were if not given."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="With --at: tokens of all sequences of a length.")] = 65_536,
+    sharpen: Annotated[
+        bool, typer.Option("--sharpen", help="With --at: see the key evaluation.sharpen in `cl-ovq list keys`.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="File of the figure.", callback=writable_file)] = Path("lengths.png"),
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
 ) -> None:
@@ -262,7 +265,9 @@ def lengths(
     from cl_ovq.evaluation.lengths import lengths_figure, mean_records
     from cl_ovq.report import lengths_table
 
-    found = lengths_of(load_groups(runs, uri), at or (), tokens, Console(stderr=True))
+    if sharpen and not at:
+        raise UserError("--sharpen: needs --at: what runs measured is as it is")
+    found = lengths_of(load_groups(runs, uri), at or (), tokens, Console(stderr=True), sharpen=sharpen)
     Console().print(lengths_table(found))
     figure = lengths_figure({name: mean_records(records) for name, records in found.items()})
     try:

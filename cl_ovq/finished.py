@@ -28,7 +28,7 @@ from streams.sequences import SequenceSamples
 # What may be changed of a finished run: what it is judged on, and where that is computed.
 CHANGEABLE = (
     "stream.",
-    *(f"evaluation.{key}" for key in ("stream", "batch_size", "lengths", "length_tokens", "capacities")),
+    *(f"evaluation.{key}" for key in ("stream", "batch_size", "lengths", "length_tokens", "capacities", "sharpen")),
     "device",
     "threads",
 )
@@ -144,13 +144,14 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
 
 
-def finished_lengths(name: str, lengths: Sequence[int], tokens: int) -> list[dict[str, Any]]:
+def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen: bool = False) -> list[dict[str, Any]]:
     """Evaluate the model of a checkpoint on sequences of its own stream of other lengths.
 
     Args:
         name: see `evaluate_finished`.
         lengths: in tokens.
         tokens: of all sequences of one length together.
+        sharpen: see `evaluation.lengths.evaluate_lengths`.
 
     Returns:
         Records as data, see `evaluation.lengths.LengthRecord`.
@@ -160,8 +161,9 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int) -> list[dic
     """
     from cl_ovq.evaluation.lengths import evaluate_beside
 
-    asked = [f"evaluation.lengths={[*lengths]}", f"evaluation.length_tokens={tokens}", "evaluation.capacities=[]"]
-    run, config, device = _open(find_checkpoint_file(name), asked)
+    asked = {"lengths": [*lengths], "length_tokens": tokens, "capacities": [], "sharpen": str(sharpen).lower()}
+    overrides = [f"evaluation.{key}={value}" for key, value in asked.items()]
+    run, config, device = _open(find_checkpoint_file(name), overrides)
     stream = load_stream(config)
     model = build_model(config, stream).to(device)
     model.load_state_dict(run["state"]["model"])

@@ -254,6 +254,11 @@ class EvaluationConfig:
         "or at the length that was trained on (sequence streams, ovq layers with dictionary.scope=sequence)",
         minimum=1,
     )
+    sharpen: bool = option(
+        False,
+        "whether attention over all tokens is sharpened at `lengths` beyond the trained one, where it spreads more: "
+        "inverse temperature times log(length) / log(trained length) (softmax, ovq, vq)",
+    )
     length_tokens: int = option(
         65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1
     )

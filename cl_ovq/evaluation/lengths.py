@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_ovq.errors import UserError
 from cl_ovq.learning.criteria import OBJECTIVES, count_targets, has_target, target_losses
-from cl_ovq.mixers import OVQAttention
+from cl_ovq.mixers import OVQAttention, sharpened
 from cl_ovq.models.sequence import SequenceModel
 from cl_ovq.quantities import words
 from streams import StreamDataError
@@ -82,7 +82,7 @@ def evaluate_beside(
     Raises:
         UserError: the stream has no sequences of such a length.
     """
-    amount = (asked.length_tokens, device, asked.stream)
+    amount = (asked.length_tokens, device, asked.stream, asked.sharpen)
     return {
         "lengths": as_data(evaluate_lengths(model, stream, asked.lengths, *amount)),
         "capacities": evaluate_capacities(model, stream, asked.capacities, asked.lengths, *amount),
@@ -97,6 +97,7 @@ def evaluate_lengths(
     tokens: int,
     device: torch.device,
     split: str = "test",
+    sharpen: bool = False,
 ) -> list[LengthRecord]:
     """Evaluate a model at each length, fed in pieces with its state carried on.
 
@@ -107,18 +108,25 @@ def evaluate_lengths(
         tokens: of all sequences of one length together, at least; every experience has one sequence at least.
         device: of the model.
         split: `test` or `validation`.
+        sharpen: whether attention over all tokens gets the inverse temperature times log(length) / log(trained length)
+            where a sequence is longer than those trained on. Logits that do not grow with the number of tokens leave a
+            token ever less of the attention; multiplying them by the logarithm of that number prevents it (Chiang and
+            Cholak 2022, "Overcoming a theoretical limitation of self-attention").
 
     Raises:
         UserError: the stream has no sequences of such a length.
     """
     records = []
+    trained = trained_length(stream) if lengths else 0
     for length in lengths:
         samples = sequences_of(stream, length, -(-tokens // length), split)
         assert isinstance(model, SequenceModel)  # no other takes sequences
         values, places = [], []
+        factor = math.log(length) / math.log(trained) if sharpen and length > trained > 1 else 1.0
         for rows in torch.arange(len(samples)).split(max(1, BATCH_TOKENS // length)):
             targets = samples.targets[rows]
-            found = _values(model, samples.gather(rows).to(device), targets.to(device), stream.kind).cpu()
+            with sharpened(model, factor):
+                found = _values(model, samples.gather(rows).to(device), targets.to(device), stream.kind).cpu()
             known = ~found.isnan()
             place = samples.distances[rows] if samples.distances is not None else torch.arange(1, length + 1)
             values.append(found[known])
@@ -146,6 +154,7 @@ def evaluate_capacities(
     tokens: int,
     device: torch.device,
     split: str = "test",
+    sharpen: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate a model with each capacity of its sequences' dictionaries, at each length.
 
@@ -159,6 +168,7 @@ def evaluate_capacities(
         tokens: see `evaluate_lengths`.
         device: of the model.
         split: see `evaluate_lengths`.
+        sharpen: see `evaluate_lengths`.
 
     Returns:
         Records as data, each with its `capacity`.
@@ -166,7 +176,7 @@ def evaluate_capacities(
     records = []
     for capacity in capacities:
         with _capacity(model, capacity):
-            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device, split)
+            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device, split, sharpen)
         records += [{"capacity": capacity} | record for record in as_data(found)]
     return records
 

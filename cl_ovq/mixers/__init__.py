@@ -1,6 +1,6 @@
 """Sequence mixers, one file each."""
 
-from cl_ovq.mixers.base import MIXERS, Mixer, auxiliary_losses, build_mixers, layer_mixers
+from cl_ovq.mixers.base import MIXERS, Mixer, auxiliary_losses, build_mixers, layer_mixers, sharpened
 from cl_ovq.mixers.dictionary import PersistentDictionary, dictionaries
 from cl_ovq.mixers.gated_delta import GatedDeltaNet
 from cl_ovq.mixers.gated_slot import GatedSlotAttention
@@ -27,4 +27,5 @@ __all__ = [
     "build_mixers",
     "dictionaries",
     "layer_mixers",
+    "sharpened",
 ]

@@ -20,9 +20,11 @@ class Mixer(nn.Module, ABC):
 
     Attributes:
         losses: where a forward pass leaves what it adds to the training loss, while `auxiliary_losses` collects it.
+        sharpness: factor of the inverse temperature of attention over all tokens; mixers without such do not read it.
     """
 
     losses: list[Tensor] | None = None
+    sharpness: float = 1.0
 
     @abstractmethod
     def forward(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None, return_state: bool = False) -> Any:
@@ -60,6 +62,19 @@ def auxiliary_losses(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for mixer in mixers:
             mixer.losses = None  # a copy of the model must hold no part of a graph
+
+
+@contextmanager
+def sharpened(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the inverse temperature of attention over all tokens, in all layers, in a `with` block."""
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    for mixer in mixers:
+        mixer.sharpness = factor
+    try:
+        yield
+    finally:
+        for mixer in mixers:
+            mixer.sharpness = 1.0
 
 
 def layer_mixers(model: ModelConfig) -> list[str]:

@@ -139,7 +139,7 @@ class OVQAttention(Mixer):
             q,
             k,
             v,
-            self.log_beta.exp(),
+            self.log_beta.exp() * self.sharpness,
             self.options,
             mask=mask,
             initial_state=initial,

@@ -38,13 +38,14 @@ class SoftmaxAttention(ProjectedMixer):
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=features.device) if mask is None else mask
         if memory is not None:
             k, v, valid = torch.cat((memory[0], k), 2), torch.cat((memory[1], v), 2), torch.cat((memory[2], valid), 1)
+        scale = self.sharpness * self.head_dim**-0.5
         if mask is None and memory is None:
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         else:
             seen = k.shape[2]
             order = torch.arange(seen, device=k.device) <= torch.arange(first, seen, device=k.device)[:, None]
             visible = order & valid[:, None, None, :]  # [B, 1, T, S]
-            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
             y = y * visible.any(-1, keepdim=True)  # a query that sees nothing gives zero, not NaN
         return y.transpose(1, 2).flatten(2), (k, v, valid)
 

@@ -73,7 +73,7 @@ class VQAttention(ProjectedMixer):
         batch, tokens, _ = features.shape
         exact = torch.promote_types(features.dtype, torch.float32)
         q, k, v = features.to(exact).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = normalise(q) * self.log_beta.exp()[:, None, None], normalise(k)
+        q, k = normalise(q) * (self.log_beta.exp() * self.sharpness)[:, None, None], normalise(k)
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
         if self.training and not self.started:
             self._start(k.detach(), valid)

@@ -79,6 +79,10 @@ def test_runs_are_compared_over_length(call, tmp_path):
     (line,) = [line for line in out.splitlines() if "linear naive " in line]
     assert line.split("│")[2].strip().startswith(f"{np.mean(values):.3f} +- ")
     assert (tmp_path / "new" / "figure.png").exists()
+    sharp = ["evaluation.lengths=[128]", "evaluation.sharpen=true", "evaluation.length_tokens=2048"]
+    wanted = run("sharp", "model.mixer=softmax", *sharp)
+    code, out, _ = call("lengths", "softmax", "--at", "128", "--tokens", "2048", "--sharpen")
+    assert f"│ {wanted.lengths[0]['value']:.3f} │" in out
 
 
 def test_mistakes_about_lengths_are_one_line(call, tmp_path):
@@ -88,6 +92,7 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
         (("run",), "the run was not evaluated at other lengths: name lengths with --at"),
         (("run", "--at", "9"), "evaluation.lengths: 9: "),
         (("run", "--at", "64", "--output", "/proc/nothing/x.png"), "/proc/nothing/x.png cannot be written"),
+        (("run", "--sharpen"), "--sharpen: needs --at"),
         (("rum",), "no file or directory 'rum'"),
     ):
         code, _, err = call("lengths", *arguments)

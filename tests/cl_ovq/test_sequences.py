@@ -1,5 +1,6 @@
 """Whole runs on sequence streams: what the matrix holds, evaluation by length, and recall that is learned."""
 
+import copy
 import io
 import json
 import math
@@ -201,6 +202,32 @@ def test_another_capacity_is_that_of_a_model_built_with_it(path, stream, tmp_pat
     assert as_data(evaluate_lengths(model, data, [64], 300, device))[0] == {
         name: value for name, value in records[3].items() if name != "capacity"
     }  # the model has its own capacity again
+
+
+@pytest.mark.parametrize("mixer", ["ovq", "vq", "softmax", "linear", "sliding_window"])
+def test_sharpened_attention_is_that_of_a_model_with_other_temperatures(path, mixer, tmp_path):
+    from cl_ovq.models import build_model
+
+    config = load_config(swap(path, tmp_path, REGRESSION), ["model.pattern=null", f"model.mixer={mixer}"])
+    data = load_stream(config)
+    torch.manual_seed(0)
+    model = build_model(config, data).eval()
+    trained = int(data.samples.inputs.shape[1])
+    arguments = (data, [trained // 2, trained, 64], 300, torch.device("cpu"))
+    found = [record.value for record in evaluate_lengths(model, *arguments, sharpen=True)]
+    plain = [record.value for record in evaluate_lengths(model, *arguments)]  # and the temperatures are their own again
+    other = copy.deepcopy(model)
+    factor = math.log(64) / math.log(trained)
+    for name, weight in other.named_parameters():
+        with torch.no_grad():
+            if name.endswith("log_beta"):
+                weight += math.log(factor)
+            elif mixer == "softmax" and "qkv.weight" in name:
+                weight[: len(weight) // 3] *= factor
+    expected = [record.value for record in evaluate_lengths(other, *arguments)]
+    assert found[:2] == plain[:2]
+    assert found[2] == pytest.approx(expected[2], rel=1e-5)
+    assert (found[2] == plain[2]) == (mixer in ("linear", "sliding_window"))
 
 
 def test_capacities_are_in_the_result_at_the_trained_length(run):
