@@ -50,4 +50,4 @@ def test_everything_listed_has_a_line_that_says_what_it_is():
         assert names(), kind
         for name, summary in names().items():
             assert len(summary) > 5, (kind, name)
-            assert len(summary.splitlines()) == 1
+            assert len(summary.splitlines()) == (2 if kind == "streams" else 1)  # of a stream also its options
