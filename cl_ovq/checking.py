@@ -42,7 +42,7 @@ def check_config(config: ExperimentConfig) -> None:
             f"sequences: known: {', '.join(name for name in STRATEGIES if name not in OF_CLASSES)}"
         )
     _check_dictionary(config)
-    check_capacities(config)
+    check_beside(config)
     if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
         raise UserError(
             f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
@@ -65,12 +65,15 @@ def _check_dictionary(config: ExperimentConfig) -> None:
         raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
 
 
-def check_capacities(config: ExperimentConfig) -> None:
-    """Check that other capacities can be evaluated, where they are asked for.
+def check_beside(config: ExperimentConfig) -> None:
+    """Check that what the trained model is to be evaluated on beside its stream can be.
 
     Raises:
-        UserError: the stream has no sequences, or no layer a dictionary that is learned anew in each.
+        UserError: attention is to be sharpened at no other length; or other capacities are asked for, and the stream
+            has no sequences, or no layer a dictionary that is learned anew in each.
     """
+    if config.evaluation.sharpen and not config.evaluation.lengths:
+        raise UserError("evaluation.sharpen: changes nothing without evaluation.lengths: name lengths, or leave it out")
     if not config.evaluation.capacities:
         return
     stream, scope = config.stream.name, config.dictionary.scope

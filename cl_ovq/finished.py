@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from cl_ovq.checking import check_capacities, find_device
+from cl_ovq.checking import check_beside, find_device
 from cl_ovq.checkpoints import NAME, read_checkpoint
 from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.errors import UserError
@@ -102,7 +102,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         if not override.startswith(CHANGEABLE):
             raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
     run, config, device = _open(path, overrides)
-    check_capacities(config)
+    check_beside(config)
     own_config = from_dict(run["about"]["config"])
     own = load_stream(own_config)
     stream = load_stream(config)

@@ -74,7 +74,7 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
                     error = future.exception()
                     tasks.finish(task, None if error is None else str(error))
                     progress.console.print(f"{tasks.done} of {tasks.total}: {tasks.describe(task)}", soft_wrap=True)
-                    progress.update(shown, completed=tasks.done, total=tasks.total)
+                    progress.update(shown, completed=tasks.done)
         finally:
             if pool is not None:
                 # Only after Ctrl-C or SIGTERM is anything at work: it would go on to its end, and be waited for.

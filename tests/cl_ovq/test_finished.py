@@ -97,6 +97,8 @@ def test_mistakes_are_said(run, tmp_path):
         evaluate_finished(directory, ["model.width=3"])
     with pytest.raises(UserError, match=r"'evaluation\.every_steps=3': a finished run cannot be changed"):
         evaluate_finished(directory, ["evaluation.every_steps=3"])
+    with pytest.raises(UserError, match=r"evaluation\.sharpen: changes nothing without evaluation\.lengths"):
+        evaluate_finished(directory, ["evaluation.sharpen=true"])
     with pytest.raises(UserError, match=r"evaluation\.lengths: 'split_digits' has no sequences of other lengths"):
         evaluate_finished(directory, ["evaluation.lengths=[16]"])
     with pytest.raises(UserError, match="unknown stream 'split_digit'"):
