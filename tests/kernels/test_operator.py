@@ -70,10 +70,10 @@ def test_outputs_states_and_gradients(read_out, cut_small, inputs, options, befo
             patch.setattr(reading, "TILE", 2)
             patch.setattr(selection, "_TILE", 40)
             patch.setattr(lines, "_SCORES", 16)
-        compare_with_the_reference(inputs, options, before, shared)
+        assert_same_as_the_reference(inputs, options, before, shared)
 
 
-def compare_with_the_reference(inputs, options, before, shared):
+def assert_same_as_the_reference(inputs, options, before, shared):
     """From states of one row or many, with and without pending tokens, every gradient that exists."""
     b = inputs.q.shape[0]
     history = random_inputs(1 if shared else b, before, *inputs.k.shape[2:], inputs.v.shape[-1], masked=0.2, seed=7)

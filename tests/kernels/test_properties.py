@@ -49,16 +49,16 @@ def test_every_token_a_slot_is_softmax_attention(t, read_out, implementation):
 @examples(50)
 def test_pieces_are_the_whole(inputs, options, cuts, implementation):
     """Any split of T, in mid-chunk or not: bitwise on the reference."""
-    pieces_are_the_whole(inputs, options, cuts, implementation)
+    assert_pieces_are_the_whole(inputs, options, cuts, implementation)
 
 
 @given(all_inputs(torch.float32), all_options(), st.lists(st.integers(0, 20), max_size=3))
 @examples(5, shrink=False)
 def test_pieces_are_the_whole_for_kernels(inputs, options, cuts):
-    pieces_are_the_whole(inputs, served(options, "triton"), cuts, "triton")
+    assert_pieces_are_the_whole(inputs, served(options, "triton"), cuts, "triton")
 
 
-def pieces_are_the_whole(inputs, options, cuts, implementation):
+def assert_pieces_are_the_whole(inputs, options, cuts, implementation):
     tolerance = {"rtol": 0, "atol": 0} if implementation == "reference" else tolerance_of(implementation)
     t = inputs.q.shape[1]
     whole, final = inputs.run(options, implementation)

@@ -46,7 +46,7 @@ def outputs_and_gradients(inputs, options, state, implementation):
     return o, final, torch.autograd.grad(loss, [*leaves, *learned.values()], materialize_grads=True)
 
 
-def compare(inputs, options, state):
+def assert_same_as_chunked(inputs, options, state):
     """Against the PyTorch path, which is tested against the specification."""
     o, final, grads = outputs_and_gradients(inputs, options, state, "chunked")
     fast_o, fast_final, fast_grads = outputs_and_gradients(inputs, options, state, "triton")
@@ -57,7 +57,7 @@ def compare(inputs, options, state):
         torch.testing.assert_close(actual / scale, expected / scale, **CLOSE)
 
 
-def any_case(inputs, options, before, shared):
+def assert_any_case_is_the_same(inputs, options, before, shared):
     options = served(options, "triton")
     rows = 1 if shared else inputs.q.shape[0]
     state = empty_state(inputs, options, rows)
@@ -67,20 +67,20 @@ def any_case(inputs, options, before, shared):
         )
         with torch.no_grad():
             _, state = history.run(options, "chunked", state)
-    compare(inputs, options, state)
+    assert_same_as_chunked(inputs, options, state)
 
 
 @given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
 @examples(200 if ON_GPU else 6, shrink=False)
 def test_outputs_states_and_gradients(inputs, options, before, shared):
-    any_case(inputs, options, before, shared)
+    assert_any_case_is_the_same(inputs, options, before, shared)
 
 
 @pytest.mark.slow
 @given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
 @examples(100, shrink=False)
 def test_outputs_states_and_gradients_at_length(inputs, options, before, shared):
-    any_case(inputs, options, before, shared)
+    assert_any_case_is_the_same(inputs, options, before, shared)
 
 
 SIZES = [  # T, H, group, D, N, L: each D, each L, tiles that do not fit, several tiles a chunk
@@ -102,7 +102,7 @@ def test_native_sizes(t, h, group, d, n, length):
     centres = torch.randn(2 * n, d, generator=g)
     inputs.k[:] = centres[torch.randint(2 * n, inputs.k.shape[:3], generator=g)] + 0.01 * inputs.k
     options = DictionaryOptions(capacity=n, chunk_size=length)
-    compare(inputs, options, empty_state(inputs, options))
+    assert_same_as_chunked(inputs, options, empty_state(inputs, options))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 2e-3)], ids=str)
@@ -152,7 +152,7 @@ def test_rows_that_share_a_dictionary(read_out):
         history = random_inputs(t=16, h=1, dtype=torch.float32, seed=4)
         _, state = history.run(replace(options, growth="all"), "chunked")
     inputs = random_inputs(b=9, t=5, h=1, group=2, biased=True, masked=0.2, dtype=torch.float32)
-    compare(inputs, options, state)
+    assert_same_as_chunked(inputs, options, state)
 
 
 def test_a_strided_input_is_read_where_it_lies():
@@ -163,7 +163,7 @@ def test_a_strided_input_is_read_where_it_lies():
     inputs = Inputs(q, k, v, torch.ones(1), torch.ones(2, 10, dtype=torch.bool))
     _, state = inputs.run(options, "triton")
     assert not state.keys.is_contiguous()
-    compare(inputs, options, state.detach())
+    assert_same_as_chunked(inputs, options, state.detach())
 
 
 @given(all_inputs(torch.float32), all_options(), st.booleans())
@@ -207,7 +207,7 @@ def test_the_table_of_versions_comes_in_waves(monkeypatch):
     monkeypatch.setattr(Call, "wave", 2)
     inputs = random_inputs(t=23, h=1, dtype=torch.float32)
     options = DictionaryOptions(capacity=5, chunk_size=4)
-    compare(inputs, options, empty_state(inputs, options))
+    assert_same_as_chunked(inputs, options, empty_state(inputs, options))
 
 
 def test_the_same_bits_again():

@@ -126,10 +126,10 @@ VALUES = st.one_of(
 @example(overrides=["a..b=1"])
 @given(overrides=st.lists(st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=8), VALUES), max_size=3))
 def test_any_override_is_accepted_or_a_mistake(overrides):
-    _load("quickstart", overrides)
+    assert_accepted_or_a_mistake("quickstart", overrides)
 
 
-def _load(path, overrides=()):
+def assert_accepted_or_a_mistake(path, overrides=()):
     try:
         _check_types(load_config(path, overrides))
     except UserError as error:
@@ -171,13 +171,13 @@ TREES = st.recursive(
 def test_any_yaml_tree_is_accepted_or_a_mistake(write, tree, stream):
     if stream and isinstance(tree, dict):
         tree = tree | STREAM
-    _load(write(yaml.safe_dump(tree, allow_unicode=True)))
+    assert_accepted_or_a_mistake(write(yaml.safe_dump(tree, allow_unicode=True)))
 
 
 @settings(max_examples=100)
 @given(text=st.text(alphabet=st.sampled_from("abn:-?&*!|>'\"[]{}#%@,\n \t01.~$") | st.characters(codec="utf-8")))
 def test_any_text_is_accepted_or_a_mistake(write, text):
-    _load(write(text))
+    assert_accepted_or_a_mistake(write(text))
 
 
 def _valid(field, hint):

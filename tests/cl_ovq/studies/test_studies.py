@@ -1,64 +1,15 @@
-"""Studies on real runs: what is tuned, what is run, what is skipped, and what the table says."""
+"""Studies on real runs: how they are read, what is tuned, and what the table says."""
 
-import copy
-import io
 import json
-import multiprocessing
-import signal
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
-import psutil
 import pytest
-from rich.console import Console
 from scipy import stats
+from study_helpers import STUDY, results, run
 
-from cl_ovq.checkpoints.plugin import Checkpoints
-from cl_ovq.config import to_dict
-from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.results import Result
-from cl_ovq.studies import load_study, only, run_study
-from cl_ovq.studies.lengths import comparable_rows, lengths_table
-
-STUDY = """
-title: Small
-seeds: 2
-set: {{threads: 1, tracking.enabled: false}}
-tuning: {{seeds: [7], grid: {{optimizer.learning_rate: [1e-6, 1e-2]}}}}
-refit: {{strategy: replay}}
-grids:
-- stream:
-    digits: {{experiment: {tiny}}}
-  model:
-    mlp: {{model.name: mlp, model.depth: 1}}
-  strategy:
-    naive: {{strategy.name: naive, tune: null, optimizer.learning_rate: 1e-2}}
-    replay: {{strategy.name: replay}}
-"""
-
-
-@pytest.fixture(scope="module")
-def file(tiny_path, tmp_path_factory):
-    path = tmp_path_factory.mktemp("studies") / "small.yaml"
-    path.write_text(STUDY.format(tiny=tiny_path))
-    return path
-
-
-def run(file, folder, *overrides, jobs=1):
-    said = io.StringIO()
-    return run_study(load_study(str(file), overrides), folder, Console(file=said), jobs=jobs), said.getvalue()
-
-
-@pytest.fixture(scope="module")
-def done(file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    return run(file, folder)[0], folder
+from cl_ovq.studies import load_study, only
 
 
 def test_intransigence_against_a_row(file, done):
@@ -95,10 +46,6 @@ def test_first_experiences_only_are_seen_where_hyper_parameters_are_chosen(file,
     assert len(tuned) == 2
     assert [np.shape(run.matrix) for run in tuned] == [(2, 1)] * 2
     assert [np.shape(run.matrix) for row in result.rows for run in row.runs] == [(3, 2)] * 2
-
-
-def results(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
 
 
 def test_tuning_is_on_validation_data_with_other_seeds_and_takes_the_best(done):
@@ -212,125 +159,6 @@ def test_a_row_without_validation_data_cannot_be_tuned(sequences):
         load_study(str(sequences), ["stream.validation=0"])
 
 
-def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):
-    _, folder = done
-    before = results(folder)
-    assert len(before) == 2 + 2 + 2
-    again, _ = run(file, folder)
-    assert results(folder) == before
-    more, _ = run(file, folder, "seeds=3")
-    after = results(folder)
-    assert {path: after[path] for path in before} == before
-    assert len(after) == len(before) + 2
-    assert [len(row.runs) for row in again.rows] == [2, 2]
-    assert [len(row.runs) for row in more.rows] == [3, 3]
-
-
-def test_every_run_is_named_as_it_ends(file, tmp_path):
-    result, said = run(file, tmp_path, "seeds=1")
-    lines = [line for line in said.splitlines() if " of 4: " in line]
-    assert [line.partition(" ")[0] for line in lines] == ["1", "2", "3", "4"]
-    naive, replay = (row.runs[0].metrics["accuracy"] for row in result.rows)
-    assert lines[0] == f"1 of 4: digits, mlp, naive, seed 0, test: accuracy {naive:.4g}"
-    rate = result.rows[1].chosen["optimizer.learning_rate"]
-    assert (
-        lines[3] == f"4 of 4: digits, mlp, replay, optimizer.learning_rate={rate}, seed 0, test: accuracy {replay:.4g}"
-    )
-
-
-def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(file, done, tmp_path):
-    trained = []
-    own = Checkpoints.after_training_iteration
-
-    def note(self, strategy, **kwargs):
-        own(self, strategy, **kwargs)
-        trained.append(strategy.clock.train_exp_counter)
-        if stop and trained[-1] == 1:
-            raise KeyboardInterrupt
-
-    with patch.object(Checkpoints, "after_training_iteration", note):
-        stop = True
-        with pytest.raises(KeyboardInterrupt):
-            run(file, tmp_path, "seeds=1")
-        assert not results(tmp_path)
-        stop, begun = False, len(trained)
-        result, _ = run(file, tmp_path, "seeds=1")
-    assert trained[0] == 0
-    assert trained[begun] == 1  # the first experience is not learned again
-    assert [row.runs[0].matrix for row in result.rows] == [row.runs[0].matrix for row in done[0].rows]
-
-
-@pytest.mark.slow  # every process imports for ten seconds
-@pytest.mark.parametrize(("blow", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_what_runs_in_other_processes_ends_with_the_study(file, tmp_path, blow, code):
-    endless = file.read_text().replace("set: {", "set: {strategy.epochs: 1000000, ")
-    (tmp_path / "endless.yaml").write_text(endless)
-    command = [sys.executable, "-c", "from cl_ovq.cli import main; main()", "study", "endless.yaml", "--jobs", "2"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as study:
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(tmp_path.glob("runs/studies/endless/*/*"))) < 2:
-                assert study.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            workers = psutil.Process(study.pid).children(recursive=True)
-            assert len(workers) >= 2
-            study.send_signal(blow)
-            _, error = study.communicate(timeout=60)
-        finally:
-            study.kill()
-    assert study.returncode == code
-    assert "Traceback" not in error
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive
-
-
-@pytest.mark.slow  # every process imports for ten seconds
-def test_a_study_goes_on_without_a_process_that_was_killed(file, tmp_path):
-    def kill():
-        while not killed.is_set():
-            time.sleep(0.1)
-            for worker in multiprocessing.active_children() if list(tmp_path.glob("*/*")) else ():
-                worker.kill()
-                killed.set()
-
-    killed = threading.Event()
-    thief = threading.Thread(target=kill)
-    thief.start()
-    result, said = run(file, tmp_path, "seeds=1", jobs=2)
-    thief.join()
-    assert 1 <= len(result.failed) <= 2
-    assert "terminated abruptly" in said
-    assert result.rows
-
-
-def test_reported_seeds_can_be_named(done, file):
-    _, folder = done
-    result, _ = run(file, folder, "seeds=[1, 4]")
-    assert [[run.config["seed"] for run in row.runs] for row in result.rows] == [[1, 4]] * 2
-
-
-@pytest.mark.slow  # every process imports for ten seconds
-def test_a_run_in_a_process_of_its_own_gives_the_same(done, file, tmp_path):
-    result, _ = done
-    other, _ = run(file, tmp_path, jobs=2)
-    assert [[run.matrix for run in row.runs] for row in other.rows] == [
-        [run.matrix for run in row.runs] for row in result.rows
-    ]
-
-
-def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
-    path = tmp_path / "broken.yaml"
-    text = STUDY.format(tiny=tiny_path).replace(
-        "replay: {strategy.name: replay}", "odd: {model.name: patch_transformer, model.patch_size: 3}"
-    )
-    path.write_text(text.replace("refit: {strategy: replay}", ""))
-    result, said = run(path, tmp_path / "runs", "seeds=1")
-    assert [row.labels["strategy"] for row in result.rows] == ["naive"]
-    assert "model.patch_size: 3 does not divide" in said
-    assert len(result.failed) == 2
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -383,15 +211,6 @@ def test_an_unknown_study_is_named():
         load_study("dictionarys")
 
 
-def test_results_older_than_a_key_count_with_its_default(tiny):
-    new = to_dict(tiny("dictionary.capacity=24"))
-    old = copy.deepcopy(new) | {"threads": 2}
-    assert old["dictionary"].pop("half_life") is None  # a key that the schema did not have then
-    assert fingerprint(old) == fingerprint(new)
-    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.half_life=100")))
-    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.capacity=25")))
-
-
 def test_only_some_rows():
     study = load_study("paper")
     picked = only(study, ["recall", "OVQ", "softmax"])
@@ -402,68 +221,3 @@ def test_only_some_rows():
         only(study, ["recal"])
     with pytest.raises(UserError, match="no row of study 'dictionaries' has the labels memory, MLP, joint together"):
         only(load_study("dictionaries"), ["memory, MLP", "joint"])
-
-
-LENGTHS = """
-title: Recall
-seeds: 2
-grids:
-- task:
-    recall: {{experiment: {recall}}}
-  mixer:
-    softmax: {{model.mixer: softmax}}
-    OVQ: {{model.mixer: ovq, evaluation.capacities: [2, 8]}}
-"""
-RECALL = """
-stream: {name: recall, experiences: 1, shift: none, length: 16, pairs: 2, keys: 8, values: 4, train: 30, test: 6}
-model: {name: sequence_model, width: 8, depth: 1, heads: 1}
-dictionary: {scope: sequence, capacity: 8, chunk_size: 4}
-strategy: {batch_size: 10}
-evaluation: {lengths: [16, 64], length_tokens: 640}
-tracking: {enabled: false}
-"""
-
-
-def test_rows_over_length_are_means_over_seeds(tmp_path):
-    (tmp_path / "recall.yaml").write_text(RECALL)
-    (tmp_path / "lengths.yaml").write_text(LENGTHS.format(recall=tmp_path / "recall.yaml"))
-    result, _ = run(tmp_path / "lengths.yaml", tmp_path / "runs")
-    paths = result.write(tmp_path / "out")
-    assert [path.name for path in paths[2:]] == ["lengths.png", "lengths_recall.png"]
-    text = paths[1].read_text()
-    assert "| recall: accuracy over tokens | 16 | 64 |" in text
-    assert "Trained at 16 tokens." in text
-    for row, name in zip(result.rows, ("softmax", "OVQ"), strict=True):
-        values = [one.lengths[1]["value"] for one in row.runs]
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
-        assert line.split("|")[3].strip().startswith(f"{np.mean(values):.3f} +- ")
-    saved = json.loads(paths[0].read_text())["rows"][1]["runs"][1]["lengths"]
-    assert [(at["tokens"], at["value"]) for at in saved] == [
-        (at["tokens"], at["value"]) for at in result.rows[1].runs[1].lengths
-    ]
-    with_capacities = result.rows[1].runs[1].capacities
-    assert [record["value"] for record in json.loads(paths[0].read_text())["rows"][1]["runs"][1]["capacities"]] == [
-        record["value"] for record in with_capacities
-    ]
-    table = text[text.index("| recall, OVQ: slots | accuracy at 16 tokens | accuracy at 64 tokens | state bytes |") :]
-    for line, capacity in zip(table.splitlines()[2:], (2, 8), strict=True):
-        found = [
-            [record for record in one.capacities if (record["capacity"], record["tokens"]) == (capacity, 64)]
-            for one in result.rows[1].runs
-        ]
-        mean = np.mean([record["value"] for (record,) in found])
-        assert line.startswith(f"| {capacity} | ")
-        assert line.split("|")[3].strip().startswith(f"{mean:.3f} +- ")
-        assert line.split("|")[4].strip() == f"{found[0][0]['state_bytes']:,}"
-    softmax, ovq = (row.runs[0].lengths for row in result.rows)
-    assert softmax[1]["state_bytes"] > softmax[0]["state_bytes"]
-    assert ovq[1]["state_bytes"] == ovq[0]["state_bytes"]
-    for row in result.rows:  # as if they had been evaluated at one length each, and not at the same
-        row.runs[:] = [replace(one, lengths=one.lengths[: 1 if row is result.rows[0] else 2]) for one in row.runs]
-    groups = comparable_rows(result.rows)
-    assert {name: [row.labels["mixer"] for row in rows] for name, rows in groups.items()} == {
-        "recall_16": ["softmax"],
-        "recall_16_64": ["OVQ"],
-    }
-    assert "| recall, softmax |" in lengths_table("recall_16", groups["recall_16"])
-    assert all(path.exists() for path in result.write(tmp_path / "apart"))
