@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench kernels gpu results-memory results-dictionaries results-paper results-published results-quickstart ui clean
+.PHONY: setup demo test test-slow lint format docs bench kernels kernels-some gpu gpu-wheels gpu-rehearsal results-memory results-dictionaries results-paper results-published results-quickstart ui clean
 
 setup: $(STAMP)
 
@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/cl-ovq demo
 
+# Two processes, a file of tests in one of them: what a file's tests share is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -40,18 +41,29 @@ bench: setup
 	$(BIN)/cl-ovq bench training
 	$(BIN)/cl-ovq bench operator
 
-# Every kernel in every configuration, compiled for GPUs that need not be here: about 12 minutes on two cores.
+# Every kernel in every configuration, compiled for GPUs that need not be here: about 40 minutes on two cores the first time;
+# what was compiled before is not compiled again. To be run, and its table committed, after a kernel or a tile was changed.
 kernels: setup
 	$(BIN)/python -m kernels.triton.compile --jobs 2 --output docs/results/kernels
 
-# What needs an NVIDIA GPU: the kernels' tests, natively and at larger sizes, then their speed beside their peers'.
-GPU_SHAPE := --device cuda --dtype bfloat16 --chunk 128
-gpu: setup
-	@$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'no GPU here'"
-	-$(BIN)/python -m pip install --quiet "flash-linear-attention>=0.6"
-	$(BIN)/python -m pytest tests/kernels -m "slow or not slow"
-	$(BIN)/cl-ovq bench operator $(GPU_SHAPE) --heads 16 --output docs/results/gpu
-	$(BIN)/cl-ovq bench operator $(GPU_SHAPE) --heads 256 --tokens 16384 --backward-tokens "" --output docs/results/gpu_256_heads
+# A quarter of them: both head sizes, and every option at one of them.
+kernels-some: setup
+	$(BIN)/python -m kernels.triton.compile --jobs 2 --dtypes bfloat16,float32 --heads 64,128 --chunks 128 --no-variants
+	$(BIN)/python -m kernels.triton.compile --jobs 2 --dtypes bfloat16,float32 --heads 64 --chunks 128
+
+# Everything that needs an NVIDIA GPU, in ten minutes, with the machine's own Python: no set-up, no network. What is cut
+# off goes on when called again. GPU='--minutes 5' and the like; `python3 -m cl_ovq.benchmarks.gpu --help` lists them.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m cl_ovq.benchmarks.gpu $(GPU)
+
+# What such a machine lacks, to be copied there with the checkout.
+gpu-wheels: setup
+	$(BIN)/python -m cl_ovq.benchmarks.gpu.wheels .gpu-wheels
+
+# The same run without a GPU, with such a machine's packages, at tiny sizes.
+gpu-rehearsal: setup
+	$(BIN)/python -m cl_ovq.benchmarks.gpu.rehearsal
 
 # The table of memory heads in docs/RESULTS.md: five seeds each, a few minutes on one core.
 MEMORY_RUN := $(BIN)/cl-ovq run

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from cl_ovq.config.load import SCALARS, SECTIONS, list_experiments
-from cl_ovq.learning import OPTIMIZERS, STRATEGIES
-from cl_ovq.mixers import MIXERS
-from cl_ovq.models import MODELS
+from cl_ovq.config.load import list_experiments
+from cl_ovq.config.parts import default_of, owners
+from cl_ovq.config.schema import SCALARS, STREAM_PARTS
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import GROWTHS, MIXERS, RATES, SCOPES
+from cl_ovq.models import HEADS, MODELS
+from cl_ovq.registry import Registry
+from cl_ovq.strategies import OPTIMIZERS, STRATEGIES
 from cl_ovq.studies.files import list_studies
 from cl_ovq.studies.published import load_published
 from cl_ovq.sweeps.files import list_sweeps
-from kernels import GROWTH
-from streams import STREAMS
-
-
-def _streams() -> dict[str, str]:
-    """Return every stream with one line, then its options with their defaults; `keys` says what they mean."""
-    return {name: f"{entry.summary}\n{_options(entry.Options)}" for name, entry in STREAMS.items()}
-
-
-def _options(cls: type) -> str:
-    return " ".join(f"{field.name}={_default(field)}" for field in dataclasses.fields(cls))
-
-
-def _growth() -> dict[str, str]:
-    return {name: (schedule.__doc__ or "").strip().splitlines()[0] for name, schedule in GROWTH.items()}
 
 
 def _experiments() -> dict[str, str]:
@@ -59,37 +49,83 @@ def _first_comments(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _keys() -> dict[str, str]:
-    """Return every key of the configuration with meaning, choices and default; a stream's own by its name."""
-    sections: dict[str, Any] = dict(SECTIONS) | {f"stream ({name})": entry.Options for name, entry in STREAMS.items()}
-    keys = {field.name: field for field in SCALARS}
-    keys |= {f"{section}.{field.name}": field for section, cls in sections.items() for field in dataclasses.fields(cls)}
-    return {name: _describe(field) for name, field in keys.items()}
+    """Return every key of the configuration with meaning, choices, default, and the parts that have it."""
+    found: dict[str, dict[str, list[str]]] = {field.name: {describe(field): []} for field in SCALARS}
+    for owner in owners():
+        for field in dataclasses.fields(owner.options):
+            texts = found.setdefault(f"{owner.section}.{field.name}", {})
+            texts.setdefault(describe(field), []).append(owner.name)
+    scalars, names = len(SCALARS), list(found)
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in names[scalars:]))
+    ordered = names[:scalars] + sorted(names[scalars:], key=lambda key: sections.index(key.partition(".")[0]))
+    return {key: " / ".join(starmap(_of, found[key].items())) for key in ordered}
 
 
-def _describe(field: dataclasses.Field[Any]) -> str:
-    choices = field.metadata.get("choices")
-    listed = f" ({', '.join(choices)})" if choices else ""
-    return f"{field.metadata['help']}{listed}; default {_default(field)}"
+def _of(text: str, names: list[str]) -> str:
+    parts = ", ".join(dict.fromkeys(filter(None, names)))
+    return f"{text}; of: {parts}" if parts else text
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    """Return a field's default as a configuration file would have it."""
-    if field.default_factory is not dataclasses.MISSING:
-        default: Any = field.default_factory()
-    else:
-        default = field.default
+def describe(field: dataclasses.Field[Any]) -> str:
+    """Return the meaning of an option, the values that it may have, and its default."""
+    limits = field.metadata
+    choices = limits.get("choices")
+    bounds = {name: limits[name] for name in BOUNDS if name in limits and limits[name] < UNLIMITED}
+    range_of = ", ".join(f"{BOUNDS[name]} {bound}" for name, bound in bounds.items())
+    valid = f" ({', '.join(choices)})" if choices else f" ({range_of})" if range_of else ""
+    default = default_of(field)
+    shown = "needed" if default is dataclasses.MISSING else f"default {_shown(default)}"
+    return f"{limits['help']}{valid}; {shown}"
+
+
+def _shown(default: Any) -> str:
+    """Return a default as a configuration file would have it."""
     if isinstance(default, list):
         return f"[{','.join(map(str, default))}]"
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
+def options_of(kind: str, name: str) -> dict[str, str]:
+    """Return the options of a part by key of the configuration.
+
+    Args:
+        kind: of the part, a key of `KINDS`.
+        name: of the part.
+
+    Raises:
+        UserError: parts of this kind have no options, or none has this name.
+    """
+    registry = PARTS.get(kind)
+    if registry is None:
+        raise UserError(f"list: {kind} have no options of their own: those that do: {', '.join(PARTS)}")
+    registry[name]  # refuses an unknown name
+    return {
+        f"{owner.section}.{field.name}": describe(field)
+        for owner in owners()
+        if owner.choice is not None and owner.choice.registry is registry and owner.name == name
+        for field in dataclasses.fields(owner.options)
+    }
+
+
+def _summaries(registry: Registry[Any]) -> Callable[[], Mapping[str, str]]:
+    return lambda: {name: part.summary for name, part in registry.items()}
+
+
+UNLIMITED = 2**24  # a largest value from here on is the machine's limit
+BOUNDS = {"minimum": ">=", "exclusive_minimum": ">", "maximum": "<="}
+PARTS: dict[str, Registry[Any]] = {
+    "streams": STREAM_PARTS,
+    "models": MODELS,
+    "mixers": MIXERS,
+    "strategies": STRATEGIES,
+    "optimizers": OPTIMIZERS,
+    "growth": GROWTHS,
+    "heads": HEADS,
+    "scopes": SCOPES,
+    "learning_rates": RATES,
+}
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
-    "streams": _streams,
-    "models": MODELS.summaries,
-    "mixers": MIXERS.summaries,
-    "growth": _growth,
-    "strategies": STRATEGIES.summaries,
-    "optimizers": OPTIMIZERS.summaries,
+    **{kind: _summaries(registry) for kind, registry in PARTS.items()},
     "experiments": _experiments,
     "studies": _studies,
     "published": _published,

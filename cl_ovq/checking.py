@@ -1,67 +1,84 @@
-"""What of a configuration can be checked only beyond its schema: names, combinations, devices."""
+"""What is checked of a configuration before anything runs: its schema, names, combinations, devices."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cl_ovq.config import ExperimentConfig
+from cl_ovq.config import ExperimentConfig, check_schema
 from cl_ovq.errors import UserError
-from cl_ovq.learning import BUFFERED, OPTIMIZERS, STRATEGIES
-from cl_ovq.learning.strategies import OF_CLASSES, PROTOTYPES
-from cl_ovq.mixers import layer_mixers
+from cl_ovq.imports import check_imported
+from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models import check_model
-from cl_ovq.registry import Registry
-from cl_ovq.results import FILE_NAME
+from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
+
+# Tags that say what a run is; a sweep says which revision its trials are of.
+OWN_TAGS = ("stream", "scenario", "quantity", "model", "head", "mixer", "scope", "strategy", "seed", "device")
 
 
 def check_config(config: ExperimentConfig) -> None:
-    """Check names and combinations that need more than the configuration's own schema.
+    """Check a configuration: keys, types and ranges, and names and combinations that need more than its schema.
+
+    The command line has checked the former when it read the configuration; one that was changed in Python has not been.
 
     Raises:
         UserError: naming the key and what is valid.
     """
+    check_schema(config)
+    check_imported(config.imports, Path())
     check_model(config.model)
-    names: tuple[tuple[str, Registry[Any], str], ...] = (
-        ("strategy.name", STRATEGIES, config.strategy.name),
-        ("optimizer.name", OPTIMIZERS, config.optimizer.name),
-    )
-    for key, registry, name in names:
-        try:
-            registry[name]
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-    if config.evaluation.every_steps is not None and config.strategy.name == "joint":
-        raise UserError("evaluation.every_steps: joint training has no experiences to evaluate inside of")
-    if STREAMS[config.stream.name].kind != "classes" and config.strategy.name in OF_CLASSES:
+    name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
+    if config.evaluation.every_steps is not None and strategy.at_once:
+        raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate inside of")
+    if STREAMS[config.stream.name].kind != "classes" and strategy.needs_classes:
         raise UserError(
-            f"strategy.name: '{config.strategy.name}' tells classes of images apart, and '{config.stream.name}' has "
-            f"sequences: known: {', '.join(name for name in STRATEGIES if name not in OF_CLASSES)}"
+            f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has sequences: "
+            f"known: {', '.join(STRATEGIES.having(lambda other: not other.needs_classes))}"
+        )
+    if config.model.train_encoder == "first_experience" and strategy.no_first_experience is not None:
+        raise UserError(
+            f"model.train_encoder: first_experience does not go with strategy.name={name}, which "
+            f"{strategy.no_first_experience}: use always or never"
         )
     _check_dictionary(config)
     check_beside(config)
-    if config.model.head == "memory" and config.strategy.name in (*PROTOTYPES, "early_stopping"):
+    check_end(config, getattr(config.stream.options, "experiences", None))
+    if config.memory is not None and strategy.no_memory_head is not None:
         raise UserError(
-            f"model.head: a memory does not go with strategy.name={config.strategy.name}, which "
-            + ("is a head of its own" if config.strategy.name in PROTOTYPES else "does not know its last epoch")
-            + ": use model.head=linear"
+            f"model.head: a memory does not go with strategy.name={name}, which {strategy.no_memory_head}: "
+            "use model.head=linear"
         )
+    for tag in OWN_TAGS:
+        if tag in config.tracking.tags:
+            raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
     find_device(config.device)
-    if config.output_dir is not None and (Path(config.output_dir) / FILE_NAME).exists():
-        raise UserError(f"output_dir: {config.output_dir} already holds the results of a run: name another directory")
+
+
+def check_end(config: ExperimentConfig, experiences: int | None) -> None:
+    """Check that a stream of so many experiences does not end before the run is to; None where that is not known.
+
+    Raises:
+        UserError: it does.
+    """
+    end = config.evaluation.stop_after
+    if end is not None and experiences is not None and end > experiences:
+        raise UserError(
+            f"evaluation.stop_after: {end} is too large: '{config.stream.name}' has {experiences} experiences"
+        )
 
 
 def _check_dictionary(config: ExperimentConfig) -> None:
     dictionary = config.dictionary
-    if dictionary.refresh and config.strategy.name not in BUFFERED:
+    if not isinstance(dictionary, SharedOptions):
+        return
+    if dictionary.refresh and not STRATEGIES[config.strategy.name].keeps_samples:
         raise UserError(
             f"dictionary.refresh: strategy.name={config.strategy.name} has no replay buffer to write from: "
-            f"known: {', '.join(BUFFERED)}"
+            f"known: {', '.join(STRATEGIES.having(lambda other: other.keeps_samples))}"
         )
-    if dictionary.sums and (dictionary.half_life is not None or dictionary.learning_rate != "adaptive"):
+    if dictionary.sums and (dictionary.half_life is not None or isinstance(dictionary, RateOptions)):
         raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
 
 
@@ -72,18 +89,22 @@ def check_beside(config: ExperimentConfig) -> None:
         UserError: attention is to be sharpened at no other length; or other capacities are asked for, and the stream
             has no sequences, or no layer a dictionary that is learned anew in each.
     """
-    if config.evaluation.sharpen and not config.evaluation.lengths:
-        raise UserError("evaluation.sharpen: changes nothing without evaluation.lengths: name lengths, or leave it out")
+    if config.evaluation.log_length_scaling and not config.evaluation.lengths:
+        raise UserError(
+            "evaluation.log_length_scaling: changes nothing without evaluation.lengths: name lengths, or leave it out"
+        )
     if not config.evaluation.capacities:
         return
-    stream, scope = config.stream.name, config.dictionary.scope
+    stream, scope = config.stream.name, scope_of(config.dictionary)
     if STREAMS[stream].kind == "classes":
         raise UserError(
             f"evaluation.capacities: '{stream}' has images, and only sequences are evaluated so: leave it empty"
         )
-    if "ovq" not in (mixers := layer_mixers(config.model)):
+    mixers = layer_mixers(config.model)
+    if not any(MIXERS[mixer].has_dictionary for mixer in mixers):
+        known = ", ".join(MIXERS.having(lambda mixer: mixer.has_dictionary))
         raise UserError(
-            f"evaluation.capacities: no layer has a dictionary, but {', '.join(dict.fromkeys(mixers))}: use ovq"
+            f"evaluation.capacities: no layer has a dictionary, but {', '.join(dict.fromkeys(mixers))}: use {known}"
         )
     if scope != "sequence":
         raise UserError(
@@ -106,6 +127,8 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"device: '{name}' is not there: processors have no numbers: use cpu")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device: '{name}' is not there: this machine has {torch.cuda.device_count()} GPUs")
     return device

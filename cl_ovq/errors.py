@@ -5,16 +5,43 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from cl_ovq.addresses import redact_all
+
 
 class UserError(Exception):
     """Something the person at the keyboard can put right.
 
-    The message is one line that names the thing, the valid choices and the nearest match. The command line prints it
-    and leaves with exit code 2.
+    The message is one line that names the thing, the valid choices and the nearest match, without the secrets of any
+    address in it. The command line prints it and leaves with exit code 2.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(redact_all(printable(" ".join(message.splitlines()))))
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal obeys, such as escape sequences in the names that somebody else gave."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+class UnwrittenError(UserError):
+    """A file cannot be written, since the disk is full for example. The command line leaves with exit code 1.
+
+    Attributes:
+        content: what would be lost with it, and is therefore printed; None for what can be made again.
+    """
+
+    def __init__(self, message: str, content: str | None = None) -> None:
+        super().__init__(message)
+        self.content = content
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

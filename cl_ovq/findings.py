@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.markup import escape
 
 from cl_ovq.evaluation.metrics import Matrix, all_metrics, average_anytime_accuracy, part, worst_case_accuracy
 from cl_ovq.learning import OBJECTIVES, Objective
 from cl_ovq.mixers import dictionaries
-from cl_ovq.results import Result, to_lists, to_matrix
+from cl_ovq.results import Result, finite, to_lists, to_matrix
 
 if TYPE_CHECKING:
     # These import Avalanche or matplotlib, which `cl-ovq show` does not need.
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
     from cl_ovq.evaluation.matrix import MatrixRecorder
+    from cl_ovq.learning.divergence import DivergedError
     from streams import Stream
 
 
@@ -38,7 +44,13 @@ class Recorders(NamedTuple):
 
 
 def describe_findings(
-    stream: Stream, strategy: SupervisedTemplate, recorders: Recorders, stop_after: int | None, *, anytime: bool
+    stream: Stream,
+    strategy: SupervisedTemplate,
+    recorders: Recorders,
+    stop_after: int | None,
+    *,
+    anytime: bool,
+    diverged: DivergedError | None,
 ) -> dict[str, Any]:
     """Return the fields of a result that say what was found.
 
@@ -48,6 +60,7 @@ def describe_findings(
         recorders: of the run.
         stop_after: experiences learned; None for all.
         anytime: whether there were evaluations inside experiences.
+        diverged: how training ended, if it did not come to its end.
     """
     from cl_ovq.evaluation.anytime import as_array
     from cl_ovq.evaluation.dictionaries import summarize
@@ -57,9 +70,13 @@ def describe_findings(
     metrics = _metrics(matrices, objective)
     points = recorders.matrix.points if anytime else []
     if points and objective.sign > 0:
-        values = as_array(points, matrices[objective.quantity].shape[1])
-        metrics["average_anytime_accuracy"] = average_anytime_accuracy(values)
-        metrics["worst_case_accuracy"] = worst_case_accuracy(values, [point.experience for point in points])
+        values, moments = (
+            as_array(points, matrices[objective.quantity].shape[1]),
+            [point.experience for point in points],
+        )
+        # Both are over the whole stream, and undefined for a part of it.
+        metrics["average_anytime_accuracy"] = None if diverged else average_anytime_accuracy(values)
+        metrics["worst_case_accuracy"] = None if diverged else worst_case_accuracy(values, moments)
     probe = stream.samples.gather(torch.arange(min(8, len(stream.samples)))).to(strategy.device)
     experiences = len(stream.classes_per_experience)
     history = recorders.growth.result()
@@ -71,13 +88,16 @@ def describe_findings(
         "matrices": {key: to_lists(value) for key, value in matrices.items() if key != objective.quantity},
         "metrics": metrics,
         "anytime": [asdict(point) for point in points],
-        "dictionary": summary
-        | {
-            "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
-            "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
-            "census": [asdict(census) for census in recorders.census.result()],
-            "history": [asdict(record) for record in history],
-        },
+        "dictionary": finite(
+            summary
+            | {
+                "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
+                "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
+                "census": [asdict(census) for census in recorders.census.result()],
+                "history": [asdict(record) for record in history],
+            }
+        ),
+        "diverged": None if diverged is None else diverged.to_dict(),
     }
 
 
@@ -96,24 +116,53 @@ def stream_metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict
     return {name: value for name, value in _metrics(matrices, objective).items() if value is not None}
 
 
-def draw_figures(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Figure]:
-    """Return the figures of a run by file name."""
+def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Callable[[], Figure]]:
+    """Return what draws the figures of a run, by file name."""
     from cl_ovq.evaluation import figures
     from cl_ovq.evaluation.anytime import anytime_figure
     from cl_ovq.evaluation.lengths import lengths_figure
 
-    name = result.run_name
-    drawn = {"matrix.png": figures.matrix_figure(to_matrix(result.matrix), name, result.quantity)}
+    name, records = result.run_name, recorders.growth.records
+    draw: dict[str, Callable[[], Figure]] = {
+        "matrix.png": partial(figures.matrix_figure, to_matrix(result.matrix), name, result.quantity)
+    }
     if result.anytime:
-        points = recorders.matrix.points
-        drawn["anytime.png"] = anytime_figure(points, name, result.quantity)
+        draw["anytime.png"] = partial(anytime_figure, recorders.matrix.points, name, result.quantity)
     if result.lengths:
-        drawn["lengths.png"] = lengths_figure({name: result.lengths}, result.config["stream"].get("length"))
-    if recorders.growth.records:
-        capacity = result.dictionary["capacity"]
-        drawn["dictionary_growth.png"] = figures.growth_figure(recorders.growth.records, capacity, name)
-    if shared := dictionaries(model):
+        length = result.config["stream"].get("length")
+        draw["lengths.png"] = partial(lengths_figure, {name: result.lengths}, length)
+    if records:
+        draw["dictionary_growth.png"] = partial(figures.growth_figure, records, result.dictionary["capacity"], name)
+    shared = dictionaries(model)
+    if shared and recorders.census.records:
+        draw["dictionary_owners.png"] = partial(figures.ownership_figure, recorders.census.records, name)
+    if shared and records and records[-1].size:
         layer, dictionary = list(shared.items())[-1]
-        drawn["dictionary_owners.png"] = figures.ownership_figure(recorders.census.records, name)
-        drawn["dictionary_entries.png"] = figures.entries_figure(dictionary, f"{name}, {layer}")
-    return drawn
+        draw["dictionary_entries.png"] = partial(figures.entries_figure, dictionary, f"{name}, {layer}")
+    return draw
+
+
+def warn(console: Console, topic: str, text: str) -> None:
+    """Say in one line what went wrong without ending the run."""
+    line = escape(" ".join(text.split()))
+    console.print(f"[yellow]{topic}:[/] {line}", highlight=False, soft_wrap=True)
+
+
+def draw_figures(result: Result, figures: Mapping[str, Callable[[], Figure]], console: Console) -> None:
+    """Draw figures into a run's directory and enter them in its artifacts; one that fails is a warning in one line.
+
+    Args:
+        result: of the run, written already: no picture may lose it.
+        figures: what draws each, by file name.
+        console: where a warning goes.
+    """
+    directory = Path(result.output_dir)
+    for file, draw in figures.items():
+        try:
+            draw().savefig(directory / file, dpi=120)
+        except Exception as error:  # of whatever kind
+            with contextlib.suppress(OSError):
+                (directory / file).unlink()  # half a picture
+            warn(console, "figure", f"{file} was not drawn: {str(error) or type(error).__name__}")
+        else:
+            result.artifacts[Path(file).stem] = file

@@ -10,25 +10,32 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from cl_ovq.checking import check_beside, find_device
-from cl_ovq.checkpoints import NAME, read_checkpoint
-from cl_ovq.config import ExperimentConfig, from_dict
+from cl_ovq.checkpoints import NAME
+from cl_ovq.checkpoints.schema import read_run
+from cl_ovq.config import ExperimentConfig, from_stored
+from cl_ovq.config.custom import CUSTOM, LENT
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
-from cl_ovq.experiment import build_strategy, load_stream, quiet
 from cl_ovq.learning import OBJECTIVES, seed_everything
 from cl_ovq.models import build_model
-from cl_ovq.quantities import words
+from cl_ovq.paths import is_file, is_folder
+from cl_ovq.quantities import COLUMNS, evenly, format_number, words
+from cl_ovq.report.table import Number, Table
 from cl_ovq.results import FILE_NAME, Result, to_matrix
+from cl_ovq.runs.setup import build_strategy, load_stream, quiet
+from cl_ovq.seeding import unchanged_randomness
 from streams import Stream, TensorSamples
 from streams.sequences import SequenceSamples
 
 # What may be changed of a finished run: what it is judged on, and where that is computed.
 CHANGEABLE = (
     "stream.",
-    *(f"evaluation.{key}" for key in ("stream", "batch_size", "lengths", "length_tokens", "capacities", "sharpen")),
+    *(
+        f"evaluation.{key}"
+        for key in ("split", "batch_size", "lengths", "length_tokens", "capacities", "log_length_scaling")
+    ),
     "device",
     "threads",
 )
@@ -47,7 +54,8 @@ class Evaluation:
         values: of each experience, by name: what the results matrix would hold (`accuracy`, `task_masked_accuracy`,
             `loss`, or the quantity of a stream of sequences), with the sign that it has; of images also `linear_probe`,
             the accuracy of a linear classifier learned anew on its features, see `linear_probes`, and
-            `untrained_probe`, the same on the features of the model before it learned anything.
+            `untrained_probe`, the same on the features of the model before it learned anything. A model that was given
+            from Python has the former if it has a method `features`, and not the latter.
         metrics: mean of the quantity; of images the means of the probes and `forward_transfer_linear_probe` (trained
             less untrained); on the own stream of a finished run also forgetting and backward transfer, from the rows
             that the run measured.
@@ -71,17 +79,18 @@ class Evaluation:
 
     def to_table(self) -> Table:
         """Return a row per quantity and a column per experience."""
-        title = f"{self.source} after {self.learned} experiences, on {self.stream}"
-        table = Table("", title=title + (" (its own stream)" if self.own else ""), title_justify="left")
-        for number in range(1, len(self.values[self.quantity]) + 1):
-            table.add_column(str(number), justify="right")
-        table.add_column("mean", justify="right")
+        count = len(self.values[self.quantity])
+        told = evenly(count, COLUMNS)
+        means = ("forgetting", "backward_transfer", "forward_transfer_linear_probe")
+        found = {words(name): value for name in means if (value := self.metrics.get(name)) is not None}
+        more = [f"{name} {format_number(value)}" for name, value in found.items()]
+        part = f"{COLUMNS} of {count} experiences; all: --json" if count > COLUMNS else ""
+        own = " (its own stream)" if self.own else ""
+        heading = f"{self.source} after {self.learned} experiences, on {self.stream}{own}"
+        caption = "\n".join(filter(None, [", ".join(more), part]))
+        table = Table("", *map(str, told), "mean", title=heading, caption=caption)
         for name, values in self.values.items():
-            cells = ["-" if value is None else f"{value:.3f}" for value in (*values, _mean(values))]
-            table.add_row(words(name), *cells)
-        told = ("forgetting", "backward_transfer", "forward_transfer_linear_probe")
-        shown = [f"{words(name)} {self.metrics[name]:.3f}" for name in told if self.metrics.get(name) is not None]
-        table.caption = ", ".join(shown)
+            table.add(words(name), *(Number(value, name) for value in (*(values[j - 1] for j in told), _mean(values))))
         return table
 
 
@@ -103,40 +112,50 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
             raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
     run, config, device = _open(path, overrides)
     check_beside(config)
-    own_config = from_dict(run["about"]["config"])
+    own_config = from_stored(run["about"]["config"])
+    given = own_config.model.name == CUSTOM
+    _check_used(own_config, "model")
     own = load_stream(own_config)
     stream = load_stream(config)
     _check_fit(own, stream)
 
     from cl_ovq.evaluation.lengths import evaluate_beside
+    from cl_ovq.evaluation.logger import evaluator
     from cl_ovq.evaluation.matrix import MatrixRecorder
     from cl_ovq.evaluation.probes import linear_probes
+    from cl_ovq.models.heads import unwrap
 
     def probes(network: torch.nn.Module) -> list[float | None]:
-        return linear_probes(network, stream, config.evaluation.stream, device)
+        return linear_probes(network, stream, config.evaluation.split, device)
 
-    images = stream.kind == "classes"
     seed_everything(own_config.seed, "model")
     model = build_model(own_config, own).to(device)
-    untrained = probes(model) if images else []
+    probed = stream.kind == "classes" and hasattr(unwrap(model), "features")
+    untrained = probes(model) if probed and not given else []  # one that was given may have learned already
     recorder = MatrixRecorder(stream.classes_per_experience, stream.kind)
-    strategy = build_strategy(config, stream, model, device, metrics=(recorder,))
-    strategy.model.load_state_dict(run["state"]["model"])
+    strategy = build_strategy(config, stream, model, device, evaluator=evaluator(recorder))
+    _load(strategy.model, run, path)
     recorder.row = experiences = len(stream.classes_per_experience)
-    strategy.eval(stream.benchmark.streams[config.evaluation.stream])
+    strategy.eval(stream.benchmark.streams[config.evaluation.split])
     values = {key: matrix[experiences].tolist() for key, matrix in recorder.result().items()}
     objective = OBJECTIVES[stream.kind]
     metrics = {objective.quantity: _mean(values[objective.quantity])}
-    if images:
-        values |= {"linear_probe": probes(strategy.model), "untrained_probe": untrained}
-        metrics |= {name: _mean(values[name]) for name in ("linear_probe", "untrained_probe")}
+    if probed:
+        values["linear_probe"] = probes(strategy.model)
+        metrics["linear_probe"] = _mean(values["linear_probe"])
+    if untrained:
+        values["untrained_probe"] = untrained
+        metrics["untrained_probe"] = _mean(untrained)
         pairs = zip(values["linear_probe"], untrained, strict=True)
         metrics["forward_transfer_linear_probe"] = _mean([a - b for a, b in pairs if a is not None and b is not None])
 
-    same = _data(own) == _data(stream) and own_config.evaluation.stream == config.evaluation.stream
+    same = _data(own) == _data(stream) and own.classes_per_experience == stream.classes_per_experience
+    same = same and own_config.evaluation.split == config.evaluation.split
     results = path.parent / FILE_NAME
     if same and results.exists():
         matrix = to_matrix(Result.read(results).matrix)
+        if matrix.shape[1] != experiences:
+            raise UserError(f"{results} is of a stream of {matrix.shape[1]} experiences, and {path} of {experiences}")
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
@@ -161,23 +180,69 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen:
     """
     from cl_ovq.evaluation.lengths import evaluate_beside
 
-    asked = {"lengths": [*lengths], "length_tokens": tokens, "capacities": [], "sharpen": str(sharpen).lower()}
+    asked = {
+        "lengths": [*lengths],
+        "length_tokens": tokens,
+        "capacities": [],
+        "log_length_scaling": str(sharpen).lower(),
+    }
     overrides = [f"evaluation.{key}={value}" for key, value in asked.items()]
-    run, config, device = _open(find_checkpoint_file(name), overrides)
+    path = find_checkpoint_file(name)
+    run, config, device = _open(path, overrides)
     stream = load_stream(config)
     model = build_model(config, stream).to(device)
-    model.load_state_dict(run["state"]["model"])
+    _load(model, run, path)
     return evaluate_beside(model.eval(), stream, config.evaluation, device)["lengths"]
+
+
+def trained_model(name: str) -> torch.nn.Module:
+    """Return the model of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        name: see `evaluate_finished`.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or its model or stream was given from Python and is not
+            given now.
+    """
+    path = find_checkpoint_file(name)
+    run = read_run(path)
+    config = from_stored(run["about"]["config"])
+    _check_used(config, "model", "stream")
+    with unchanged_randomness():
+        stream = load_stream(config)
+        strategy = build_strategy(config, stream, build_model(config, stream), torch.device("cpu"))
+    _load(strategy.model, run, path)
+    return strategy.model.eval()
+
+
+def _check_used(config: ExperimentConfig, *sections: str) -> None:
+    """Refuse an object that was given in the place of what a run has by its configuration."""
+    for section in sections:
+        if section in LENT and (name := getattr(config, section).name) != CUSTOM:
+            raise UserError(f"{section}: the run has its own, '{name}', by its configuration: leave it out")
 
 
 def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], ExperimentConfig, torch.device]:
     """Return a checkpoint, its configuration with overrides, and the device that this asks for."""
-    run = read_checkpoint(path)
+    run = read_run(path)
     quiet()
-    config = from_dict(run["about"]["config"], overrides)
+    config = from_stored(run["about"]["config"], overrides)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return run, config, find_device(config.device)
+
+
+def _load(model: torch.nn.Module, run: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Raises:
+        UserError: they are another model's.
+    """
+    try:
+        model.load_state_dict(run["state"]["model"])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not fit its own configuration: {error}") from error
 
 
 def _data(stream: Stream) -> list[Any]:
@@ -192,9 +257,9 @@ def find_checkpoint_file(name: str, uri: str | None = None) -> Path:
         UserError: there is none.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
-    if not path.is_dir():
+    if not is_folder(path):
         path = _directory_of_run(name, uri)
     if not (path / NAME).is_file():
         raise UserError(f"{path} holds no checkpoint ({NAME}): it was run with checkpoint.enabled=false, or not at all")

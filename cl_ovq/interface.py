@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.results import FILE_NAME
+from cl_ovq.paths import is_there
+from cl_ovq.results import FILE_NAME, Result
 from cl_ovq.tracking.export import open_existing
 from cl_ovq.tracking.journal import PATTERN
 from cl_ovq.tracking.store import RUNS, absolute_uri, artifact_location
@@ -55,7 +55,10 @@ def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browse
     """
     client = open_existing(uri)
     if next(RUNS.rglob(PATTERN), None) is not None:
-        sync(RUNS)  # runs that were killed would be shown as going on
+        said = Console(stderr=True)
+        for run in sync(RUNS, uri):  # runs that were killed would be shown as going on
+            if run.outcome in ("kept", "malformed"):
+                said.print(run.line(), soft_wrap=True, highlight=False, markup=False)
     runs = [find_run(client, name) for name in names] if names else latest_runs(client)
     port = free_port(port, host)
     command, environment = server_command(absolute_uri(uri), host, port)
@@ -127,8 +130,8 @@ def find_run(client: MlflowClient, name: str) -> Run:
     from mlflow.exceptions import MlflowException
 
     results = Path(name) / FILE_NAME
-    if results.exists():
-        name = json.loads(results.read_text(encoding="utf-8"))["run_id"] or name
+    if is_there(results):
+        name = Result.read(results).run_id or name
     with suppress(MlflowException):
         return client.get_run(name)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -11,30 +11,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.custom import CUSTOM
 from cl_ovq.config.load import flatten
 from cl_ovq.learning import quantity_of
-from cl_ovq.mixers import layer_mixers
-from cl_ovq.models import MIXED
+from cl_ovq.mixers import layer_mixers, scope_of
 from cl_ovq.provenance import code_revision, device_name
 from cl_ovq.results import Result, summary_metrics, undefined_metrics
-from cl_ovq.tracking import RunKey, StoreCheck, Tracker
+from cl_ovq.tracking import NullTracker, RunKey, StoreCheck, Tracker
+from cl_ovq.tracking.notes import run_note
 from streams import TensorSamples
 
 if TYPE_CHECKING:
     from streams import Stream
 
 
-def check_store(config: ExperimentConfig, console: Console) -> None:
-    """Open the store of the runs; where it does not answer, say so and go on.
+def check_store(config: ExperimentConfig, name: str, console: Console) -> None:
+    """Open the store of the runs, and check that it would take one; where it does not answer, say so and go on.
+
+    Args:
+        config: of the run.
+        name: of the run.
+        console: where it is said.
 
     Raises:
-        UserError: it can never be opened.
+        UserError: it can never be opened, or would refuse the run.
     """
-    reason = StoreCheck(config.tracking.uri).wait()
+    names = {"experiment": experiment_of(config), "run_name": name, "tags": list(config.tracking.tags)}
+    reason = StoreCheck(config.tracking.uri, names).wait()
     if reason is not None:
-        console.print(f"[yellow]tracking:[/] {reason}; the run is kept on disk", highlight=False, soft_wrap=True)
+        console.print(
+            f"[yellow]tracking:[/] {escape(reason)}; the run is kept on disk", highlight=False, soft_wrap=True
+        )
 
 
 def scenario_of(config: ExperimentConfig) -> str:
@@ -44,7 +54,10 @@ def scenario_of(config: ExperimentConfig) -> str:
 
 def experiment_of(config: ExperimentConfig) -> str:
     """Return the name of the MLflow experiment that a run belongs to."""
-    return config.tracking.experiment or f"{config.stream.name} {scenario_of(config)}"
+    named: str | None = to_dict(config)["tracking"]["experiment"]
+    if named is not None:
+        return named
+    return f"{config.stream.name} {scenario_of(config)}"
 
 
 def open_tracker(
@@ -56,14 +69,20 @@ def open_tracker(
     *,
     resume: bool = False,
 ) -> Tracker:
-    """Return the MLflow run of a configuration; the one that was last tracked from its directory if it is resumed."""
+    """Return the MLflow run of a configuration; the one that was last tracked from its directory if it is resumed.
+
+    Where tracking is off, what it returns forgets everything.
+    """
+    if not config.tracking.enabled:
+        return NullTracker()
+    stored = to_dict(config)
     return Tracker(
         directory,
         uri=config.tracking.uri,
         experiment=experiment_of(config),
         run_name=name,
-        tags={"mlflow.runColor": run_color(name)} | _tags(config, device) | dict(config.tracking.tags),
-        parameters=flatten(to_dict(config)),
+        tags={"mlflow.runColor": run_color(name)} | _tags(config, device) | stored["tracking"]["tags"],
+        parameters=flatten(stored),
         parent=parent,
         resume=resume,
     )
@@ -71,7 +90,7 @@ def open_tracker(
 
 def _tags(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
     code = code_revision()
-    mixers = layer_mixers(config.model) if config.model.name in MIXED else []
+    mixers = layer_mixers(config.model)
     return {
         "stream": config.stream.name,
         "scenario": scenario_of(config),
@@ -79,7 +98,7 @@ def _tags(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
         "model": config.model.name,
         "head": config.model.head,
         "mixer": "+".join(dict.fromkeys(mixers)) or "none",
-        "scope": config.dictionary.scope if "ovq" in mixers else "none",
+        "scope": scope_of(config.dictionary),
         "strategy": config.strategy.name,
         "seed": config.seed,
         "sweep": "none",
@@ -116,13 +135,16 @@ def log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
 def log_model(
     config: ExperimentConfig, stream: Stream, model: torch.nn.Module, directory: Path, tracker: Tracker
 ) -> None:
-    """Keep the trained model, and register it with MLflow if it reads images: what is served answers for images."""
+    """Keep the trained model, and register it with MLflow if it reads images: what is served answers for images.
+
+    One that was given from Python, or for a stream that was, cannot be built again to be served: its file is kept.
+    """
     from cl_ovq.models.saving import save_model
 
     path = directory / "model.pt"
     save_model(path, model, config, stream)
     samples = stream.samples
-    if not isinstance(samples, TensorSamples):
+    if not isinstance(samples, TensorSamples) or CUSTOM in (config.model.name, config.stream.name):
         tracker.log_file(path)
         return
     inputs: dict[str, Any] = {"images": [-1, *samples.image_shape]}
@@ -131,7 +153,17 @@ def log_model(
     tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)
 
 
-def log_summary(result: Result, tracker: Tracker) -> None:
+def log_result(result: Result, directory: Path, tracker: Tracker) -> None:
+    """Hand the tracker a run's summary metrics, its note and its files; one that diverged gets a tag that says so."""
+    _log_summary(result, tracker)
+    tracker.tag({"mlflow.note.content": run_note(result)})
+    if result.verdict is not None:
+        tracker.tag({"diverged": result.verdict})
+    for file in result.artifacts.values():
+        tracker.log_file(directory / file)
+
+
+def _log_summary(result: Result, tracker: Tracker) -> None:
     """Log what is known at the end. What is undefined is logged as NaN, so that every run has every summary metric."""
     found, steps = summary_metrics(result), result.provenance["train_steps"]
     experiences = len(result.matrix) - 1

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 from torch import Tensor
+from torch.nn import functional
 
 from cl_ovq.errors import UserError
+from cl_ovq.quantities import evenly
+from cl_ovq.report.table import Column, Table
 from streams import SequenceSamples, TensorSamples, rows_of
 
 if TYPE_CHECKING:
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from streams import Stream
 
 SHOWN = 10  # images of an experience on a contact sheet
+TILE = 64  # pixels of an image's side there, at most
+EXPERIENCES = 20  # of a table or a contact sheet
+EXAMPLES = 5  # experiences of which a sequence is printed
+CLASSES = 10  # that are counted one by one
 CHARACTERS = 400  # of a decoded example
 
 
@@ -37,10 +44,11 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
     console.print(stream_table(stream))
     console.print(shape_of(stream))
     if isinstance(stream.samples, SequenceSamples):
-        for experience, name in zip(stream.benchmark.streams["train"], stream.class_names, strict=True):
-            text = stream.samples.decode(int(rows_of(experience.dataset)[0]))
+        experiences = list(stream.benchmark.streams["train"])
+        for number in evenly(len(experiences), EXAMPLES):
+            text = stream.samples.decode(int(rows_of(experiences[number - 1].dataset)[0]))
             shortened = text[:CHARACTERS] + (" ..." if len(text) > CHARACTERS else "")
-            console.print(f"\n[bold]{name}[/], a training sequence:")
+            console.print(f"\n[bold]{escape(stream.class_names[number - 1])}[/], a training sequence:")
             console.print(shortened, markup=False, highlight=False)
         return
     try:
@@ -48,21 +56,22 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
         contact_sheet(stream).savefig(output, dpi=120)
     except OSError as error:
         raise UserError(f"output: cannot write {output}: {error.strerror}") from error
-    console.print(f"contact sheet: {output}", soft_wrap=True)
+    console.print(f"contact sheet: {output}", soft_wrap=True, markup=False)
 
 
 def stream_table(stream: Stream) -> Table:
     """Return a row per experience: its samples in each stream, and how its training targets are distributed."""
-    table = Table(title=f"{stream.name}, {stream.scenario.replace('_', '-')}", title_justify="left")
-    table.add_column("experience")
-    for name in stream.benchmark.streams:
-        table.add_column(name, justify="right")
-    table.add_column("training targets")
-    for number, training in enumerate(stream.benchmark.streams["train"]):
+    heading = f"{stream.name}, {stream.scenario.replace('_', '-')}"
+    targets = Column("training targets", right=False)
+    table = Table("experience", *stream.benchmark.streams, targets, title=heading)
+    parts = stream.benchmark.streams["train"]
+    if len(parts) > EXPERIENCES:
+        table.caption = f"{EXPERIENCES} of {len(parts)} experiences"
+    for number in (shown - 1 for shown in evenly(len(parts), EXPERIENCES)):
+        training = parts[number]
         sizes = [len(experiences[number].dataset) for experiences in stream.benchmark.streams.values()]
         name = f"{number + 1}" if stream.kind == "classes" else f"{number + 1}: {stream.class_names[number]}"
-        targets = stream.samples.targets[rows_of(training.dataset)]
-        table.add_row(name, *map(str, sizes), balance(stream, number, targets))
+        table.add(name, *sizes, balance(stream, number, stream.samples.targets[rows_of(training.dataset)]))
     return table
 
 
@@ -72,7 +81,8 @@ def balance(stream: Stream, experience: int, targets: Tensor) -> str:
         labels = dict(zip(stream.classes_per_experience[experience], stream.original_classes[experience], strict=True))
         samples = Counter(targets.tolist())
         named = {stream.class_names[labels.get(label, label)]: count for label, count in sorted(samples.items())}
-        return ", ".join(f"{name}: {count}" for name, count in named.items())
+        more = [f"{len(named) - CLASSES} more classes"] if len(named) > CLASSES else []
+        return ", ".join([*(f"{name}: {count}" for name, count in list(named.items())[:CLASSES]), *more])
     if stream.kind == "values":
         known = targets[~targets.isnan()]
         return f"{len(known) / len(targets):.1f} a sequence, mean {known.mean():.2f}, variance {known.var():.3f}"
@@ -97,21 +107,35 @@ def shape_of(stream: Stream) -> str:
 
 
 def contact_sheet(stream: Stream) -> Figure:
-    """Draw the first training images of each experience, a row each, class after class."""
-    from matplotlib.figure import Figure
+    """Draw the first training images of each experience, a row each, class after class; of some, where they are many.
+
+    All images are one picture, which is drawn at once, and large ones are made smaller.
+    """
+    from cl_ovq.evaluation.drawing import new_figure
 
     samples = stream.samples
     assert isinstance(samples, TensorSamples)
     parts = list(stream.benchmark.streams["train"])
-    figure = Figure(figsize=(0.8 * SHOWN + 1, 0.9 * len(parts) + 0.6), layout="constrained")
-    grid = figure.subplots(len(parts), SHOWN, squeeze=False)
-    for number, (part, row) in enumerate(zip(parts, grid, strict=True)):
-        rows = one_of_each(rows_of(part.dataset), samples.targets)
-        for axes in row:
-            axes.set_axis_off()
-        for axes, image in zip(row, samples.gather(rows), strict=False):
-            axes.imshow(image.movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=1)
-        row[0].set_title(f"experience {number + 1}", fontsize="small", loc="left")
+    told = evenly(len(parts), EXPERIENCES)
+    channels, height, width = samples.image_shape
+    scale = min(1.0, TILE / max(height, width))
+    height, width = max(1, round(scale * height)), max(1, round(scale * width))
+    gap = max(1, height // 16)
+    sheet = torch.ones(len(told), channels, height + gap, SHOWN, width + gap)
+    for row, number in enumerate(told):
+        images = samples.gather(one_of_each(rows_of(parts[number - 1].dataset), samples.targets))
+        if scale < 1:
+            images = functional.interpolate(images, size=(height, width), mode="area")
+        sheet[row, :, :height, : len(images), :width] = images.permute(1, 2, 0, 3)
+    picture = sheet.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+    figure = new_figure(0.8 * SHOWN + 1, 0.8 * len(told) + 0.6)
+    axes = figure.subplots()
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    middles = [(height + gap) * row + height / 2 - 0.5 for row in range(len(told))]
+    axes.set_yticks(middles, [str(number) for number in told])
+    axes.set_xticks([])
+    axes.set_ylabel("experience")
+    axes.spines[:].set_visible(False)
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from cl_ovq.errors import UserError
 
 STREAM = "validation"
+MOST_SEEDS = 1000  # of a configuration
 PROTOCOLS = {
     "end_of_stream": "the metric over the whole validation stream, after the last experience",
     "first_k_experiences": "the metric over the first experiences, on their validation data; no other is seen",
@@ -30,17 +31,30 @@ def check_protocol(
     Raises:
         UserError: naming the key.
     """
-    if not seeds:
-        raise UserError(f"{section}.seeds: name at least one seed")
+    check_seeds(seeds, f"{section}.seeds")
     if (name == "first_k_experiences") != (experiences is not None):
         raise UserError(f"{section}.experiences: first_k_experiences needs a number, and no other protocol takes one")
-    if name == "held_out_seeds" and len(set(seeds)) < 2:
+    if name == "held_out_seeds" and len(seeds) < 2:
         raise UserError(f"{section}.seeds: held_out_seeds needs at least two different seeds")
     if both := sorted(set(seeds) & set(reported)):
         raise UserError(f"{section}.seeds: {both} are reported too: choose hyper-parameters on other seeds")
 
 
-def check_stream(stream: str, key: str = "evaluation.stream") -> None:
+def check_seeds(seeds: Sequence[int], key: str) -> None:
+    """Refuse no seeds, too many, and one that would count twice.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not seeds:
+        raise UserError(f"{key}: name at least one seed")
+    if len(seeds) > MOST_SEEDS:
+        raise UserError(f"{key}: {len(seeds)} seeds are more than {MOST_SEEDS}")
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise UserError(f"{key}: {twice[0]} stands there twice: it would count double")
+
+
+def check_stream(stream: str, key: str = "evaluation.split") -> None:
     """Refuse to choose on anything but validation data.
 
     Raises:

@@ -1,44 +1,111 @@
-"""Named parts that a configuration can ask for."""
+"""Named parts that a configuration can ask for, each with its options.
+
+A new part is a builder with a decorator:
+
+    @dataclass
+    class NoisyOptions:
+        noise: float = option(0.1, "standard deviation of the noise on gradients", minimum=0)
+
+    @STRATEGIES.enter("noisy", "fine-tuning on noisy gradients", options=NoisyOptions)
+    def build(options: NoisyOptions, context: Context) -> SupervisedTemplate:
+        return context.naive(GradientNoise(options.noise))
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from cl_ovq.errors import unknown
+from cl_ovq.options import NoOptions
 
-Part = TypeVar("Part")
+Builder = TypeVar("Builder")
+PartT = TypeVar("PartT", bound="Part[Any]")
 
 
-class Registry(Mapping[str, Part], Generic[Part]):
+@dataclass(frozen=True, kw_only=True)
+class Part(Generic[Builder]):
+    """A part of a registry. A kind of part with further facts subclasses this.
+
+    Attributes:
+        summary: one line for listings.
+        build: makes the part from its options; what else it is given depends on the kind.
+        Options: dataclass of its options (`cl_ovq.options.option`).
+        sections: further sections that a configuration with this part has, and the dataclass of each.
+    """
+
+    summary: str
+    build: Builder
+    Options: type = NoOptions
+    sections: Mapping[str, type] = field(default_factory=dict)
+
+
+class Registry(Mapping[str, PartT], Generic[PartT]):
     """The parts of one kind by name, in the order they were entered.
 
     Args:
-        kind: what the parts are, in the singular (`mixer`); it is used in error messages.
+        kind: what the parts are, in the singular (`mixer`), for messages.
+        part: the dataclass of an entry, whose further fields are the facts that a part states.
+        plural: of `kind`; it with an `s` if None.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._parts: dict[str, Part] = {}
-        self._summaries: dict[str, str] = {}
+    revision = 0  # counts the parts of all registries, for what is derived from them
 
-    def enter(self, name: str, summary: str) -> Callable[[Part], Part]:
-        """Decorate a part to enter it under `name`, with a line that says what it is.
+    def __init__(self, kind: str, part: type[PartT], plural: str | None = None) -> None:
+        self.kind = kind
+        self.plural = plural or f"{kind}s"
+        self._part = part
+        self._parts: dict[str, PartT] = {}
+
+    @classmethod
+    def over(cls, kind: str, parts: dict[str, Any]) -> Registry[Any]:
+        """Return a registry of parts that are entered elsewhere, each with `summary` and `Options`."""
+        registry: Registry[Any] = Registry(kind, Part)
+        registry._parts = parts
+        return registry
+
+    def enter(
+        self, name: str, summary: str, *, options: type = NoOptions, **facts: Any
+    ) -> Callable[[Builder], Builder]:
+        """Decorate a builder to enter it under a name.
+
+        Args:
+            name: what a configuration calls the part.
+            summary: one line that says what it is.
+            options: dataclass of the part's options.
+            facts: further fields of this registry's entries.
 
         Raises:
             ValueError: the name is taken.
+            TypeError: parts of this kind state no such fact.
         """
 
-        def decorate(part: Part) -> Part:
+        def decorate(build: Builder) -> Builder:
             if name in self._parts:
                 raise ValueError(f"{self.kind} '{name}' is entered twice")
-            self._parts[name] = part
-            self._summaries[name] = summary
-            return part
+            self._parts[name] = self._part(summary=summary, build=build, Options=options, **facts)
+            Registry.revision += 1
+            return build
 
         return decorate
 
-    def __getitem__(self, name: str) -> Part:
+    def add(self, name: str, summary: str, *, build: Any, options: type = NoOptions, **facts: Any) -> None:
+        """Enter a part whose builder is at hand, or that there is nothing to build of; see `enter`."""
+        self.enter(name, summary, options=options, **facts)(build)
+
+    @contextmanager
+    def lent(self, name: str, summary: str, *, build: Any, options: type = NoOptions, **facts: Any) -> Iterator[None]:
+        """Enter a part for as long as the `with` block; see `add`."""
+        self.add(name, summary, build=build, options=options, **facts)
+        try:
+            yield
+        finally:
+            del self._parts[name]
+            Registry.revision += 1
+
+    def __getitem__(self, name: str) -> PartT:
         """Return the part of that name; raise `UserError` naming the nearest and all known names otherwise."""
         if name not in self._parts:
             raise unknown(self.kind, name, self._parts)
@@ -53,6 +120,6 @@ class Registry(Mapping[str, Part], Generic[Part]):
     def __contains__(self, name: object) -> bool:
         return name in self._parts
 
-    def summaries(self) -> dict[str, str]:
-        """Return the line that describes each part, by name."""
-        return dict(self._summaries)
+    def having(self, fact: Callable[[PartT], bool]) -> list[str]:
+        """Return the names of the parts that a fact holds for."""
+        return [name for name, part in self._parts.items() if fact(part)]

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UnwrittenError, unknown
 from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.paths import replace_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch.nn import Module
+
+    from cl_ovq.runs.given import GivenModel
+    from streams import Stream
 
 FILE_NAME = "results.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a file, which a notebook draws."""
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
 
 
 @dataclass
@@ -38,6 +56,9 @@ class Result:
         anytime: every evaluation after training began (`evaluation.every_steps`): step, experience, values.
         lengths: the trained model on sequences of other lengths (`evaluation.lengths`).
         capacities: the same with dictionaries of other capacities (`evaluation.capacities`).
+        diverged: where training ended because a loss or weights were not finite (`experience`, `step`, `reason`); the
+            rows of the matrices from there on hold None. None for a run that did not diverge. Outputs that are not
+            numbers at other lengths count as divergence too.
     """
 
     run_id: str | None
@@ -54,6 +75,58 @@ class Result:
     anytime: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)
     capacities: list[dict[str, Any]] = field(default_factory=list)
+    diverged: dict[str, Any] | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """What happened to a run that diverged, in words; None for any other."""
+        if self.diverged is None:
+            return None
+        return "diverged in step {step} (experience {experience}): {reason}".format_map(self.diverged)
+
+    def to_numpy(self, name: str | None = None) -> Matrix:
+        """Return a results matrix `[T + 1, T]`, NaN where nothing was measured.
+
+        Args:
+            name: of one of `matrices`; `matrix` itself if None.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if name is not None and name not in self.matrices:
+            raise unknown("matrix", name, self.matrices)
+        return to_matrix(self.matrix if name is None else self.matrices[name])
+
+    def to_pandas(self) -> DataFrame:
+        """Return the metrics as a data frame of one row, called like the run; NaN where one is undefined."""
+        import pandas
+
+        undefined = dict.fromkeys(self.metrics, math.nan)
+        row = {"seed": self.config["seed"], **undefined, **summary_metrics(self)}
+        return pandas.DataFrame([row], index=pandas.Index([self.run_name], name="run"))
+
+    @property
+    def figures(self) -> dict[str, Picture]:
+        """The figures of the run by name; a notebook draws the one that a cell ends with."""
+        return {
+            name: Picture(Path(self.output_dir, file)) for name, file in self.artifacts.items() if file.endswith(".png")
+        }
+
+    def model(self, model: GivenModel | None = None, stream: Stream | None = None) -> Module:
+        """Return the trained model from the run's checkpoint, in evaluation mode on the CPU.
+
+        Args:
+            model: where it was given from Python: it again, or what makes one like it; it stays as it is.
+            stream: where it was given from Python: it again.
+
+        Raises:
+            UserError: there is no checkpoint, or what was given is missing.
+        """
+        from cl_ovq.finished import trained_model
+        from cl_ovq.runs.given import given
+
+        with given(model, stream, copied=True):
+            return trained_model(self.output_dir)
 
     def to_json(self) -> str:
         """Return the result as JSON."""
@@ -69,16 +142,32 @@ class Result:
         Raises:
             UserError: it is not there, or no results of this version.
         """
+        from cl_ovq.validated import read_json
+
         file = path / FILE_NAME if path.is_dir() else path
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file} does not hold the results of a run: {str(error).splitlines()[0]}") from error
+        return cls.of(read_json(file, "the results of a run"), file)
+
+    @classmethod
+    def of(cls, tree: Any, path: Path) -> Result:
+        """Return the result that plain data is.
+
+        Args:
+            tree: as it was read.
+            path: of the file, for the message.
+
+        Raises:
+            UserError: it is none of this version.
+        """
+        from cl_ovq.validated import check_result  # only what reads files needs pydantic
+
+        return cls(**check_result(tree, path))
 
     def write(self, directory: Path) -> Path:
-        """Write `results.json`, whole or not at all."""
+        """Write `results.json`, whole or not at all.
+
+        Raises:
+            UnwrittenError: not at all.
+        """
         path = directory / FILE_NAME
         write_atomically(path, self.to_json() + "\n")
         return path
@@ -86,20 +175,39 @@ class Result:
 
 def to_lists(matrix: Matrix) -> list[list[float | None]]:
     """Return a matrix as nested lists, with None for NaN."""
-    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
+    return [to_list(row) for row in matrix]
+
+
+def to_list(row: Matrix) -> list[float | None]:
+    """Return a row of a matrix as a list, with None for NaN."""
+    return [None if math.isnan(value) else value for value in row.tolist()]  # Python's numbers: many times as fast
+
+
+def finite(tree: Any) -> Any:
+    """Return plain data with None for numbers that are not finite, which JSON cannot hold."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def to_matrix(rows: list[list[float | None]]) -> Matrix:
     """Return nested lists as a matrix, with NaN for None."""
-    return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+    return np.array(rows, dtype=np.float64)  # of None it makes NaN
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, and the folders to it, so that a reader finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file, and the folders to it, so that a reader finds the old content or the new, never a part.
+
+    Raises:
+        UnwrittenError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, [text.encode()])
+    except OSError as error:
+        raise UnwrittenError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def carried_bytes(result: Result) -> int:

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
-from scipy import stats
 
 from cl_ovq.checking import check_config, find_device
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.errors import UserError
-from cl_ovq.experiment import (
-    describe,
-    load_stream,
-    make_directory,
-    run_experiment,
-)
+from cl_ovq.errors import UnwrittenError, UserError
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
+from cl_ovq.folder import SEEDS as FILE_NAME
+from cl_ovq.folder import clear, for_seed, run_folder, seeds_of
 from cl_ovq.layout import check_store, open_tracker
 from cl_ovq.results import Result, summary_metrics, undefined_metrics, write_atomically
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import describe, load_stream
 from cl_ovq.tracking import Tracker, warm_up
 from cl_ovq.tracking.notes import seeds_note
 
-FILE_NAME = "seeds.json"
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A metric over seeds.
-
-    Attributes:
-        mean: over seeds.
-        standard_deviation: of the sample (n - 1); None for one seed.
-        interval: half the width of the 95 % confidence interval of the mean, from Student's t; None for one seed.
-        seeds: number of seeds on which the metric is defined.
-    """
-
-    mean: float
-    standard_deviation: float | None
-    interval: float | None
-    seeds: int
-
-    def shown(self) -> str:
-        """Return mean and interval as a table has them."""
-        return f"{self.mean:.3f}" + ("" if self.interval is None else f" +- {self.interval:.3f}")
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -57,86 +31,80 @@ class SeedsResult:
     """The runs of one configuration over several seeds.
 
     Attributes:
-        metrics: aggregates by the name of the metric.
+        metrics: aggregates by the name of the metric, over the seeds that did not diverge.
         runs: the result of each seed.
+        diverged: the seeds that did.
     """
 
     metrics: dict[str, Aggregate]
     runs: list[Result]
+    diverged: list[int]
+
+    def to_pandas(self) -> DataFrame:
+        """Return the metrics as a data frame, a row per seed."""
+        import pandas
+
+        return pandas.concat([run.to_pandas() for run in self.runs])
 
     def to_json(self) -> str:
         """Return the aggregates and all runs as JSON."""
         return json.dumps(asdict(self), indent=2, allow_nan=False)
 
 
-def aggregate(values: Sequence[float]) -> Aggregate:
-    """Return mean, standard deviation and confidence interval of a metric's values over seeds.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("no values to aggregate")
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Aggregate(mean, None, None, 1)
-    deviation = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Aggregate(mean, deviation, half, count)
-
-
-def run_seeds(config: ExperimentConfig, console: Console, *, resume: bool = False) -> SeedsResult:
-    """Run `config.seeds` seeds, from `config.seed` on; with `resume` those that are finished are read, others go on.
+def run_seeds(
+    config: ExperimentConfig, console: Console, *, resume: bool = False, overwrite: bool = False
+) -> SeedsResult:
+    """Run `config.seeds` seeds, from `config.seed` on.
 
     Each run has a directory `seed_<n>` under `output_dir`, or under a new one, and the whole is `seeds.json` there. In
     MLflow the runs are children of one that carries the aggregates.
+
+    Args:
+        config: a loaded configuration.
+        console: where progress is drawn.
+        resume: whether seeds that are finished are read, and others go on.
+        overwrite: whether to take the place of the runs in `output_dir`.
 
     Raises:
         UserError: see `run_experiment`; nothing has been run then.
     """
     if resume and config.output_dir is None:
         raise UserError("--resume needs output_dir=DIR, the directory of the runs that are to go on")
-    if not resume:
-        check_config(config)
-    seeds = range(config.seed, config.seed + config.seeds)
-    if config.output_dir is not None and not resume:
-        directory = Path(config.output_dir)
-        if (directory / FILE_NAME).exists():
-            raise UserError(f"output_dir: {directory} already holds the results of seeds: name another directory")
-        for seed in seeds:
-            check_config(_for_seed(config, seed, directory))
-    load_stream(config)  # missing data is said before anything is written
+    check_config(config)
+    seeds = seeds_of(config)
     name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
-    if not config.tracking.enabled:
-        return _run_all(config, seeds, make_directory(config, name), console, None, resume=resume)
-    warm_up()
-    check_store(config, console)
-    directory = make_directory(config, name)
-    with open_tracker(config, directory, name, find_device(config.device), resume=resume) as parent:
-        parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
-        whole = _run_all(config, seeds, directory, console, parent, resume=resume)
-        _log_aggregates(whole, parent)
-        parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})
-        parent.log_file(directory / FILE_NAME)
-    return whole
+    with run_folder(config, name, resume=resume, overwrite=overwrite) as directory:
+        load_stream(config)  # missing data is said before anything is written
+        if config.tracking.enabled:
+            warm_up()
+            check_store(config, name, console)
+        if overwrite:
+            clear(directory)
+
+        with open_tracker(config, directory, name, find_device(config.device), resume=resume) as parent:
+            parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
+            runs = [for_seed(config, seed, directory) for seed in seeds]
+            results = [run_experiment(run, console, parent, resume=resume, overwrite=overwrite) for run in runs]
+            whole = _whole(results)
+            try:
+                write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
+            except UnwrittenError as error:
+                way = "make room, and repeat the command with --resume"
+                raise UnwrittenError(f"{error}: {way}", whole.to_json()) from error
+            _log_aggregates(whole, parent)
+            parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})
+            if whole.diverged:
+                parent.tag({"diverged": f"seeds {', '.join(map(str, whole.diverged))}"})
+            parent.log_file(directory / FILE_NAME)
+        return whole
 
 
-def _run_all(
-    config: ExperimentConfig,
-    seeds: Sequence[int],
-    directory: Path,
-    console: Console,
-    parent: Tracker | None,
-    *,
-    resume: bool,
-) -> SeedsResult:
-    results = [run_experiment(_for_seed(config, seed, directory), console, parent, resume=resume) for seed in seeds]
-    numbers = [summary_metrics(result) for result in results]
+def _whole(results: list[Result]) -> SeedsResult:
+    """Aggregate the metrics of runs over seeds."""
+    numbers = [summary_metrics(result) for result in results if result.diverged is None]
     names = dict.fromkeys(name for found in numbers for name in found)
     metrics = {name: aggregate([found[name] for found in numbers if name in found]) for name in names}
-    whole = SeedsResult(metrics, results)
-    write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
-    return whole
+    return SeedsResult(metrics, results, [result.config["seed"] for result in results if result.diverged])
 
 
 def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:
@@ -149,10 +117,3 @@ def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:
         if found.standard_deviation is not None and found.interval is not None:
             values |= {f"{name}/standard_deviation": found.standard_deviation, f"{name}/interval": found.interval}
         parent.log(values, step=experiences if name in first.metrics else steps)
-
-
-def _for_seed(config: ExperimentConfig, seed: int, directory: Path) -> ExperimentConfig:
-    run: Any = copy.deepcopy(config)
-    run.seed, run.seeds = seed, 1
-    run.output_dir = str(directory / f"seed_{seed}")
-    return run

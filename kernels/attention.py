@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels import chunked, reference
 from kernels.options import DictionaryOptions, check_name
 from kernels.state import DictionaryState, statistics_dtype
-from kernels.triton.support import unserved
+from kernels.triton.support import on_gpu, unserved
 from kernels.writing import check_fits
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
@@ -95,7 +95,7 @@ def choose(implementation: str, q: Tensor, k: Tensor, v: Tensor, options: Dictio
     """
     if implementation not in ("auto", "triton"):
         return implementation
-    if implementation == "auto" and q.device.type != "cuda":
+    if implementation == "auto" and not on_gpu(q):
         return "chunked"
     reason = unserved(q, k, v, options)
     if reason is None:

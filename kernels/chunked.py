@@ -18,7 +18,7 @@ from kernels import reading, scan, scan_backward
 from kernels.lines import Block, Grid, Tokens, blocks
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, options_of
-from kernels.registration import argument_gradients, define, no_second_derivative
+from kernels.registration import argument_gradients, define, no_second_derivative, refuse_transforms
 from kernels.scan import Call, Dictionary, Walk
 from kernels.scan_backward import Gradients
 from kernels.state import DictionaryState
@@ -51,6 +51,7 @@ def attention(
     closes = (p + t) // length if output_final_state else max(p + t - 1, 0) // length
     inputs = (q, k, v, beta, state.keys, state.values, state.pending_keys, state.pending_values)
     learned = inputs if slot_bias is None else (*inputs, slot_bias)
+    refuse_transforms(*learned, mask)
     differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in learned)
     o, means, counts, size, *_ = getattr(torch.ops.ovq, operator)(
         q,

@@ -114,6 +114,7 @@ def _nearest_pairs(counts: Tensor, keys: Tensor, most: int) -> tuple[Tensor, Ten
     for part in index.split(max(1, (1 << 22) // n)):
         distance = torch.cdist(mu[part], mu, compute_mode="donot_use_mm_for_euclid_dist").square()
         union = c[part, None] * c / (c[part, None] + c) * distance
+        union.nan_to_num_(nan=torch.finfo(union.dtype).max)  # slots of NaN unite last
         union[torch.arange(len(part), device=keys.device), part] = torch.inf
         cost[part], nearest[part] = union.min(1)
     mutual = (nearest[nearest] == index) & (index < nearest)

@@ -45,7 +45,7 @@ class DictionaryOptions:
     """
 
     capacity: int
-    chunk_size: int = 256
+    chunk_size: int = 64
     growth: str = "plateau"
     growth_rate: float = 0.125
     concentration: float = 128.0

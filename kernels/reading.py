@@ -8,7 +8,8 @@ Letters: `E` dictionaries, `R` rows of each, `s` queries (g at each position) an
 slots, `Dk`/`Dv` sizes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -139,21 +140,44 @@ def combine(weights: Tensor, x: Sources, out: Tensor) -> None:
     out.view(lines, -1, out.shape[-1]).baddbmm_(weights.view(lines, -1, weights.shape[-1])[..., n:], x.v)
 
 
-def tiles(x: Sources, queries: int, group: int) -> Iterator[tuple[slice, Sources]]:
+def tiles(x: Sources, queries: int, group: int, cuts: Iterable[int] = ()) -> Iterator[tuple[slice, Sources]]:
     """The queries of a row's `queries` positions, `group` at each, in slices, with what each slice sees.
 
     The scores of a slice stay in a core's cache, and tokens later than its last are left out. Dictionaries that rows
     share are read in one: their chunks are short, and slices of every row would not lie together.
+
+    Args:
+        x: what the queries see; of one row per dictionary if there are `cuts`.
+        queries: s / g.
+        group: g.
+        cuts: positions at which a slice must begin.
     """
     m, rows = x.k.shape[1], x.k.shape[0] // x.mu.shape[0]
-    if rows > 1 or queries * group <= TILE:
+    if not cuts and (rows > 1 or queries * group <= TILE):
         yield slice(0, rows * queries * group), x
         return
     step = max(1, TILE // group)
-    for first in range(0, queries, step):
-        last = min(first + step, queries)
+    for first, last in pairwise([*sorted({*range(0, queries, step), *cuts}), queries]):
         seen, tile = m - queries + last, slice(first * group, last * group)
         yield tile, x._replace(k=x.k[:, :seen], v=x.v[:, :seen], token_bias=x.token_bias[:, tile, :seen])
+
+
+def causal_cuts(x: Sources, queries: int) -> list[int]:
+    """Positions of the queries whose own token is not finite in some row: there a slice must begin (`tiles`).
+
+    A later token's weight is zero, but zero times NaN is not: only a slice that leaves the token out is safe from it.
+    """
+    finite = x.k.isfinite().all(-1) & x.v.isfinite().all(-1)  # [E R, m]
+    return (~finite[:, -queries:]).any(0).nonzero().flatten().tolist()
+
+
+def own_dictionaries(x: Sources) -> Sources:
+    """The same sources, with a copy of the dictionary for each row that shares it."""
+    rows = x.k.shape[0] // x.mu.shape[0]
+    if rows == 1:
+        return x
+    mu, nu, slot_bias = (t.repeat_interleave(rows, 0) for t in (x.mu, x.nu, x.slot_bias))
+    return x._replace(mu=mu, nu=nu, slot_bias=slot_bias)
 
 
 def attend_backward(

@@ -64,7 +64,8 @@ def read(
             similarity = dot(q, normalise(mu))
         else:  # gmr: log of a Gaussian at distance |q - mu|, without what all components share
             similarity = dot(q, mu) - dot(mu, mu) / 2
-        logits.append(beta * similarity + math.log(c) + slot_bias)
+        # A tensor: a number of Python's would make the derivative of `torch.func.jvp` double precision.
+        logits.append(beta * similarity + mu.new_tensor(math.log(c)) + slot_bias)
         seen.append(nu)
     for k, v in zip(keys, values, strict=True):
         # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.

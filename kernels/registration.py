@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+UNSUPPORTED = (
+    "this implementation of OVQ attention has first derivatives in reverse mode only, no second derivative, no "
+    "forward-mode derivative, and no torch.func transform (vmap, jvp, grad, ...); implementation='reference' has all "
+    "of them but vmap"
+)
 
 
 def argument_gradients(
     ctx: Any, operator: str, d_o: Tensor | None, d_means: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """What the registered operator `operator` gives for what `ctx` saved, of which the first fourteen are arguments."""
-    arguments, kept = ctx.saved_tensors[:14], ctx.saved_tensors[14:]
+    refuse_tangents(d_o, d_means)
+    saved = ctx.saved_tensors  # once: under activation checkpointing each reading unpacks, which may happen only once
+    arguments, kept = saved[:14], saved[14:]
     q, _, v, beta, slot_bias = arguments[:5]
     keys, pending_k = arguments[7], arguments[11]
     wants_means = ctx.needs_input_grad[7] or ctx.needs_input_grad[8]
@@ -52,9 +61,33 @@ def argument_gradients(
 
 def no_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
     """Say that there is none."""
-    raise NotImplementedError(
-        "this implementation of OVQ attention has no second derivative; implementation='reference' has"
-    )
+    raise NotImplementedError(UNSUPPORTED)
+
+
+def refuse_transforms(*tensors: Tensor | None) -> None:
+    """Raise a NotImplementedError if an argument carries a tangent, or is inside a `torch.func` transform.
+
+    PyTorch would drop the tangent without a word, and loop or fail in its own terms under the others.
+    """
+    # torch.compile can trace the first question only, and its answer is nearly always no.
+    if torch._C._are_functorch_transforms_active() and any(
+        x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors
+    ):
+        raise NotImplementedError(UNSUPPORTED)
+    refuse_tangents(*tensors)
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raise a NotImplementedError if one of the tensors carries the tangent of a forward-mode derivative."""
+    if has_tangent(*tensors):
+        raise NotImplementedError(UNSUPPORTED)
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors carries the tangent of a forward-mode derivative."""
+    if forward_ad._current_level < 0:  # outside `dual_level`, which is nearly always
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _to_rows(gradient: Tensor, rows: int) -> Tensor:

@@ -35,13 +35,15 @@ class Assignment(NamedTuple):
 def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Largest dot product of each key with a slot's mean, and the lowest slot that has it.
 
+    A product that is NaN counts as minus infinity, so that a key of NaN matches nothing and finds slot 0.
+
     Args:
         keys: `[B, H, m, D]`.
         means: `[B, H, n, D]`, n > 0.
         size: `[B, H]`, slots of `means` that count.
 
     Returns:
-        similarity `[B, H, m]`, minus infinity where no slot counts; slot `[B, H, m]` int64.
+        similarity `[B, H, m]`, minus infinity where no slot counts or all products are NaN; slot `[B, H, m]` int64.
     """
     b, h, m, _ = keys.shape
     n = means.shape[2]
@@ -58,7 +60,10 @@ def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tenso
         scores[..., n:] = -torch.inf
         if hidden is not None:
             scores[..., :n].masked_fill_(hidden, -torch.inf)
-        similarity[:, start:stop], slot[:, start:stop] = _first_max(scores)
+        best, index = _first_max(scores)
+        if bool(best.isnan().any()):  # one NaN among the scores is enough
+            best, index = _first_max(scores.masked_fill_(scores.isnan(), -torch.inf))
+        similarity[:, start:stop], slot[:, start:stop] = best, index
 
     threads = threads_for(b * h * m * padded, keys.device)
     if threads:
@@ -124,8 +129,7 @@ def choose_slots(
     if int(size.min()) == 0:  # in an empty dictionary the chunk's first valid token becomes slot 0 and counts as old
         empty = (size == 0)[..., None]
         first = valid & (valid.cumsum(-1) == 1) & empty  # [B, H, m], at most one per row and head
-        first_key = (keys * first[..., None]).sum(2, keepdim=True)  # [B, H, 1, D]
-        to_first = (keys @ first_key.mT).squeeze(-1)
+        to_first = _similarity_to(keys, first)
         similarity = torch.where(empty, to_first, similarity)
         nearest = torch.where(empty, 0, nearest)
         candidates, old, new = valid & ~first, size + first.sum(-1), new - first.sum(-1)
@@ -193,10 +197,16 @@ def _choose_seeds(
             rank = -((1 - similarity.double()).clamp(min=torch.finfo(torch.float64).tiny).log() + noise)
         pick = _lowest(rank, left, (wanted > draw).long())
         chosen = chosen | pick
-        key = (keys * pick[..., None]).sum(2, keepdim=True)
-        to_pick = (keys @ key.mT).squeeze(-1).masked_fill(~pick.any(-1, keepdim=True), -torch.inf)
+        to_pick = _similarity_to(keys, pick).masked_fill(~pick.any(-1, keepdim=True), -torch.inf)
         similarity = torch.maximum(similarity, to_pick)
     return chosen
+
+
+def _similarity_to(keys: Tensor, one: Tensor) -> Tensor:
+    """Dot products `[B, H, m]` of keys with the one of each head that `one [B, H, m]` names; NaN as in `best_match`."""
+    key = keys.masked_fill(~one[..., None], 0.0).sum(2, keepdim=True)  # [B, H, 1, D]
+    products = (keys @ key.mT).squeeze(-1)
+    return products.masked_fill_(products.isnan(), -torch.inf)
 
 
 def _lowest(rank: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, check_name
+from kernels.registration import has_tangent
 from kernels.selection import Assignment, choose_slots
 from kernels.state import DictionaryState
-from kernels.triton.support import unserved
+from kernels.triton.support import on_gpu, unserved
 
 UPDATES = ("auto", "chunked", "triton")  # implementations
 
@@ -172,12 +173,13 @@ def _chooses_triton(
 ) -> bool:
     """Whether Triton's kernels make an update; `auto` takes them on a GPU wherever they serve it."""
     check_name("implementation", implementation, UPDATES)
-    if implementation == "chunked" or (implementation == "auto" and k.device.type != "cuda"):
+    if implementation == "chunked" or (implementation == "auto" and not on_gpu(k)):
         return False
     reason = unserved(k, k, v, options)
     if state.keys.dtype != torch.float32:
         reason = reason or f"the state's means are {state.keys.dtype}; served: float32"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (state.keys, state.values, k, v)):
+    learned = (state.keys, state.values, k, v)
+    if has_tangent(*learned) or (torch.is_grad_enabled() and any(x.requires_grad for x in learned)):
         reason = reason or "a gradient is wanted, which it does not pass on (torch.no_grad() says that none is)"
     if reason and implementation == "triton":
         raise ValueError(f"implementation 'triton' cannot serve this update: {reason}; 'chunked' can")

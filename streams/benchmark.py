@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streams.draws import Draws
+from streams.errors import StreamDataError
 
 if TYPE_CHECKING:
     from avalanche.benchmarks import CLScenario
@@ -34,7 +35,15 @@ def make_benchmark(
         task_labels: `[n]`, one per sample; 0 for all if None.
         blur: see `blurred`; of the training stream only.
         seed: decides which samples cross a blurred boundary.
+
+    Raises:
+        StreamDataError: there is no boundary to blur.
     """
+    parts = {name: by_experience(rows, experiences) for name, rows in split.items()}
+    if blur and len(parts["train"]) < 2:
+        raise StreamDataError(
+            f"blur={blur}: a single experience has no boundaries to blur: use more experiences, or blur=0"
+        )
     # Imported here since it takes 7 to 11 s.
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
     from avalanche.benchmarks.utils import (
@@ -54,7 +63,6 @@ def make_benchmark(
             DataAttribute(range(len(samples)), "rows"),
         ],
     )
-    parts = {name: by_experience(rows, experiences) for name, rows in split.items()}
     if blur:
         parts["train"] = blurred(parts["train"], blur, Draws("blur", seed))
     datasets = {name: [everything.subset(rows.tolist()) for rows in found] for name, found in parts.items()}

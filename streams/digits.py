@@ -23,11 +23,8 @@ ARRAYS = {
 
 
 @providable
-def read_digits(data_dir: str | None = None) -> LabelledImages:
+def read_digits() -> LabelledImages:
     """Reads and verifies the data set: images `[1797, 1, 8, 8]`; there is no official test set.
-
-    Args:
-        data_dir: not used; the data comes installed.
 
     Raises:
         StreamDataError: the arrays are not the known ones.

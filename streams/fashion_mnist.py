@@ -1,7 +1,7 @@
 """Fashion-MNIST: Zalando's 70 000 grey images of 28 x 28, 10 classes of clothing.
 
-Source: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747. The four files are looked for in `data_dir`, then where the Debian
-package `dataset-fashion-mnist` installs them, then in the cache, into which torchvision downloads them.
+Source: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747. The four files are looked for in `data_dir`; without one, where
+the Debian package `dataset-fashion-mnist` installs them, then in the cache. torchvision downloads what is missing.
 
 Files are verified by the checksum of their *unpacked* contents: archives of the same data differ (the Debian package
 repacks them without name and time stamp, so that torchvision's MD5 sums of the archives do not hold for it).
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
+from streams.files import named_path, read_data
 from streams.provided import providable
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
     """Finds, verifies and reads the data set: images `[70000, 1, 28, 28]`, the official test set last.
 
     Args:
-        data_dir: folder to look into first, and to download into if need be (otherwise the user's cache).
+        data_dir: the only folder to look into, and to download into if need be; None for the Debian package and the
+            user's cache.
 
     Raises:
         StreamDataError: nowhere to be found, or a file is not the known one.
@@ -90,14 +92,12 @@ def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
 
 def _find(data_dir: str | None) -> tuple[str, dict[str, Path]]:
     """Returns where the data set was found and the path of each of its files, downloading it as a last resort."""
-    folder = Path(data_dir).expanduser() if data_dir else None
-    if folder and (paths := _files_in(folder)):
-        return "stream.data_dir", paths
-    if paths := _files_in(DEBIAN_FOLDER):
-        return "Debian package dataset-fashion-mnist", paths
+    folder = named_path(data_dir, "data_dir") if data_dir else None
     cache = folder or cache_folder()
+    if folder is None and (paths := _files_in(DEBIAN_FOLDER)):
+        return "Debian package dataset-fashion-mnist", paths
     if paths := _files_in(cache):
-        return "download", paths
+        return "stream.data_dir" if folder else "download", paths
     try:
         _download(cache)
     except (OSError, RuntimeError, EOFError, zlib.error, http.client.HTTPException) as error:
@@ -132,10 +132,7 @@ def _read_verified(path: Path, expected: str) -> tuple[np.ndarray, dict[str, str
     Raises:
         StreamDataError: the file cannot be read or unpacked, or its contents are not the known ones.
     """
-    try:
-        stored = path.read_bytes()
-    except OSError as error:
-        raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error
+    stored = read_data(path)
     try:
         contents = gzip.decompress(stored) if path.suffix == ".gz" else stored
     except (OSError, EOFError, zlib.error) as error:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from streams.digits import read_digits
 from streams.fashion_mnist import read_fashion_mnist
-from streams.options import RotationOptions, SplitOptions, TransformOptions
+from streams.options import (
+    InstalledRotationOptions,
+    InstalledSplitOptions,
+    InstalledTransformOptions,
+    RotationOptions,
+    SplitOptions,
+    TransformOptions,
+)
 from streams.torchvision_images import read_torchvision
 
 if TYPE_CHECKING:
@@ -25,17 +32,27 @@ class ImageDataset:
     """A data set of images.
 
     Attributes:
-        read: finds, verifies and reads it; takes `stream.data_dir`.
+        read: finds, verifies and reads it; takes `stream.data_dir`, unless it comes installed.
         summary: what it is.
+        installed: whether it comes installed, so that its streams have no `data_dir`.
     """
 
-    read: Callable[[str | None], LabelledImages]
+    read: Callable[..., LabelledImages]
     summary: str
+    installed: bool = False
+
+    def load(self, options: Any) -> LabelledImages:
+        """Reads the data set that a stream's options ask for.
+
+        Raises:
+            StreamDataError: it is not found, or a file is not the known one.
+        """
+        return self.read() if self.installed else self.read(options.data_dir)
 
 
 DATASETS = {
     "digits": ImageDataset(
-        read_digits, "scikit-learn's digits (1797 images of 8 x 8, 10 classes; nothing to download)"
+        read_digits, "scikit-learn's digits (1797 images of 8 x 8, 10 classes; nothing to download)", installed=True
     ),
     "fashion_mnist": ImageDataset(read_fashion_mnist, "Fashion-MNIST (70 000 images of 28 x 28, 10 classes)"),
     "mnist": ImageDataset(partial(read_torchvision, "MNIST"), "MNIST (70 000 images of 28 x 28, 10 classes)"),
@@ -48,7 +65,7 @@ DATASETS = {
 }
 
 
-def build_split(dataset: str, options: SplitOptions, *, seed: int) -> Stream:
+def build_split(dataset: str, options: InstalledSplitOptions, *, seed: int) -> Stream:
     """Builds the stream of a data set split by class.
 
     Raises:
@@ -56,10 +73,10 @@ def build_split(dataset: str, options: SplitOptions, *, seed: int) -> Stream:
     """
     from streams.split import build_split_stream  # imports torch, which listing the streams does without
 
-    return build_split_stream(f"split_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+    return build_split_stream(f"split_{dataset}", DATASETS[dataset].load(options), options, seed=seed)
 
 
-def build_permuted(dataset: str, options: TransformOptions, *, seed: int) -> Stream:
+def build_permuted(dataset: str, options: InstalledTransformOptions, *, seed: int) -> Stream:
     """Builds the stream of a data set whose pixels are permuted anew in each experience.
 
     Raises:
@@ -67,10 +84,10 @@ def build_permuted(dataset: str, options: TransformOptions, *, seed: int) -> Str
     """
     from streams.transformed import build_permuted_stream
 
-    return build_permuted_stream(f"permuted_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+    return build_permuted_stream(f"permuted_{dataset}", DATASETS[dataset].load(options), options, seed=seed)
 
 
-def build_rotated(dataset: str, options: RotationOptions, *, seed: int) -> Stream:
+def build_rotated(dataset: str, options: InstalledRotationOptions, *, seed: int) -> Stream:
     """Builds the stream of a data set whose images are turned further in each experience.
 
     Raises:
@@ -78,11 +95,30 @@ def build_rotated(dataset: str, options: RotationOptions, *, seed: int) -> Strea
     """
     from streams.transformed import build_rotated_stream
 
-    return build_rotated_stream(f"rotated_{dataset}", DATASETS[dataset].read(options.data_dir), options, seed=seed)
+    return build_rotated_stream(f"rotated_{dataset}", DATASETS[dataset].load(options), options, seed=seed)
 
 
-VARIANTS: dict[str, tuple[Callable[..., Stream], type[Any], str]] = {
-    "split": (build_split, SplitOptions, "split by class"),
-    "permuted": (build_permuted, TransformOptions, "pixels permuted anew in each experience"),
-    "rotated": (build_rotated, RotationOptions, "turned further in each experience"),
+@dataclass(frozen=True)
+class Variant:
+    """A way to make a stream of a data set.
+
+    Attributes:
+        build: the builder, given the name of the data set.
+        Options: its options.
+        InstalledOptions: the same without `data_dir`, for a data set that comes installed.
+        summary: what changes from one experience to the next.
+    """
+
+    build: Callable[..., Stream]
+    Options: type[Any]
+    InstalledOptions: type[Any]
+    summary: str
+
+
+VARIANTS = {
+    "split": Variant(build_split, SplitOptions, InstalledSplitOptions, "split by class"),
+    "permuted": Variant(
+        build_permuted, TransformOptions, InstalledTransformOptions, "pixels permuted anew in each experience"
+    ),
+    "rotated": Variant(build_rotated, RotationOptions, InstalledRotationOptions, "turned further in each experience"),
 }

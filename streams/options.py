@@ -6,7 +6,7 @@ validate and print it from them; `checked_options` does so for callers from Pyth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -14,14 +14,14 @@ from streams.errors import StreamDataError
 
 SCENARIOS = ("class_incremental", "domain_incremental", "task_incremental")
 
-DATA_DIR_HELP = "folder with the data set's files, looked into first; not used by data that comes installed"
+DATA_DIR_HELP = "folder with the data set's files; no other is looked into, and what is missing is downloaded into it"
 
 OptionsT = TypeVar("OptionsT")
 
 
-def count_option(default: int, help: str, *, minimum: int = 1) -> Any:
-    """Declares a whole number of at least one."""
-    return field(default=default, metadata={"help": help, "minimum": minimum})
+def count_option(default: int, help: str, *, minimum: int = 1, maximum: int = 100_000_000) -> Any:
+    """Declares a whole number of at least one, of as many as fit into memory at all."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum})
 
 
 def blur_option() -> Any:
@@ -38,8 +38,15 @@ def blur_option() -> Any:
 
 
 @dataclass
-class SplitOptions:
-    """A labelled data set cut into experiences by class."""
+class DataDirOptions:
+    """Where a data set that does not come installed is to be found."""
+
+    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
+
+
+@dataclass
+class InstalledSplitOptions:
+    """A labelled data set that comes installed, cut into experiences by class."""
 
     scenario: str = field(
         default="class_incremental",
@@ -54,6 +61,7 @@ class SplitOptions:
         metadata={
             "help": "number of experiences, at most the number of classes; classes left over go to the first ones",
             "minimum": 1,
+            "maximum": 10_000,
         },
     )
     shuffle_classes: bool = field(
@@ -73,12 +81,16 @@ class SplitOptions:
         },
     )
     blur: float = blur_option()
-    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
 
 
 @dataclass
-class TransformOptions:
-    """A labelled data set seen anew in each experience: its pixels permuted, or its images rotated."""
+class SplitOptions(DataDirOptions, InstalledSplitOptions):
+    """A labelled data set cut into experiences by class."""
+
+
+@dataclass
+class InstalledTransformOptions:
+    """A labelled data set that comes installed, seen anew in each experience."""
 
     scenario: str = field(
         default="domain_incremental",
@@ -89,7 +101,11 @@ class TransformOptions:
     )
     experiences: int = field(
         default=5,
-        metadata={"help": "number of experiences, each with all images; the first sees them as they are", "minimum": 1},
+        metadata={
+            "help": "number of experiences, each with all images; the first sees them as they are",
+            "minimum": 1,
+            "maximum": 10_000,
+        },
     )
     validation_fraction: float = field(
         default=0.1,
@@ -100,12 +116,16 @@ class TransformOptions:
         },
     )
     blur: float = blur_option()
-    data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
 
 
 @dataclass
-class RotationOptions(TransformOptions):
-    """A labelled data set whose images are rotated further in each experience."""
+class TransformOptions(DataDirOptions, InstalledTransformOptions):
+    """A labelled data set seen anew in each experience: its pixels permuted, or its images rotated."""
+
+
+@dataclass
+class InstalledRotationOptions(InstalledTransformOptions):
+    """A labelled data set that comes installed, whose images are rotated further in each experience."""
 
     degrees: float = field(
         default=180.0,
@@ -117,6 +137,11 @@ class RotationOptions(TransformOptions):
     )
 
 
+@dataclass
+class RotationOptions(DataDirOptions, InstalledRotationOptions):
+    """A labelled data set whose images are rotated further in each experience."""
+
+
 def checked_options(options_type: type[OptionsT], options: Any) -> OptionsT:
     """Copies options into their plain dataclass and validates them from the fields' metadata.
 
@@ -125,18 +150,28 @@ def checked_options(options_type: type[OptionsT], options: Any) -> OptionsT:
         options: an instance of it, anything with the same attributes (such as an OmegaConf node), or None for defaults.
 
     Raises:
-        StreamDataError: a value is outside its field's choices or range.
+        StreamDataError: a value is outside its field's choices or range, or one is given that the stream does not use.
     """
     if options is None:
         return options_type()
+    entries = fields(options_type)  # type: ignore[arg-type]
+    known = [entry.name for entry in entries]
+    for name, value in _given(options).items():
+        if name not in known and value is not None:
+            raise StreamDataError(f"{name}={value!r}: this stream has no such option: known: {', '.join(known)}")
     values: dict[str, Any] = {}
-    for entry in fields(options_type):  # type: ignore[arg-type]
+    for entry in entries:
         value = getattr(options, entry.name)
         if isinstance(value, Iterable) and not isinstance(value, str):
             value = list(value)
         _check_value(entry, value)
         values[entry.name] = value
     return options_type(**values)
+
+
+def _given(options: Any) -> Mapping[str, Any]:
+    """Returns the attributes of an options object by name; an OmegaConf node is a mapping."""
+    return options if isinstance(options, Mapping) else vars(options)
 
 
 def _check_value(entry: Field[Any], value: Any) -> None:

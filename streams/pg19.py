@@ -1,8 +1,8 @@
 """`pg19`: language modelling over the bytes of books published before 1919 (Rae et al. 2020), an experience a period.
 
 As DeepMind publishes it: `metadata.csv` (number, title, year, address of each book) and `train/`, `validation/` and
-`test/` with a file `NUMBER.txt` for each book. It is looked for in `data_dir`, then in the user's cache, into which
-just as many books are downloaded as are asked for.
+`test/` with a file `NUMBER.txt` for each book. It is looked for in `data_dir`, or in the user's cache if none is given;
+just as many books as are asked for are downloaded into the same folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
+from streams.files import named_path, read_data
 from streams.options import DATA_DIR_HELP, blur_option, count_option
 
 if TYPE_CHECKING:
@@ -38,9 +39,8 @@ class PG19Options:
     books: int = count_option(12, "training books of all periods together; validation and test have a quarter each")
     length: int = count_option(512, "bytes of a window")
     train: int = count_option(1000, "training windows of an experience, at most")
-    validation: int = field(
-        default=100,
-        metadata={"help": "validation windows of an experience, at most; 0: no validation stream", "minimum": 0},
+    validation: int = count_option(
+        100, "validation windows of an experience, at most; 0: no validation stream", minimum=0
     )
     test: int = count_option(100, "test windows of an experience, at most")
     blur: float = blur_option()
@@ -77,12 +77,10 @@ def find_books(options: PG19Options) -> tuple[str, Path, dict[str, list[int]]]:
     counts = wanted(options)
     if options.books < options.experiences:
         raise StreamDataError(f"books={options.books}: must be at least one for each of {options.experiences} periods")
-    folder = Path(options.data_dir).expanduser() if options.data_dir else None
-    cache = cache_folder() / "pg19"
-    for source, root in (("stream.data_dir", folder), ("download", cache)):
-        if root is not None and (found := _books_in(root, counts)):
-            return source, root, found
-    root = folder or cache
+    folder = named_path(options.data_dir, "data_dir") if options.data_dir else None
+    root = folder or cache_folder() / "pg19"
+    if found := _books_in(root, counts):
+        return "stream.data_dir" if folder else "download", root, found
     try:
         download(root, counts)
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -92,19 +90,26 @@ def find_books(options: PG19Options) -> tuple[str, Path, dict[str, list[int]]]:
             f"PG-19 was not found; two ways to provide it: set stream.data_dir to a folder with {METADATA} and {needed}"
             f"{f' (not all in {folder})' if folder else ''}, or go online to download them (tried: {reason})"
         ) from error
-    found = _books_in(root, counts)
-    if found is None:
+    if not (found := _books_in(root, counts)):
         raise StreamDataError(f"PG-19: the download left too few books in {root}")
     return "download", root, found
 
 
 def _books_in(root: Path, counts: dict[str, int]) -> dict[str, list[int]] | None:
-    """Returns the first books of each split by number, or None if some lack."""
+    """Returns the first books of each split by number, or None if some lack.
+
+    Raises:
+        StreamDataError: what has the name of a book is none.
+    """
     if not (root / METADATA).is_file():
         return None
     found = {}
     for split, count in counts.items():
-        numbers = sorted(int(file.stem) for file in (root / split).glob("*.txt") if file.stem.isdigit())
+        files = {int(file.stem): file for file in (root / split).glob("*.txt") if file.stem.isdecimal()}
+        for file in files.values():
+            if not file.is_file():
+                raise StreamDataError(f"{file}: is no book, but a folder, or a link to nothing, or the like")
+        numbers = sorted(files)
         if len(numbers) < count:
             return None
         found[split] = numbers[:count]
@@ -122,7 +127,7 @@ def read_years(path: Path) -> dict[int, int]:
         with path.open(encoding="utf-8", newline="") as file:
             for number, _title, year, *_ in csv.reader(file):
                 years[int(number)] = int(year)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise StreamDataError(f"{path}: is not PG-19's list of number, title, year, address: {error}") from error
     return years
 
@@ -149,7 +154,7 @@ def periods(root: Path, books: dict[str, list[int]], years: dict[int, int], coun
     domains = []
     for period in range(count):
         splits = {
-            split: b"\n\n".join((root / split / f"{int(number)}.txt").read_bytes() for number in found[period])
+            split: b"\n\n".join(read_data(root / split / f"{int(number)}.txt") for number in found[period])
             for split, found in parts.items()
         }
         mine = [years[int(number)] for number in parts["train"][period]]

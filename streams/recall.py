@@ -44,7 +44,12 @@ class RecallOptions:
     length: int = count_option(64, "tokens of a sequence, an even number", minimum=4)
     pairs: int = count_option(8, "different keys of a sequence")
     questions: int | None = field(
-        default=None, metadata={"help": "questions of a sequence; as many as there are answers if null", "minimum": 1}
+        default=None,
+        metadata={
+            "help": "questions of a sequence; as many as there are answers if null",
+            "minimum": 1,
+            "maximum": 100_000_000,
+        },
     )
     keys: int = count_option(96, "keys that there are")
     values: int = count_option(96, "values that there are")
@@ -58,9 +63,7 @@ class RecallOptions:
         },
     )
     train: int = count_option(2000, "training sequences of an experience")
-    validation: int = field(
-        default=200, metadata={"help": "validation sequences of an experience; 0: no validation stream", "minimum": 0}
-    )
+    validation: int = count_option(200, "validation sequences of an experience; 0: no validation stream", minimum=0)
     test: int = count_option(200, "test sequences of an experience")
     blur: float = blur_option()
 

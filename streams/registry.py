@@ -32,7 +32,7 @@ class StreamEntry:
         Options: dataclass of its options, with defaults; the fields' metadata hold help, choices and range.
         summary: one line for listings.
         kind: what its targets are, see `streams.stream.KINDS`.
-        read: reads its data set, given `data_dir`, where that can be handed to other processes (`streams.provided`).
+        read: reads its data set, given the options, where that can be handed to other processes (`streams.provided`).
     """
 
     build: StreamBuilder
@@ -44,8 +44,13 @@ class StreamEntry:
 
 STREAMS: dict[str, StreamEntry] = {
     **{
-        f"{variant}_{name}": StreamEntry(partial(build, name), Options, f"{dataset.summary}, {how}", read=dataset.read)
-        for variant, (build, Options, how) in VARIANTS.items()
+        f"{prefix}_{name}": StreamEntry(
+            partial(variant.build, name),
+            variant.InstalledOptions if dataset.installed else variant.Options,
+            f"{dataset.summary}, {variant.summary}",
+            read=dataset.load,
+        )
+        for prefix, variant in VARIANTS.items()
         for name, dataset in DATASETS.items()
     },
     "recall": StreamEntry(

@@ -50,9 +50,7 @@ class RegressionOptions:
     examples: int = count_option(24, "examples of each function in a sequence")
     questions: int = count_option(8, "questions at the end of a sequence")
     train: int = count_option(2000, "training sequences of an experience")
-    validation: int = field(
-        default=200, metadata={"help": "validation sequences of an experience; 0: no validation stream", "minimum": 0}
-    )
+    validation: int = count_option(200, "validation sequences of an experience; 0: no validation stream", minimum=0)
     test: int = count_option(200, "test sequences of an experience")
     blur: float = blur_option()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from streams.benchmark import make_benchmark, split_digest
+from streams.errors import StreamDataError
 from streams.samples import Samples
 from streams.stream import Stream
 
@@ -129,8 +130,21 @@ def sequence_stream(
         blur: how far boundaries are blurred.
         seed: decides what crosses a blurred boundary.
         at_length: see `Stream`.
+
+    Raises:
+        StreamDataError: an experience has no sequences in a stream that others have some in, or there are none to train
+            or test on at all.
     """
     count = len(experience_names)
+    for stream, found in parts.items():
+        if stream == "validation" and not any(map(len, found)):
+            continue  # no validation stream was asked for
+        for number, part in enumerate(found, start=1):
+            if not len(part):
+                raise StreamDataError(
+                    f"{name}: experience {number} ('{experience_names[number - 1]}') has no sequences in the {stream} "
+                    "stream"
+                )
     samples = concatenate([part for stream in parts.values() for part in stream])
     split, experiences, first = {}, [], 0
     for stream, found in parts.items():

@@ -5,7 +5,7 @@ Index work is numpy's: the arrays are small, and torch's threads cost more than 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from streams.benchmark import make_benchmark, split_digest
 from streams.errors import StreamDataError
-from streams.options import SplitOptions
+from streams.options import InstalledSplitOptions
 from streams.samples import TensorSamples
 from streams.stream import Stream
 
@@ -51,7 +51,7 @@ class LabelledImages:
     n_test: int = 0
 
 
-def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *, seed: int) -> Stream:
+def build_split_stream(name: str, data: LabelledImages, options: InstalledSplitOptions, *, seed: int) -> Stream:
     """Builds the stream of a data set split by class.
 
     Args:
@@ -61,10 +61,11 @@ def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *
         seed: decides the order of the classes, and nothing else.
 
     Raises:
-        StreamDataError: more experiences than classes, a class order that is not a permutation, or blurred boundaries
-            with task labels.
+        StreamDataError: more experiences than classes, a class order that is not a permutation, blurred boundaries with
+            task labels, or a class without samples for one of the streams.
     """
     check_blur(options)
+    check_labels(data)
     n_original = len(data.class_names)
     original_classes = split_classes(order_classes(n_original, options, seed=seed), options.experiences)
     restart = options.scenario == "domain_incremental"
@@ -76,11 +77,12 @@ def build_split_stream(name: str, data: LabelledImages, options: SplitOptions, *
         label_of[list(classes)] = class_labels
         experience_of[list(classes)] = experience
 
+    split = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    check_classes(data, split, experience_of)
     experiences = experience_of[data.targets]
     samples = TensorSamples(
         torch.from_numpy(data.images), torch.from_numpy(label_of[data.targets]), divisor=data.divisor
     )
-    split = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
     return Stream(
         name=name,
         scenario=options.scenario,
@@ -112,7 +114,43 @@ def check_blur(options: Any) -> None:
         raise StreamDataError("blur: task labels mark sharp boundaries: choose another scenario, or blur=0")
 
 
-def order_classes(n_classes: int, options: SplitOptions, *, seed: int) -> tuple[int, ...]:
+def check_labels(data: LabelledImages) -> None:
+    """Refuses labels that are not among the data set's classes.
+
+    Raises:
+        StreamDataError: naming the first one.
+    """
+    foreign = np.setdiff1d(data.targets, np.arange(len(data.class_names)))
+    if len(foreign):
+        raise StreamDataError(f"{data.dataset}: label {foreign[0]} is not one of its {len(data.class_names)} classes")
+
+
+def check_classes(data: LabelledImages, split: Mapping[str, np.ndarray], experience_of: np.ndarray | None) -> None:
+    """Refuses a class that has no samples in one of the streams: it could not be learned, or not be judged.
+
+    Args:
+        data: the data set.
+        split: rows of each stream, see `split_rows`.
+        experience_of: `[classes]`, the experience of each class; None where every experience has all of them.
+
+    Raises:
+        StreamDataError: naming the class and its experience.
+    """
+    n_classes = len(data.class_names)
+    counts = {name: np.bincount(data.targets[rows], minlength=n_classes) for name, rows in split.items()}
+    whole = np.bincount(data.targets, minlength=n_classes)
+    for label in range(n_classes) if experience_of is None else np.argsort(experience_of, kind="stable"):
+        for name, found in counts.items():
+            if not found[label]:
+                where = "every experience" if experience_of is None else f"experience {experience_of[label] + 1}"
+                raise StreamDataError(
+                    f"{data.dataset}: class {label} ('{data.class_names[label]}') of {where} has no samples in the "
+                    f"{name} stream, and {whole[label]} in the whole data set: every class needs one or more in "
+                    f"each of {', '.join(split)}"
+                )
+
+
+def order_classes(n_classes: int, options: InstalledSplitOptions, *, seed: int) -> tuple[int, ...]:
     """Returns the order in which classes appear: as given, drawn from `seed` alone, or natural.
 
     Raises:

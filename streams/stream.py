@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # At run time avalanche takes 7 to 11 s to import and torch 2 s, and listing the streams needs neither.
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from avalanche.benchmarks import CLScenario
 
@@ -53,3 +53,23 @@ class Stream:
     provenance: dict[str, Any]
     kind: str = "classes"
     at_length: Callable[[int, int, str], SequenceSamples] | None = None
+
+    @classmethod
+    def from_avalanche(
+        cls, benchmark: CLScenario, *, name: str = "avalanche", class_names: Sequence[str] | None = None
+    ) -> Stream:
+        """Returns a stream of any classification benchmark of Avalanche's, whose samples are read when they are needed.
+
+        Args:
+            benchmark: with streams `train` and `test`, and perhaps `valid`, of as many experiences each. Samples are
+                float tensors `[channels, height, width]` or `[features]`, after the benchmark's own transforms.
+            name: of the stream, in results.
+            class_names: one per class; their numbers if None.
+
+        Raises:
+            StreamDataError: a stream is missing or has another number of experiences, samples have no targets, or are
+                no such tensors.
+        """
+        from streams.from_avalanche import from_avalanche  # takes seconds to import what it needs
+
+        return from_avalanche(benchmark, name=name, class_names=class_names)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
+from streams.files import named_path, read_data
 from streams.options import blur_option, count_option
 
 if TYPE_CHECKING:
@@ -35,9 +36,8 @@ class TextOptions:
     )
     length: int = count_option(256, "bytes of a window")
     train: int = count_option(1000, "training windows of an experience, at most")
-    validation: int = field(
-        default=100,
-        metadata={"help": "validation windows of an experience, at most; 0: no validation stream", "minimum": 0},
+    validation: int = count_option(
+        100, "validation windows of an experience, at most; 0: no validation stream", minimum=0
     )
     test: int = count_option(100, "test windows of an experience, at most")
     limit: int = count_option(2_000_000, "bytes that are read of a domain, at most")
@@ -54,6 +54,10 @@ def build_text(options: TextOptions, *, seed: int) -> Stream:
 
     fraction = 0.1 if options.validation else 0.0
     if options.data is not None:
+        if options.domains is not None:
+            raise StreamDataError(
+                "domains: not used with data, each of whose files or folders is a domain: drop one of them"
+            )
         found = [(Path(path).name or path, given_files(path)) for path in options.data]
         source = "stream.data"
     else:
@@ -68,7 +72,7 @@ def build_text(options: TextOptions, *, seed: int) -> Stream:
     if len({name for name, _ in found}) < len(found):
         raise StreamDataError(f"data and domains: two domains of one name: {', '.join(name for name, _ in found)}")
     domains = [
-        cut(name, (path.read_bytes() for path in files), validation_fraction=fraction, limit=options.limit)
+        cut(name, (read_data(path) for path in files), validation_fraction=fraction, limit=options.limit)
         for name, files in found
     ]
     return build_byte_stream("text", domains, options, source, seed=seed)
@@ -80,7 +84,7 @@ def given_files(path: str) -> list[Path]:
     Raises:
         StreamDataError: there is none.
     """
-    root = Path(path).expanduser()
+    root = named_path(path, "data")
     if root.is_file():
         return [root]
     files = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]

@@ -1,7 +1,8 @@
 """MNIST, CIFAR-10 and CIFAR-100, read and downloaded by torchvision.
 
-The files are looked for in `data_dir`, in torchvision's layout, then in the user's cache, into which torchvision
-downloads them. CIFAR's are verified by torchvision's checksums of the files, MNIST's by those of the downloads.
+The files are looked for in `data_dir`, in torchvision's layout, or in the user's cache if none is given; torchvision
+downloads what is missing into the same folder. CIFAR's are verified by torchvision's checksums of the files, MNIST's by
+those of the downloads.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from streams.errors import StreamDataError
 from streams.fashion_mnist import DOWNLOAD_TIMEOUT_S, cache_folder, patience
+from streams.files import named_path
 from streams.provided import providable
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages
 
+SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
 TITLES = {"MNIST": "MNIST", "CIFAR10": "CIFAR-10", "CIFAR100": "CIFAR-100"}  # by torchvision's name
 
 
@@ -29,16 +32,18 @@ def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImage
 
     Args:
         dataset: torchvision's name of it, one of `TITLES`.
-        data_dir: folder to look into first, and to download into if need be (otherwise the user's cache).
+        data_dir: the only folder to look into, and to download into if need be; None for the user's cache.
 
     Raises:
-        StreamDataError: nowhere to be found.
+        StreamDataError: nowhere to be found, or not what it should be.
     """
     import numpy as np
 
     from streams.split import LabelledImages
 
     source, (train, test) = _find(dataset, data_dir)
+    for part, name in ((train, "training"), (test, "test")):
+        _check(dataset, part, f"{TITLES[dataset]}: the {name} files")
     images = np.concatenate([_images(part) for part in (train, test)])
     targets = np.concatenate([np.asarray(part.targets, dtype=np.uint8) for part in (train, test)])
     arrays = {"images": images, "targets": targets}
@@ -56,6 +61,21 @@ def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImage
     )
 
 
+def _check(dataset: str, part: Any, what: str) -> None:
+    """Makes sure that images and labels are what they should be: torchvision verifies no unpacked file of MNIST's."""
+    import numpy as np
+
+    shape, labels = np.shape(part.data), np.asarray(part.targets)
+    if len(shape) < 3 or tuple(shape[1:]) != SHAPES[dataset] or shape[0] == 0:
+        raise StreamDataError(
+            f"{what} hold images of shape {list(shape)}: it must be [n, {str(SHAPES[dataset])[1:-1]}]"
+        )
+    if labels.shape != shape[:1]:
+        raise StreamDataError(f"{what} hold {shape[0]} images and {labels.size} labels")
+    if labels.min() < 0 or labels.max() >= len(part.classes):
+        raise StreamDataError(f"{what} hold a label that is none of its {len(part.classes)} classes")
+
+
 def _images(dataset: Any) -> Any:
     """Returns the images of a torchvision data set as `[n, C, H, W]` uint8."""
     import numpy as np
@@ -66,12 +86,10 @@ def _images(dataset: Any) -> Any:
 
 def _find(dataset: str, data_dir: str | None) -> tuple[str, tuple[Any, Any]]:
     """Returns where the data set was found, and its training and test part, downloading it as a last resort."""
-    folder = Path(data_dir).expanduser() if data_dir else None
-    cache = cache_folder()
-    for source, root in (("stream.data_dir", folder), ("download", cache)):
-        if root is not None and (found := _read(dataset, root)):
-            return source, found
-    target = folder or cache
+    folder = named_path(data_dir, "data_dir") if data_dir else None
+    target = folder or cache_folder()
+    if found := _read(dataset, target):
+        return "stream.data_dir" if folder else "download", found
     try:
         with patience(DOWNLOAD_TIMEOUT_S):
             found = _read(dataset, target, download=True)
@@ -101,7 +119,16 @@ def _read(dataset: str, root: Path, *, download: bool = False) -> tuple[Any, Any
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to the caller's results
             return read(root, train=True, download=download), read(root, train=False)
-    except (RuntimeError, pickle.UnpicklingError):  # torchvision: not found or corrupted
+    except (RuntimeError, pickle.UnpicklingError) as error:  # torchvision: not found or corrupted
         if download:
             raise
-        return None
+        if "not found" in str(error) or isinstance(error, pickle.UnpicklingError):
+            return None
+        raise _damaged(dataset, root, error) from error
+    except (AssertionError, AttributeError, EOFError, KeyError, MemoryError, TypeError, ValueError) as error:
+        raise _damaged(dataset, root, error) from error
+
+
+def _damaged(dataset: str, root: Path, error: BaseException) -> StreamDataError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return StreamDataError(f"{TITLES[dataset]}: the files in {root} are not what they should be: {reason}")

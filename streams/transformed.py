@@ -10,9 +10,9 @@ import torch
 
 from streams.benchmark import make_benchmark
 from streams.draws import Draws
-from streams.options import RotationOptions, TransformOptions
+from streams.options import InstalledRotationOptions, InstalledTransformOptions
 from streams.samples import TensorSamples
-from streams.split import LabelledImages, check_blur, image_provenance, split_rows
+from streams.split import LabelledImages, check_blur, check_classes, check_labels, image_provenance, split_rows
 from streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RearrangedSamples(TensorSamples):
         return self._scaled(rearranged.unflatten(2, self.images.shape[2:]))
 
 
-def build_permuted_stream(name: str, data: LabelledImages, options: TransformOptions, *, seed: int) -> Stream:
+def build_permuted_stream(name: str, data: LabelledImages, options: InstalledTransformOptions, *, seed: int) -> Stream:
     """Builds a stream whose experiences have a permutation of pixels each, the first none (Goodfellow et al. 2013).
 
     Args:
@@ -61,14 +61,14 @@ def build_permuted_stream(name: str, data: LabelledImages, options: TransformOpt
         seed: decides the permutations, and what crosses a blurred boundary.
 
     Raises:
-        StreamDataError: blurred boundaries with task labels.
+        StreamDataError: blurred boundaries with task labels, or a class without samples for one of the streams.
     """
     pixels = data.images.shape[2] * data.images.shape[3]
     drawn = Draws("permuted", seed).orders(options.experiences - 1, pixels)
     return _build(name, data, np.concatenate([np.arange(pixels)[None], drawn]), options, seed)
 
 
-def build_rotated_stream(name: str, data: LabelledImages, options: RotationOptions, *, seed: int) -> Stream:
+def build_rotated_stream(name: str, data: LabelledImages, options: InstalledRotationOptions, *, seed: int) -> Stream:
     """Builds a stream whose images are turned further in each experience (Lopez-Paz and Ranzato 2017).
 
     Pixels take the nearest value; corners that come from outside the image are zero.
@@ -80,7 +80,7 @@ def build_rotated_stream(name: str, data: LabelledImages, options: RotationOptio
         seed: decides what crosses a blurred boundary, and nothing else.
 
     Raises:
-        StreamDataError: blurred boundaries with task labels.
+        StreamDataError: blurred boundaries with task labels, or a class without samples for one of the streams.
     """
     last = max(1, options.experiences - 1)
     angles = [options.degrees * experience / last for experience in range(options.experiences)]
@@ -101,13 +101,15 @@ def rotations(height: int, width: int, degrees: Sequence[float]) -> np.ndarray:
     return np.stack(maps)
 
 
-def _build(name: str, data: LabelledImages, maps: np.ndarray, options: TransformOptions, seed: int) -> Stream:
+def _build(name: str, data: LabelledImages, maps: np.ndarray, options: InstalledTransformOptions, seed: int) -> Stream:
     check_blur(options)
+    check_labels(data)
     count, n_classes, size = options.experiences, len(data.class_names), len(data.images)
     samples = RearrangedSamples(
         torch.from_numpy(data.images), torch.from_numpy(data.targets), torch.from_numpy(maps), divisor=data.divisor
     )
     base = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    check_classes(data, base, None)
     starts = np.arange(count)[:, None] * size
     split = {stream: (starts + rows).ravel() for stream, rows in base.items()}
     experiences = np.repeat(np.arange(count), size)

@@ -15,3 +15,30 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels then run without a GPU
 settings.register_profile("cl-ovq", deadline=None)  # what an example takes says little on a busy machine
 settings.load_profile("cl-ovq")
+
+# Files whose tests take minutes: run first, so that at the end no process waits for the one that has the last of them.
+LONGEST = (
+    "test_sweep",
+    "test_limits",
+    "test_resume",
+    "test_strategies",
+    "test_benchmarks",
+    "test_faults",
+    "test_sequence_strategies",
+    "test_properties",
+    "test_cli",
+    "test_triton",
+    "test_hard_numbers",
+    "test_figures",
+    "test_runs",
+    "test_comparison",
+    "test_anytime",
+    "test_browser",
+    "test_secrets",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from cl_ovq.arguments import Config, Json, Overrides, writable_file, writable_folder
+from cl_ovq.report.table import Number, Table
 
 bench = typer.Typer(help="Measure speed and memory: ratios of things measured side by side.", no_args_is_help=True)
 
@@ -26,16 +28,12 @@ def bench_training(
 
     measured = measure_training(load_config(config, overrides or ()), rounds)
     if json:
-        from json import dumps
-
         print(dumps(measured, indent=2))
         return
-    from rich.table import Table
-
     table = Table("loop", "samples/s", "lowest", "highest", "share of bare PyTorch")
     for row in measured["rows"]:
-        speeds = (f"{row[name]:.0f}" for name in ("samples_per_second", "minimum", "maximum"))
-        table.add_row(row["loop"], *speeds, f"{row['ratio']:.2f}")
+        speeds = (Number(row[name], spec=".0f") for name in ("samples_per_second", "minimum", "maximum"))
+        table.add(row["loop"], *speeds, Number(row["ratio"], spec=".2f"))
     console = Console()
     console.print(table)
     console.print(
@@ -57,18 +55,13 @@ def bench_tracking(
 
     measured = measure_tracking(load_config(config, overrides or ()), rounds)
     if json:
-        from json import dumps
-
         print(dumps(measured, indent=2))
         return
-    from rich.table import Table
-
     table = Table("run", "wall seconds", "lowest", "highest", "overhead", "processor seconds", "overhead")
     for row in measured["rows"]:
-        wall = (f"{row['wall'][name]:.2f}" for name in ("median", "minimum", "maximum"))
-        overhead = row["overhead"]
-        cpu = (f"{row['processor']['median']:.2f}", f"{overhead['processor']:+.1%}")
-        table.add_row(row["mode"], *wall, f"{overhead['wall']:+.1%}", *cpu)
+        wall = (Number(row["wall"][name], spec=".2f") for name in ("median", "minimum", "maximum"))
+        overheads = (Number(row["overhead"][clock], spec="+.1%") for clock in ("wall", "processor"))
+        table.add(row["mode"], *wall, next(overheads), Number(row["processor"]["median"], spec=".2f"), *overheads)
     console = Console()
     console.print(table)
     waited = f"{measured['waited']['median']:.2f} seconds, {measured['waited_share']:.1%}"
@@ -122,8 +115,6 @@ def bench_profile(
     head_dim: Annotated[int, typer.Option(min=1, help="Features per head (D).")] = 64,
 ) -> None:
     """Where the time of OVQ attention goes, by kind of operation, on one thread of a CPU."""
-    from rich.table import Table
-
     from cl_ovq.benchmarks.operator import FORWARD, FORWARD_BACKWARD, Case
     from cl_ovq.benchmarks.profile import profile_operator
 
@@ -133,7 +124,7 @@ def bench_profile(
     ]
     table = Table("share of the time", "forward", "forward + backward")
     for kind in found[0]:
-        table.add_row(kind, *(f"{shares[kind]:.0%}" for shares in found))
+        table.add(kind, *(Number(shares[kind], spec=".0%") for shares in found))
     Console().print(table)
 
 
@@ -144,8 +135,6 @@ def bench_operations(
     json: Json = False,
 ) -> None:
     """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
-    from json import dumps
-
     from cl_ovq.benchmarks.operations import measure_operations, operations_table
     from cl_ovq.results import write_atomically
 
@@ -168,8 +157,6 @@ def bench_sweep(
     output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
 ) -> None:
     """Throughput of a local sweep against the same runs in one warm process, and what a trial and the driver cost."""
-    from json import dumps
-
     from cl_ovq.benchmarks.sweeps import measure_sweep
     from cl_ovq.results import write_atomically
 

@@ -7,6 +7,7 @@ no number in it was fitted to a run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -144,3 +145,30 @@ def decode_seconds(machine: Machine, *, capacity: int, heads: int, head_dim: int
     """One token against a full dictionary in fp32: every line's dictionary through one core, at any position alike."""
     one = 8.0 * head_dim * capacity / machine.cache + 4 * machine.latency
     return -(-rows * heads // machine.cores) * one
+
+
+def modelled_rows(name: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cost model's rows for cases (tokens, capacity, chunk, heads, head_dim, direction) on a machine by name."""
+    machine = MACHINES[name]
+    rows = []
+    for case in cases:
+        shape = {key: case[key] for key in ("tokens", "heads", "head_dim")}
+        backward = case["direction"] != "forward"
+        found = cost(machine, capacity=case["capacity"], chunk=case["chunk"], backward=backward, **shape)
+        flash = flash_seconds(machine, backward=backward, **shape)
+        rows.append(
+            case
+            | {
+                "scan_seconds": found.scan,
+                "read_seconds": found.read,
+                "backward_seconds": found.backward,
+                "seconds": found.seconds,
+                "flash_seconds": flash,
+                "speedup": flash / found.seconds,
+                "matmul_share": found.operations / found.seconds / machine.matmul,
+                "decode_seconds": decode_seconds(
+                    machine, capacity=case["capacity"], heads=case["heads"], head_dim=case["head_dim"]
+                ),
+            }
+        )
+    return rows

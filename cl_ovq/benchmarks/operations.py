@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from cl_ovq.config import ExperimentConfig, load_config
-from cl_ovq.experiment import build_strategy, load_stream, quiet
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.learning import seed_everything
-from cl_ovq.mixers import dictionaries
+from cl_ovq.mixers import DictionaryConfig, dictionaries
 from cl_ovq.mixers.operations import forget, merge, resize
 from cl_ovq.models import build_model
 from cl_ovq.models.memory import MemoryHead
-from cl_ovq.seeds import aggregate
+from cl_ovq.quantities import words
+from cl_ovq.report.table import Table, mean_number
+from cl_ovq.runs.setup import build_strategy, load_stream, quiet
 from streams import Stream, rows_of
 
 HEAD_SIZES = (2000, 1000, 500, 200, 100, 50)
@@ -57,10 +58,11 @@ def measure_memory_head(seed: int, experiment: str = "split_fashion_mnist_memory
     config = load_config(experiment, [f"seed={seed}", "threads=1", *overrides])
     stream = load_stream(config)
     tasks = [_rows(stream, "train", task) for task in range(len(stream.classes_per_experience))]
-    features = nn.Flatten()
+    features, memory = nn.Flatten(), config.memory
+    assert memory is not None
 
     def learned(rows: Iterable[Tensor], capacity: int | None = None) -> MemoryHead:
-        config.memory.capacity = capacity or config.memory.capacity
+        memory.capacity = capacity or memory.capacity
         seed_everything(seed, "model")
         (head,) = (module for module in build_model(config, stream).modules() if isinstance(module, MemoryHead))
         for part in rows:
@@ -71,7 +73,7 @@ def measure_memory_head(seed: int, experiment: str = "split_fashion_mnist_memory
     def accuracies(head: MemoryHead, among: Sequence[int] | None = None) -> list[float]:
         return _accuracies(stream, lambda x: head(features(x)), among)
 
-    capacity = config.memory.capacity
+    capacity = memory.capacity
     one = learned(tasks)
     found = {"sequential": _mean(accuracies(one))}
     mixed = torch.cat(tasks)[torch.randperm(sum(map(len, tasks)), generator=torch.Generator().manual_seed(seed))]
@@ -85,7 +87,7 @@ def measure_memory_head(seed: int, experiment: str = "split_fashion_mnist_memory
         smaller.resize_(size)
         found[f"resized to {size}"] = _mean(accuracies(smaller))
         found[f"learned with {size}"] = _mean(accuracies(learned(tasks, size)))
-    config.memory.capacity = capacity
+    memory.capacity = capacity
     gone, classes = 0, stream.classes_per_experience[0]
     without = copy.deepcopy(one)
     without.forget(classes)
@@ -121,6 +123,7 @@ def measure_transformer(seed: int, experiment: str = "quickstart", *overrides: s
     def accuracies(network: nn.Module) -> list[float]:
         return _accuracies(stream, network.eval())
 
+    assert isinstance(config.dictionary, DictionaryConfig)
     capacity = config.dictionary.capacity
     one = written(enumerate(tasks))
     found = {"as trained": _mean(accuracies(model)), "sequential": _mean(accuracies(one))}
@@ -199,8 +202,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def operations_table(name: str, aggregates: dict[str, dict[str, Any]]) -> Table:
     """Return a table of accuracies, mean and half the 95 % interval over seeds."""
-    table = Table("", "accuracy", title=name.replace("_", " "), title_justify="left")
+    table = Table("", "accuracy", title=words(name))
     for key, found in aggregates.items():
-        spread = "" if found["interval"] is None else f" +- {found['interval']:.3f}"
-        table.add_row(key, f"{found['mean']:.3f}{spread}")
+        table.add(key, mean_number(Aggregate(**found), "accuracy"))
     return table

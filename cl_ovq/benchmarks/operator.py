@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.benchmarks import gpu
-from cl_ovq.benchmarks.cost import cost
 from cl_ovq.provenance import (
     code_revision,
     device_name,
@@ -79,9 +77,7 @@ def measure_operator(
         `rows`, one per case with the fields of `Case`, seconds (median, minimum, maximum), `speedup` (the median over
         rounds of SDPA's time over OVQ's), peak bytes, and `matmul_share`, the floating-point operations per second of
         OVQ's matrix products over those of a large matrix product; `series`, one per shape, with `slopes` and
-        `crossover_tokens`; `machine`. On a GPU also, in every row, `peers` (median seconds by name, or why there are
-        none), `predicted_seconds` by the cost model and `memory_share`, the share of the copy rate that inputs and
-        outputs alone take; and `decode`.
+        `crossover_tokens`; `machine`.
     """
     rows = []
     device = torch.device(cases[0].device)
@@ -104,10 +100,6 @@ def measure_operator(
                 "matmul_share": operations(case) / ovq / rates[case.dtype],
             }
         )
-        if _is_gpu(device):
-            rows[-1] |= _on_gpu(case, rounds, ovq, gpu.measured_machine(device, rates[case.dtype]))
-    last = cases[-1]
-    decode = gpu.decode_rows(device, last.capacity, last.chunk, last.heads, last.head_dim) if _is_gpu(device) else []
     return {
         "rows": rows,
         "series": [
@@ -122,36 +114,6 @@ def measure_operator(
             "code": code_revision(),
         },
         "rounds": rounds,
-        "decode": decode,
-    }
-
-
-def _is_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def _on_gpu(case: Case, rounds: int, ovq: float, machine: gpu.Machine) -> dict[str, Any]:
-    """What a row says on a GPU beyond what it says everywhere."""
-    peers: dict[str, float | str] = {}
-    for name in gpu.available_peers():
-        try:
-            peers[name] = statistics.median(gpu.seconds_of(runner(case, name), rounds))
-        except Exception as error:  # a peer that cannot run here must not lose the run
-            peers[name] = f"{type(error).__name__}: {error}"[:200]
-    modelled = cost(
-        machine,
-        tokens=case.tokens,
-        capacity=case.capacity,
-        chunk=case.chunk,
-        heads=case.heads,
-        head_dim=case.head_dim,
-        backward=case.direction == FORWARD_BACKWARD,
-    )
-    return {
-        "peers": peers,
-        "predicted_seconds": modelled.seconds,
-        "copy_bytes_per_second": machine.memory,
-        "memory_share": modelled.traffic / ovq / machine.memory,
     }
 
 
@@ -204,8 +166,9 @@ def operations(case: Case) -> float:
     return total * case.heads
 
 
-def matmul_rate(dtype: str, device: torch.device, size: int = 2048, rounds: int = 5) -> float:
+def matmul_rate(dtype: str, device: torch.device, rounds: int = 5) -> float:
     """Return the floating-point operations per second of a product of two square matrices, the best of some rounds."""
+    size = 8192 if device.type == "cuda" else 2048  # what a GPU does in microseconds says little of its rate
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
     best = min(_seconds(lambda: a @ b, device) for _ in range(rounds + 1))
     return 2.0 * size**3 / best
@@ -271,11 +234,7 @@ def runner(case: Case, method: str) -> Callable[[], Any]:
     for tensor in inputs:
         tensor.requires_grad_(backward)
 
-    mix = gpu.peer(method, q, k, v) if method in gpu.PEERS else None
-
     def attend() -> Tensor:
-        if mix is not None:
-            return mix()
         if method == "ovq":
             return ovq_attention(q, k, v, beta, options)[0]
         heads_first = [x.transpose(1, 2) for x in inputs]

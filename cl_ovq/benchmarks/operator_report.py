@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from cl_ovq.benchmarks.operator import METHODS, series
+from cl_ovq.report.table import Column, Number, Table
 
 COLUMNS = ("tokens", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share of matmul")
 
@@ -19,48 +18,35 @@ def title(row: dict[str, Any]) -> str:
     return f"{row['direction'].replace('_', ' + ')}, {shape}, {row['dtype']}"
 
 
-def cells(row: dict[str, Any], *, spread: bool) -> list[str]:
-    """Return a row as text, in the order of `COLUMNS`; seconds with their spread if asked for."""
-    return [
-        f"{row['tokens']}",
-        _seconds(row, "ovq", spread),
-        _seconds(row, "sdpa", spread),
-        f"{row['speedup']:.2f}",
-        f"{row['ovq_peak_bytes'] / 1e6:.0f}",
-        f"{row['sdpa_peak_bytes'] / 1e6:.0f}",
-        f"{row['matmul_share']:.0%}",
-    ]
+def tables(result: dict[str, Any], *, ranges: bool) -> list[Table]:
+    """Return a table for each series of rows.
+
+    Args:
+        result: of `measure_operator`.
+        ranges: whether the spread of seconds is in the cells, for files, or the growth of OVQ's time below the table.
+    """
+    found = []
+    for group, entry in zip(series(result["rows"]).values(), result["series"], strict=True):
+        growth = ", ".join(f"{slope['factor']:.2f}x from {slope['from']} to {slope['to']}" for slope in entry["slopes"])
+        crossing = entry["crossover_tokens"]
+        faster = "OVQ is at least as fast " + (f"from {crossing} tokens on" if crossing else "at no length measured")
+        caption = "" if ranges else (f"OVQ's time: {growth}\n" if growth else "") + faster
+        table = Table(*map(Column, COLUMNS), title=title(group[0]), caption=caption)
+        for row in group:
+            table.add(
+                row["tokens"],
+                *(_seconds(row, method, ranges) for method in METHODS),
+                Number(row["speedup"], spec=".2f"),
+                *(Number(row[f"{method}_peak_bytes"] / 1e6, spec=".0f") for method in METHODS),
+                Number(row["matmul_share"], spec=".0%"),
+            )
+        found.append(table)
+    return found
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the benchmark's series as Markdown tables."""
-    parts = []
-    for group in series(result["rows"]).values():
-        lines = [COLUMNS, ["---:"] * len(COLUMNS), *(cells(row, spread=True) for row in group)]
-        parts.append(f"**{title(group[0])}**\n\n" + _table(lines))
-        if "peers" in group[0]:
-            peers = list(dict.fromkeys(name for row in group for name in row["peers"]))
-            lines = [["tokens", "predicted s", "share of copy rate", *(f"{name} s" for name in peers)]]
-            lines.append(["---:"] * len(lines[0]))
-            for row in group:
-                times = [row["peers"][name] for name in peers]
-                lines.append(
-                    [
-                        f"{row['tokens']}",
-                        f"{row['predicted_seconds']:.3g}",
-                        f"{row['memory_share']:.0%}",
-                        *(time if isinstance(time, str) else f"{time:.3g}" for time in times),
-                    ]
-                )
-            parts.append(_table(lines))
-    if result.get("decode"):
-        lines = [["context", "median step s", "tokens per second"], ["---:"] * 3]
-        lines += [
-            [f"{row['context']}", f"{row['median_seconds']:.3g}", f"{row['tokens_per_second']:.0f}"]
-            for row in result["decode"]
-        ]
-        parts.append("**decoding, one token at a time**\n\n" + _table(lines))
-    return "\n".join(parts)
+    return "\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in tables(result, ranges=True))
 
 
 def modelled_markdown(rows: list[dict[str, Any]]) -> str:
@@ -72,34 +58,14 @@ def modelled_markdown(rows: list[dict[str, Any]]) -> str:
         groups.setdefault(title(row), []).append(row)
     parts = []
     for name, group in groups.items():
-        lines: list[Any] = [columns, ["---:"] * len(columns)]
+        step = f"A decoding step: {group[0]['decode_seconds']:.2g} s at any position."
+        table = Table(*map(Column, columns), caption=step)
         for row in group:
-            times = [f"{row[key]:.3g}" for key in names]
-            lines.append([f"{row['tokens']}", *times, f"{row['speedup']:.2f}", f"{row['matmul_share']:.0%}"])
-        step = f"A decoding step: {group[0]['decode_seconds']:.2g} s at any position.\n"
-        parts.append(f"**{name}, modelled, not measured**\n\n{_table(lines)}\n{step}")
+            times = [Number(row[key], spec=".3g") for key in names]
+            rates = Number(row["speedup"], spec=".2f"), Number(row["matmul_share"], spec=".0%")
+            table.add(row["tokens"], *times, *rates)
+        parts.append(f"**{name}, modelled, not measured**\n\n{table.to_markdown()}")
     return "\n".join(parts)
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def terminal_tables(result: dict[str, Any]) -> list[Table]:
-    """Return the series as tables for the terminal, each with the growth of OVQ's time and the crossover."""
-    tables = []
-    for group, entry in zip(series(result["rows"]).values(), result["series"], strict=True):
-        growth = ", ".join(f"{slope['factor']:.2f}x from {slope['from']} to {slope['to']}" for slope in entry["slopes"])
-        crossing = entry["crossover_tokens"]
-        faster = f"from {crossing} tokens on" if crossing else "at no length measured"
-        table = Table(title=title(group[0]), title_justify="left", caption_justify="left")
-        table.caption = (f"OVQ's time: {growth}\n" if growth else "") + f"OVQ is at least as fast {faster}"
-        for column in COLUMNS:
-            table.add_column(column, justify="right")
-        for row in group:
-            table.add_row(*cells(row, spread=False))
-        tables.append(table)
-    return tables
 
 
 def operator_figure(result: dict[str, Any]) -> Figure:
@@ -130,7 +96,6 @@ def operator_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _seconds(row: dict[str, Any], method: str, spread: bool) -> str:
-    median = f"{row[f'{method}_seconds']:.3g}"
-    low, high = row[f"{method}_seconds_range"]
-    return f"{median} ({low:.3g} to {high:.3g})" if spread else median
+def _seconds(row: dict[str, Any], method: str, ranges: bool) -> Number | str:
+    median, (low, high) = row[f"{method}_seconds"], row[f"{method}_seconds_range"]
+    return f"{median:.3g} ({low:.3g} to {high:.3g})" if ranges else Number(median, spec=".3g")

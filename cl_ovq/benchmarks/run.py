@@ -11,10 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_ovq.benchmarks.cost import MACHINES
-from cl_ovq.benchmarks.gpu import modelled_rows
+from cl_ovq.benchmarks.cost import MACHINES, modelled_rows
 from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
-from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, terminal_tables
+from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, tables
 from cl_ovq.checking import find_device
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.results import write_atomically
@@ -73,7 +72,7 @@ def run_operator_benchmark(
         print(json.dumps(result, indent=2))
         return
     console = Console()
-    for table in terminal_tables(result):
+    for table in tables(result, ranges=False):
         console.print(table)
     console.print(f"median of {rounds}; {result['machine']['device']}")
 

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import run_experiment
 from cl_ovq.provenance import code_revision, device_name
+from cl_ovq.runs.run import run_experiment
 from cl_ovq.sweeps import Sweep, load_sweep
 from cl_ovq.sweeps.cluster import connected
 from cl_ovq.sweeps.progress import Follower
@@ -102,12 +102,12 @@ def _empty(config: dict[str, Any]) -> None:
 
 def _driver_seconds(sweep: Sweep, trials: int, folder: Path) -> float:
     """Return the seconds that the driver needs for a trial in which nothing is done."""
-    with connected(sweep.cluster):
+    with connected(sweep.cluster) as watch:
         from ray import tune
 
         def run(number: int, name: str) -> float:
             tasks = [{"trial": trial, "point": {}} for trial in range(number)]
-            follower = Follower(sweep, folder / name, {}, Console(quiet=True), lambda values, step: None)
+            follower = Follower(sweep, folder / name, {}, Console(quiet=True), lambda values, step: None, watch.lost)
             began = time.perf_counter()
             tune.Tuner(
                 tune.with_resources(_empty, {"cpu": 1}),

@@ -15,10 +15,10 @@ from unittest.mock import patch
 
 from rich.console import Console
 
-from cl_ovq import experiment
+import cl_ovq.runs.run as one_run
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.experiment import run_experiment
 from cl_ovq.provenance import code_revision, package_versions
+from cl_ovq.runs.run import run_experiment
 from cl_ovq.tracking import Tracker, open_client
 from cl_ovq.tracking.store import absolute_uri
 
@@ -115,7 +115,7 @@ def _clocked() -> Iterator[list[float]]:
 
     methods = ("__init__", "__exit__", "log", "tag", "log_file", "log_input", "log_model")
     with ExitStack() as stack:
-        for owner, names in ((Tracker, methods), (experiment, ("warm_up", "check_store"))):
+        for owner, names in ((Tracker, methods), (one_run, ("warm_up", "check_store"))):
             for name in names:
                 stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name))))
         ask = clocked(Tracker.run_id.fget)  # type: ignore[attr-defined]

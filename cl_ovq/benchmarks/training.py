@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from cl_ovq.checking import check_config, find_device
-from cl_ovq.config import ExperimentConfig
-from cl_ovq.experiment import build_strategy, load_stream, quiet
-from cl_ovq.learning import OPTIMIZERS, seed_everything
+from cl_ovq.config import ExperimentConfig, from_dict, to_dict
+from cl_ovq.learning import seed_everything
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model
 from cl_ovq.provenance import code_revision, device_name, package_versions
+from cl_ovq.runs.setup import build_strategy, load_stream, quiet
+from cl_ovq.strategies import OPTIMIZERS
 from streams import Stream, rows_of
 
 
@@ -40,7 +41,7 @@ def measure_training(config: ExperimentConfig, rounds: int = 5) -> dict[str, Any
     """
     check_config(config)
     quiet()
-    config.strategy.name, config.strategy.epochs = "naive", 1
+    config = from_dict(to_dict(config), ["strategy.name=naive", "strategy.epochs=1"])
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
@@ -87,9 +88,13 @@ def _strategy_loop(
 ) -> Callable[[], None]:
     from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+    from cl_ovq.evaluation.logger import evaluator
+    from cl_ovq.learning.batches import BatchedData
 
     recorders = (DictionaryRecorder(config.evaluation.dictionary_every), CensusRecorder())
-    strategy = build_strategy(config, stream, _model(config, stream), device, metrics=recorders, batched=batched)
+    strategy = build_strategy(config, stream, _model(config, stream), device, evaluator=evaluator(*recorders))
+    if not batched:
+        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, BatchedData)]
     experience = stream.benchmark.streams["train"][0]
     return lambda: strategy.train(experience, eval_streams=[])
 
@@ -100,9 +105,10 @@ def _metrics_seconds(config: ExperimentConfig, stream: Stream, device: torch.dev
     Taken by itself, since it is too little to be seen as a difference between whole loops.
     """
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+    from cl_ovq.evaluation.logger import evaluator
 
     recorder = DictionaryRecorder(config.evaluation.dictionary_every)
-    strategy = build_strategy(config, stream, _model(config, stream), device, metrics=(recorder,))
+    strategy = build_strategy(config, stream, _model(config, stream), device, evaluator=evaluator(recorder))
     strategy.train(stream.benchmark.streams["train"][0], eval_streams=[])
     times = []
     for step in range(100):
@@ -115,7 +121,7 @@ def _metrics_seconds(config: ExperimentConfig, stream: Stream, device: torch.dev
 
 def _bare_loop(config: ExperimentConfig, stream: Stream, device: torch.device) -> Callable[[], None]:
     model = _model(config, stream).to(device)
-    optimizer = OPTIMIZERS[config.optimizer.name](model.parameters(), config.optimizer)
+    optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters())
     criterion = nn.CrossEntropyLoss()
     shared = list(dictionaries(model).values())
     rows = rows_of(stream.benchmark.streams["train"][0].dataset)

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cl_ovq.checkpoints.files import NAME, read_checkpoint
+from cl_ovq.checkpoints.files import NAME
+from cl_ovq.checkpoints.history import History
+from cl_ovq.checkpoints.schema import read_run
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.load import decisive
+from cl_ovq.config.parts import current
 from cl_ovq.errors import UserError
 
+VERSION = 2  # of what a checkpoint holds; 1 had the history in it
 
-def find_checkpoint(folder: Path, config: ExperimentConfig) -> dict[str, Any] | None:
+
+class Begun(NamedTuple):
+    """A run to go on with."""
+
+    run: dict[str, Any]
+    history: History
+
+
+def find_checkpoint(folder: Path, config: ExperimentConfig) -> Begun | None:
     """Return the checkpoint of a folder; None if it holds none.
 
     Raises:
-        UserError: it is damaged, no checkpoint, or one of another configuration.
+        UserError: it is damaged, no checkpoint, or one of another configuration or version.
     """
     path = folder / NAME
     if not path.exists():
         return None
-    run = read_checkpoint(path)
-    if not isinstance(run, dict) or "about" not in run or "config" not in run["about"]:
-        raise UserError(f"{path} is not the checkpoint of a run")
+    run = read_run(path)
+    if run.get("version") != VERSION:
+        raise UserError(
+            f"{path} was written by another version of this program, and only its model can be read (cl-ovq evaluate): "
+            "go on with that version, or begin anew with --overwrite"
+        )
     check_same(path, run["about"]["config"], config)
-    return run
+    return Begun(run, History.read(folder, **run["history"]))
 
 
 def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> None:
@@ -38,7 +53,7 @@ def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> No
     Raises:
         UserError: they differ in what decides the result.
     """
-    there, here = decisive(kept), decisive(to_dict(config))
+    there, here = decisive(current(kept)), decisive(to_dict(config))
     for key in dict.fromkeys((*here, *there)):
         if there.get(key) != here.get(key):
             raise UserError(

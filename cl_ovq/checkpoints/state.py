@@ -7,7 +7,8 @@ An object whose attributes must be kept names them in `STATE`. Attributes are pl
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, is_dataclass
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,16 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSamplingBuffer
 from avalanche.training.supervised import Cumulative
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from cl_ovq.evaluation.census import Census
-from cl_ovq.evaluation.dictionaries import DictionaryRecord
-from cl_ovq.evaluation.matrix import Point
-from cl_ovq.learning.batches import BatchedLoader
-from cl_ovq.learning.seeding import random_state, set_random_state
+from cl_ovq.checkpoints.fit import Fit
 from cl_ovq.mixers import dictionaries
+from cl_ovq.seeding import random_state, set_random_state
 from streams import Stream, rows_of
 
-RECORDS: dict[str, type] = {kind.__name__: kind for kind in (Census, DictionaryRecord, Point)}
-KINDS = {"array", "set", "record", "module", "policy", "object"}
+KINDS = {"array", "set", "module", "policy", "object"}
+PLAN = "plan"  # the series of the history that holds the order of the batches of the epoch
 
 
 class RunState:
@@ -54,21 +53,41 @@ class RunState:
         if isinstance(self.strategy, Cumulative) and done:
             self.strategy.dataset = concat_datasets(self._datasets[:done])
 
-    def take(self) -> dict[str, Any]:
-        """Return the state; tensors are those of the run and change with it, so write them at once."""
+    def take(self, *, within: bool) -> dict[str, Any]:
+        """Return the state, but its history; tensors are those of the run and change with it, so write them at once.
+
+        Args:
+            within: whether it is taken within an epoch, some of whose batches may still be to come.
+        """
         strategy, model = self.strategy, self.strategy.model
         return {
             "model": dict(model.state_dict()),
             "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-            "dictionaries": {name: [d.task, d.last_written] for name, d in dictionaries(model).items()},
+            "dictionaries": {name: (d.task, d.last_written) for name, d in dictionaries(model).items()},
             "optimizer": strategy.optimizer.state_dict(),
             "clock": dict(vars(strategy.clock)),
             "strategy": self._pack(strategy),
             "plugins": [self._pack(plugin) for plugin in strategy.plugins],
             "recorders": [self._pack(recorder) for recorder in self.recorders],
-            "plan": strategy.dataloader.plan if isinstance(strategy.dataloader, BatchedLoader) else None,
+            "plan": len(strategy.dataloader.plan) if within else 0,
             "random": random_state(),
         }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Make sure that a state fits this run, as it was built.
+
+        Raises:
+            ValueError: saying what does not.
+        """
+        strategy = self.strategy
+        fit = Fit(strategy, len(self._position), len(self._datasets))
+        fit.check(state)
+        for kind, owners in (("strategy", [strategy]), ("plugins", strategy.plugins), ("recorders", self.recorders)):
+            kept = [state[kind]] if kind == "strategy" else state[kind]
+            if len(kept) != len(owners):
+                raise ValueError(f"{kind}: {len(kept)} instead of {len(owners)}")
+            for owner, packed in zip(owners, kept, strict=True):
+                fit.part(packed, owner, type(owner).__name__)
 
     def put(self, state: dict[str, Any]) -> None:
         """Put a state back."""
@@ -87,6 +106,55 @@ class RunState:
             self._unpack(kept, owner)
         set_random_state(state["random"])
 
+    def series(self, *, within: bool) -> dict[str, list[Any]]:
+        """Return the history of the run: rows by series, see `checkpoints.history.History`.
+
+        Args:
+            within: see `take`.
+        """
+        found = {name: getattr(recorder, attribute) for name, recorder, attribute, _ in self._histories()}
+        return found | {PLAN: [self.strategy.dataloader.order] if within else []}
+
+    def read_series(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return a history as the run has it.
+
+        Args:
+            rows: plain data by series.
+
+        Raises:
+            ValueError: a row is not of its kind.
+        """
+        series = {
+            name: _typed(list[kind], rows.get(name, []))  # type: ignore[valid-type]
+            for name, _, _, kind in self._histories()
+        }
+        orders = _typed(list[list[list[list[int]]]], rows.get(PLAN, []))
+        return series | {PLAN: [[self._batch(*batch) for batch in order] for order in orders]}
+
+    def put_series(self, series: Mapping[str, list[Any]]) -> None:
+        """Put a history back, as `read_series` returns it.
+
+        Raises:
+            ValueError: its rows do not fit this run.
+        """
+        for name, recorder, attribute, _ in self._histories():
+            setattr(recorder, attribute, series[name].copy())
+        for recorder in self.recorders:
+            if hasattr(recorder, "restored"):
+                recorder.restored()
+
+    def _batch(self, rows: list[int], tasks: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch of the plan: rows of the stream's samples, and task labels."""
+        if len(rows) != len(tasks) or not all(0 <= row < len(self._position) for row in rows):
+            raise ValueError("a batch has rows that the stream has not")
+        return torch.tensor(rows), torch.tensor(tasks)
+
+    def _histories(self) -> Iterator[tuple[str, Any, str, type]]:
+        """Yield series, recorder, attribute and kind of the rows of everything that is only ever added to."""
+        for recorder in self.recorders:
+            for attribute, kind in getattr(recorder, "HISTORY", {}).items():
+                yield f"{type(recorder).__name__}.{attribute}", recorder, attribute, kind
+
     def _pack(self, value: Any) -> Any:
         """Return plain data and tensors; what is neither becomes a pair of its kind and its content."""
         if value is None or isinstance(value, bool | int | float | str | Tensor):
@@ -104,8 +172,6 @@ class RunState:
         if isinstance(value, ExemplarsBuffer):
             kept = {name: self._pack(item) for name, item in vars(value).items() if name != "_buffer"}
             return {"policy": kept | {"_buffer": rows_of(value.buffer)}}
-        if is_dataclass(value):
-            return {"record": [type(value).__name__, asdict(value)]}  # type: ignore[arg-type]
         return {"object": {name: self._pack(getattr(value, name)) for name in state_of(value)}}
 
     def _unpack(self, packed: Any, present: Any) -> Any:
@@ -133,9 +199,6 @@ class RunState:
             return content.numpy().copy()
         if kind == "set":
             return set(content)
-        if kind == "record":
-            name, fields = content
-            return RECORDS[name](**fields)
         module = copy.deepcopy(self.strategy.model).requires_grad_(False)
         module.load_state_dict(content)
         return module
@@ -159,6 +222,11 @@ class RunState:
         if self._everything is None:
             self._everything = concat_datasets(self._datasets)
         return self._everything.subset(self._position[rows].tolist())
+
+
+def _typed(kind: Any, rows: list[Any]) -> Any:
+    """Return plain data as a type. Only for JSON does strictness let a mapping be a dataclass."""
+    return TypeAdapter(kind).validate_json(json.dumps(rows), strict=True)
 
 
 _DEVICE = object()

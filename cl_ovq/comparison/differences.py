@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from cl_ovq.comparison.sources import Group
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence
 from cl_ovq.quantities import BETTER, QUANTITIES
 from cl_ovq.results import summary_metrics, to_matrix
+from cl_ovq.strategies import sees_all
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 LEVEL = 0.05
-REFERENCES = ("joint", "cumulative")  # strategies that see all data so far, or all data
 # Beside the metrics of quality, which are tested. These are only shown.
 SHOWN = (
     *(f"average_incremental_{quantity}" for quantity in QUANTITIES),
@@ -66,17 +71,48 @@ class Comparison:
 
     Attributes:
         groups: what is compared.
-        means: metric over seeds by name, a value per group; None where it is undefined.
+        aggregates: metric over seeds by name, one per group; None where it is undefined.
         differences: for every metric and every group but the first, where both have it.
     """
 
     groups: list[Group]
-    means: dict[str, list[float | None]]
+    aggregates: dict[str, list[Aggregate | None]]
     differences: list[Difference]
+
+    @property
+    def means(self) -> dict[str, list[float | None]]:
+        """The metrics' means over seeds."""
+        return {name: [found.mean if found else None for found in each] for name, each in self.aggregates.items()}
 
     def of(self, metric: str, group: int) -> Difference | None:
         """Return one difference, or None where there is none."""
         return next((d for d in self.differences if (d.metric, d.group) == (metric, group)), None)
+
+    def best(self, metric: str) -> int | None:
+        """Return the group with the best mean where the tests bear it out, else None.
+
+        Any group but the first has to be shown to be better than the first; the first, that every other is worse.
+        """
+        found = enumerate(self.aggregates[metric])
+        means = {group: BETTER.get(metric, 0) * each.mean for group, each in found if each is not None}
+        best = max(means, key=means.__getitem__, default=0)
+        if best > 0:
+            return best if (tested := self.of(metric, best)) and tested.verdict == "better" else None
+        others = [self.of(metric, group) for group in means if group > 0]
+        return 0 if others and all(other and other.verdict == "worse" for other in others) else None
+
+    def to_pandas(self) -> DataFrame:
+        """Return a row per metric and group: its mean, and but for the first group how it differs from the first."""
+        import pandas
+
+        rows = []
+        for metric, means in self.means.items():
+            for number, (group, mean) in enumerate(zip(self.groups, means, strict=True)):
+                found = self.of(metric, number)
+                differs = {} if found is None else asdict(found) | {"verdict": found.verdict}
+                rows.append(differs | {"metric": metric, "group": group.name, "mean": mean})
+        columns = ["metric", "group", "mean", "difference", "interval", "p", "corrected", "verdict", "paired", "seeds"]
+        return pandas.DataFrame(rows, columns=columns).set_index(["metric", "group"])
 
 
 def compare(groups: Sequence[Group]) -> Comparison:
@@ -87,10 +123,15 @@ def compare(groups: Sequence[Group]) -> Comparison:
     Args:
         groups: at least two.
     """
-    reference = next((group for group in groups if group.config["strategy"]["name"] in REFERENCES), None)
+    joint = (group for group in groups if group.sound and sees_all(group.config))
+    reference = next(joint, None)
     values = [_values(group, reference) for group in groups]
     names = [*TESTED, *SHOWN]
-    means = {name: [_mean(group.get(name)) for group in values] for name in names}
+    aggregates = {}
+    for name in names:
+        found = [aggregate([*group[name].values()]) if name in group else None for group in values]
+        if any(found):
+            aggregates[name] = found
     raw: list[tuple[str, int, float, tuple[float, float | None, float | None, bool, int]]] = []
     for name in names:
         for position in range(1, len(groups)):
@@ -104,7 +145,7 @@ def compare(groups: Sequence[Group]) -> Comparison:
         p = p if name in TESTED else None
         adjusted = None if p is None else next(corrected)
         differences.append(Difference(name, position, mean, difference, interval, p, adjusted, paired, seeds))
-    return Comparison(list(groups), {n: m for n, m in means.items() if any(v is not None for v in m)}, differences)
+    return Comparison(list(groups), aggregates, differences)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -118,21 +159,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _values(group: Group, reference: Group | None) -> dict[str, dict[int, float]]:
-    """Metrics of a group by name and seed; intransigence against the reference's run of that seed, or of its first."""
+    """Metrics of a group by name and seed, without runs that diverged.
+
+    Intransigence is against the reference's run of that seed, or its first one.
+    """
     found: dict[str, dict[int, float]] = {}
-    for seed, run in group.runs.items():
+    for seed, run in group.sound.items():
         for name, value in summary_metrics(run).items():
             found.setdefault(name, {})[seed] = value
-        if reference is not None and group.config["strategy"]["name"] not in REFERENCES:
-            best = reference.runs.get(seed) or next(iter(reference.runs.values()))
+        if reference is not None and not sees_all(group.config):
+            best = reference.sound.get(seed) or next(iter(reference.sound.values()))
             short = intransigence(to_matrix(run.matrix), to_matrix(best.matrix))
             if not math.isnan(short):
                 found.setdefault("intransigence", {})[seed] = short
     return found
-
-
-def _mean(values: dict[int, float] | None) -> float | None:
-    return float(np.mean(list(values.values()))) if values else None
 
 
 def _difference(

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from cl_ovq.comparison.sources import Group
+from cl_ovq.evaluation.drawing import (
+    INCHES,
+    NUMBERED,
+    TICKS,
+    heat_map,
+    legend,
+    marked,
+    new_figure,
+    raster,
+    shortened,
+    thinned,
+)
+from cl_ovq.evaluation.figures import color_scale
 from cl_ovq.evaluation.metrics import Matrix, seen_average
 from cl_ovq.quantities import QUANTITIES, matrix_label, words
 from cl_ovq.results import carried_bytes, to_matrix
+
+PANELS = 12  # matrices of a figure
 
 
 def all_figures(groups: Sequence[Group]) -> dict[str, Figure]:
@@ -27,61 +43,66 @@ def all_figures(groups: Sequence[Group]) -> dict[str, Figure]:
 
 
 def mean_matrix(group: Group) -> Matrix:
-    """Return the results matrix, averaged over seeds."""
-    matrices = [to_matrix(run.matrix) for run in group.runs.values()]
-    return np.mean(matrices, axis=0)
+    """Return the results matrix, averaged over the seeds that did not diverge, over all where all did."""
+    runs = list((group.sound or group.runs).values())
+    total = to_matrix(runs[0].matrix)
+    for run in runs[1:]:
+        total += to_matrix(run.matrix)
+    return total / len(runs)
 
 
 def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
-    """Draw the results matrices side by side, on one scale."""
-    matrices = [mean_matrix(group) for group in groups]
-    first = matrices[0]
-    # A loss has no scale of its own: from the worst to the best that was measured.
-    low, high = (0.0, 1.0) if quantity == "accuracy" else (float(f(matrices)) for f in (np.nanmin, np.nanmax))
-    height, width = 1.5 + 0.4 * first.shape[0], 1.0 + (1.0 + 0.55 * first.shape[1]) * len(groups)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, group, matrix in zip(panels, groups, matrices, strict=True):
-        image = axes.imshow(matrix, vmin=low, vmax=high, cmap="viridis", aspect="auto")
-        for (i, j), value in np.ndenumerate(matrix):
-            if not np.isnan(value):
-                color = "white" if value < low + 0.6 * (high - low) else "black"
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize="x-small")
-        axes.set_xticks(range(matrix.shape[1]), [str(j + 1) for j in range(matrix.shape[1])])
-        axes.set_title(group.name, fontsize="small", wrap=True)
-    rows = first.shape[0]
-    panels[0].set_yticks(range(rows), ["before", *(f"after {i}" for i in range(1, rows))])
+    """Draw the results matrices side by side, on one scale; of very many groups the first `PANELS`."""
+    matrices = [raster(mean_matrix(group)) for group in groups[:PANELS]]
+    experiences = len(next(iter(groups[0].runs.values())).matrix[0])
+    numbered = 0.55 * experiences * len(matrices) < INCHES - 2
+    across = len(matrices) if numbered else min(len(matrices), 4)
+    down = math.ceil(len(matrices) / across)
+    width = 1.0 + (1.0 + 0.55 * experiences if numbered else 3.4) * across
+    figure = new_figure(width, 1.9 + 0.4 * experiences if numbered else 0.6 + 3.2 * down)
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    scale = color_scale(matrices, quantity)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, group, matrix in zip(panels, groups, matrices, strict=False):
+        axes.set_axis_on()
+        image = heat_map(axes, matrix, experiences, scale, numbered=numbered, ticks=TICKS if numbered else 10)
+        axes.set_title(group.name if numbered else shortened(group.name), fontsize="small", wrap=True)
     figure.supxlabel("test experience", fontsize="small")
     figure.colorbar(image, ax=list(panels), label=matrix_label(quantity))
+    if len(groups) > PANELS:
+        figure.suptitle(f"the first {PANELS} of {len(groups)}", fontsize="small")
     return figure
 
 
 def average_figure(groups: Sequence[Group], quantity: str) -> Figure:
     """Draw the mean of the quantity on the experiences learned so far, with each seed as a thin line."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for number, group in enumerate(groups):
-        curves = QUANTITIES[quantity] * np.array([seen_average(to_matrix(run.matrix)) for run in group.runs.values()])
+        runs = (group.sound or group.runs).values()
+        curves = QUANTITIES[quantity] * np.array([seen_average(to_matrix(run.matrix)) for run in runs])
         x = np.arange(1, curves.shape[1] + 1)
         color = f"C{number}"
         for curve in curves if len(curves) > 1 else ():
             axes.plot(x, curve, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(x, curves.mean(0), color=color, marker="o", markersize=4, label=group.name)
+        marker = "o" if len(x) <= NUMBERED else ""
+        axes.plot(x, curves.mean(0), color=color, marker=marker, markersize=4, label=group.name)
     axes.set_xlabel("experiences learned")
     axes.set_ylabel(f"{words(quantity)} on those experiences")
-    axes.set_xticks(x)
-    axes.legend(fontsize="small")
+    axes.set_xticks(marked(1, len(x)))
+    legend(axes)
     return figure
 
 
 def memory_figure(groups: Sequence[Group]) -> Figure:
     """Draw forgetting against the bytes carried from task to task, a point per seed."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for group in groups:
         points = [
             (carried_bytes(run) / 1e6, forgetting)
-            for run in group.runs.values()
+            for run in group.sound.values()
             if (forgetting := run.metrics.get("forgetting")) is not None
         ]
         axes.plot([x for x, _ in points], [y for _, y in points], "o", alpha=0.7, label=group.name)
@@ -89,13 +110,13 @@ def memory_figure(groups: Sequence[Group]) -> Figure:
     axes.set_ylabel("forgetting")
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left=0)
-    axes.legend(fontsize="small")
+    legend(axes)
     return figure
 
 
 def growth_figure(groups: Sequence[Group]) -> Figure:
     """Draw the slots in use over training steps, one line per run with a dictionary."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for number, group in enumerate(groups):
         label = group.name
@@ -103,10 +124,10 @@ def growth_figure(groups: Sequence[Group]) -> Figure:
             history = run.dictionary.get("history") or []
             if history:
                 steps, sizes = [r["step"] for r in history], [r["size"] for r in history]
-                axes.plot(steps, sizes, color=f"C{number}", alpha=0.8, linewidth=1, label=label)
+                axes.plot(*thinned(steps, sizes), color=f"C{number}", alpha=0.8, linewidth=1, label=label)
                 label = "_"  # one entry in the legend for all seeds
     axes.set_xlabel("training steps")
     axes.set_ylabel("slots in use per head")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    legend(axes)
     return figure

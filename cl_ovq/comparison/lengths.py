@@ -21,7 +21,7 @@ def lengths_of(
     """Return what the runs of each group reach at each length.
 
     Args:
-        groups: see `load_groups`.
+        groups: see `load_groups`; runs that diverged are left out.
         lengths: in tokens, at which the runs' checkpoints are evaluated now; if empty, what the runs measured is read.
         tokens: of all sequences of one length together, where they are evaluated now.
         console: where progress is drawn.
@@ -35,10 +35,12 @@ def lengths_of(
     """
     found: dict[str, list[Records]] = {}
     with Progress(console=console, transient=True, disable=not lengths) as progress:
-        shown = progress.add_task("evaluating", total=sum(len(group.runs) for group in groups))
+        shown = progress.add_task("evaluating", total=sum(len(group.sound) for group in groups))
         for group in groups:
             found[group.name] = []
-            for run in group.runs.values():
+            if not group.sound:
+                raise UserError(f"{group.name}: all runs diverged, and were not evaluated at other lengths")
+            for run in group.sound.values():
                 records = finished_lengths(run.output_dir, lengths, tokens, sharpen=sharpen) if lengths else run.lengths
                 if not records:
                     raise UserError(f"{group.name}: the run was not evaluated at other lengths: name lengths with --at")

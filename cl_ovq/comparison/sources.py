@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cl_ovq.config.load import decisive
 from cl_ovq.errors import UserError
+from cl_ovq.paths import is_there
 from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.validated import read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +32,18 @@ class Group:
     runs: dict[int, Result]
 
     @property
+    def sound(self) -> dict[int, Result]:
+        """The runs that did not diverge: only these are compared."""
+        return {seed: run for seed, run in self.runs.items() if run.diverged is None}
+
+    @property
+    def count(self) -> str:
+        """How many runs there are, in words."""
+        seeds = f"{len(self.runs)} seed{'' if len(self.runs) == 1 else 's'}"
+        lost = len(self.runs) - len(self.sound)
+        return f"{seeds}, {lost} diverged" if lost else seeds
+
+    @property
     def config(self) -> dict[str, Any]:
         """The configuration of the first run."""
         return next(iter(self.runs.values())).config
@@ -46,7 +59,19 @@ def load_groups(names: Sequence[str], uri: str | None = None) -> list[Group]:
     Raises:
         UserError: see `load_group`; or the groups were evaluated on unlike streams.
     """
-    groups = [load_group(name, uri) for name in names]
+    return comparable([load_group(name, uri) for name in names], names)
+
+
+def comparable(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
+    """Return groups under names of their own.
+
+    Args:
+        groups: to be compared.
+        names: what each is called where another one has the same name.
+
+    Raises:
+        UserError: the groups were evaluated on unlike streams.
+    """
     streams = {_stream(group) for group in groups}
     if len(streams) > 1:
         raise UserError(f"these runs are not of one stream, and cannot be compared: {'; '.join(sorted(streams))}")
@@ -69,7 +94,19 @@ def load_group(name: str, uri: str | None = None) -> Group:
         UserError: there is nothing of that name, or it holds more than one configuration.
     """
     path = Path(name)
-    results = _from_path(path) if path.exists() else _from_mlflow(name, uri)
+    return group_of(_from_path(path) if is_there(path) else _from_mlflow(name, uri), name)
+
+
+def group_of(results: Sequence[Result], name: str) -> Group:
+    """Return runs that differ by nothing but their seeds as a group.
+
+    Args:
+        results: of the runs.
+        name: of what holds them, for the message.
+
+    Raises:
+        UserError: they differ in more.
+    """
     runs: dict[int, Result] = {}
     for result in results:
         differing = _differing(results[0].config, result.config)
@@ -90,7 +127,7 @@ def _from_path(path: Path) -> list[Result]:
         return [Result.read(path)]
     found = [Result.read(file) for file in sorted(path.rglob(FILE_NAME))]
     # A row of a study keeps the runs that chose its hyper-parameters beside those that are reported.
-    reported = [result for result in found if result.config["evaluation"]["stream"] == "test"]
+    reported = [result for result in found if result.config["evaluation"]["split"] == "test"]
     if not found:
         raise UserError(f"{path} holds no results of a run ({FILE_NAME})")
     return reported or found
@@ -98,16 +135,12 @@ def _from_path(path: Path) -> list[Result]:
 
 def _from_seeds(path: Path) -> list[Result]:
     """Return the runs in a file that holds several seeds, as `seeds.json` does; none where it is of another kind."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} does not hold the results of a run: {str(error).splitlines()[0]}") from error
+    content = read_json(path, "the results of a run")
     if not isinstance(content, dict) or "runs" not in content:
         return []
-    try:
-        return [Result(**run) for run in content["runs"]]
-    except TypeError as error:
-        raise UserError(f"{path} does not hold the results of several seeds") from error
+    if not isinstance(content["runs"], list):
+        raise UserError(f"{path} does not hold the results of several seeds")
+    return [Result.of(run, path) for run in content["runs"]]
 
 
 def _from_mlflow(name: str, uri: str | None) -> list[Result]:
@@ -145,7 +178,8 @@ def _stream(group: Group) -> str:
     stream = group.config["stream"]
     parts = [
         stream["name"],
+        stream.get("source", ""),
         stream.get("scenario", ""),
         f"{len(next(iter(group.runs.values())).matrix[0])} experiences",
     ]
-    return ", ".join([*filter(None, parts), f"{group.config['evaluation']['stream']} stream"])
+    return ", ".join([*filter(None, parts), f"{group.config['evaluation']['split']} split"])

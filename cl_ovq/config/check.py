@@ -7,10 +7,13 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from cl_ovq.config.reading import Step, is_unicode
 from cl_ovq.errors import UserError, nearest
 
+FLOAT32 = 3.4028234663852886e38
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -21,41 +24,60 @@ TYPE_NAMES = {
 }
 
 
-def check_keys(tree: Mapping[str, Any], schema: Mapping[str, Any], scalars: Sequence[dataclasses.Field[Any]]) -> None:
-    """Refuse a key that no section has.
-
-    Args:
-        tree: nested mappings as read from YAML.
-        schema: the dataclass of each section.
-        scalars: the fields outside any section.
-    """
-    top = [*schema, *(field.name for field in scalars)]
-    for key, value in tree.items():
-        if key not in top:
-            raise _unknown_key(str(key), str(key), top, schema)
-        if key not in schema or value is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise UserError(f"{key}: '{value}' is not a section: write {key}.name={value}, or another of its keys")
-        known = [field.name for field in dataclasses.fields(schema[key])] + (["name"] if key == "stream" else [])
-        for inner in value:
-            if inner not in known:
-                raise _unknown_key(f"{key}.{inner}", str(inner), known, schema)
-
-
-def check_values(section: str, cls: Any, values: Mapping[str, Any]) -> None:
+def checked_values(section: str, cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check type, choices and range of each given value against the fields of a dataclass.
+
+    Returns:
+        The values: whole numbers as floats where a field holds those, and numbers as text where it holds that, which
+        only a reference to another key or a caller from Python gives.
 
     Raises:
         UserError: naming the key, the value and what is valid.
     """
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    found = {}
     for key, value in values.items():
         name = f"{section}.{key}" if section else key
-        _check_type(name, value, hints[key])
+        check_type(name, value, hints[key])
         if value is not None:
             _check_limits(name, value, fields[key].metadata)
+        found[key] = _converted(value, hints[key])
+    return found
+
+
+@cache
+def hints_of(cls: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    return typing.get_type_hints(cls)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """Return a checked value as its field holds it."""
+    if hint is Any:
+        return value
+    if isinstance(value, list):
+        return [_converted(item, _inner(hint)) for item in value]
+    if isinstance(value, dict):
+        return {key: _converted(item, _inner(hint)) for key, item in value.items()}
+    allowed = _plain_types(hint)
+    if value is None or Any in allowed or type(value) in allowed:
+        return value
+    return float(value) if float in allowed else str(value)
+
+
+def _inner(hint: Any) -> Any:
+    """Return the type of a list's items or a mapping's values; None where there is no such thing."""
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) in (list, dict)]
+    return typing.get_args(parts[0])[-1] if parts else None
+
+
+def holds_text(cls: Any, path: Sequence[Step]) -> bool:
+    """Return whether a place in a dataclass is text by its types: a field, or an item of a list or mapping in it."""
+    hint = hints_of(cls).get(str(path[0])) if path else None
+    for _ in path[1:]:
+        hint = _inner(hint)
+    return str in _plain_types(hint)
 
 
 def field_of(field: dataclasses.Field[Any]) -> Any:
@@ -65,7 +87,22 @@ def field_of(field: dataclasses.Field[Any]) -> Any:
     return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
+def is_optional(hint: Any) -> bool:
+    """Return whether a type allows None."""
+    return types.NoneType in _plain_types(hint)
+
+
+def is_container(value: Any, hint: Any) -> bool:
+    """Return whether a list or mapping stands where the type has one of its kind."""
+    return type(value) in _plain_types(hint)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Check the type of a value, and of the items in it.
+
+    Raises:
+        UserError: naming `name`, the value and what is valid.
+    """
     allowed = _plain_types(hint)
     if isinstance(value, list | dict) and type(value) in allowed:
         _check_items(name, value, hint)
@@ -73,6 +110,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, int) and value.bit_length() > 63:
         raise UserError(f"{name}: the whole number is too large: it must lie within 64 bits")
     if Any in allowed or type(value) in allowed:
+        if isinstance(value, str):
+            _check_text(name, value)
         return
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         return
@@ -82,15 +121,23 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     raise UserError(f"{name}: {value!r} is not {wanted}")
 
 
+def _check_text(name: str, value: str) -> None:
+    """Refuse what no file, and no name of one, can hold, and what would mean something else when it is read again."""
+    if "\0" in value or not is_unicode(value):
+        raise UserError(f"{name}: {value!r} holds a character that cannot be written")
+    if "${" in value:
+        raise UserError(f"{name}: {value!r} cannot stand for itself: '${{' begins a reference to another key")
+
+
 def _check_items(name: str, value: list[Any] | dict[Any, Any], hint: Any) -> None:
     """Check the items of a list, or the keys and values of a mapping."""
     (container,) = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is type(value)]
     *keys, inner = typing.get_args(container)
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         where = f"{name}.{key}" if isinstance(value, dict) else f"{name}[{key}]"
-        if keys and not isinstance(key, keys[0]):
-            raise UserError(f"{where}: the key {key!r} is not {TYPE_NAMES[keys[0]]}")
-        _check_type(where, item, inner)
+        if keys:
+            check_type(f"{name}: the key {key!r}", key, keys[0])
+        check_type(where, item, inner)
 
 
 def _plain_types(hint: Any) -> list[Any]:
@@ -118,14 +165,7 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{name}: {value} is too small: it must be greater than {limits['exclusive_minimum']}")
     if "maximum" in limits and value > limits["maximum"]:
         raise UserError(f"{name}: {value} is too large: it must be at most {limits['maximum']}")
-
-
-def _unknown_key(name: str, key: str, known: Sequence[str], schema: Mapping[str, Any]) -> UserError:
-    elsewhere = [
-        f"{section}.{key}"
-        for section, cls in schema.items()
-        if key in {field.name for field in dataclasses.fields(cls)}
-    ]
-    section = name.removesuffix(key)
-    hint = f": did you mean '{elsewhere[0]}'?" if elsewhere else nearest(key, known, prefix=section) or ":"
-    return UserError(f"unknown key '{name}'{hint} known: {', '.join(sorted(known))}")
+    if isinstance(value, float) and abs(value) > FLOAT32:
+        raise UserError(
+            f"{name}: {value} is too large: numbers of 32 bits, which models compute with, end at {FLOAT32}"
+        )

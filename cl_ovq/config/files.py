@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from cl_ovq.config.reading import IsText, read_yaml, yaml_line
 from cl_ovq.errors import UserError, nearest
+from cl_ovq.paths import is_file
+
+LARGEST = 1 << 20  # bytes
 
 
 def shipped_folders(name: str) -> list[Path]:
@@ -30,14 +33,6 @@ def files_by_name(folders: Iterable[Path]) -> dict[str, Path]:
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found
-
-
-def is_file(path: Path) -> bool:
-    """Return whether there is such a file; False for a name that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def find_file(kind: str, name: str, known: Mapping[str, Path]) -> Path:
@@ -62,25 +57,32 @@ def find_file(kind: str, name: str, known: Mapping[str, Path]) -> Path:
     )
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+def read_mapping(path: Path, is_text: IsText, *, shown: bool = True) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; an empty one holds an empty mapping.
+
+    Args:
+        path: of the file.
+        is_text: which places in it hold text, see `read_yaml`.
+        shown: whether a message may say what is wrong in its content.
 
     Raises:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            loaded = OmegaConf.load(file)
-    except AssertionError as error:  # OmegaConf, of a document that is a text which reads as a number
-        raise UserError(f"{path} holds no mapping, but a text") from error
-    except OSError as error:  # OmegaConf raises it, without a number, for a document that is no mapping or list
-        problem = f"cannot be read: {error.strerror}" if error.errno else f"holds no mapping: {first_line(error)}"
-        raise UserError(f"{path} {problem}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {first_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST} bytes, and is no file that people write")
+        # As a stream: of a text PyYAML would show the line.
+        loaded = read_yaml(io.StringIO(content.decode()), is_text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = yaml_line(error) if shown else "another file names it, so its content is not shown"
+        raise UserError(f"{path} is not valid YAML: {reason}") from (error if shown else None)
+    if loaded is not None and not isinstance(loaded, dict):
         raise UserError(f"{path} holds no mapping of keys to values")
-    return as_mapping(OmegaConf.to_container(loaded), str(path))
+    return loaded or {}
 
 
 def as_mapping(value: Any, name: str) -> dict[str, Any]:
@@ -92,27 +94,3 @@ def as_mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UserError(f"{name}: '{value}' is not a mapping")
     return {str(key): inner for key, inner in value.items()}
-
-
-def read_override(override: str, example: str) -> tuple[str, Any]:
-    """Return key and YAML value of `key=value`.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"override '{override}' is not of the form key=value, e.g. {example}")
-    try:
-        tree: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
-        return key, tree["value"]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"cannot read the override '{override}': {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line; of YAML's all lines joined, since the first says little."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, yaml.YAMLError):
-        return " ".join(lines)
-    return lines[0] if lines else type(error).__name__

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_ovq.addresses import redact
-from cl_ovq.config.check import check_keys, check_values, field_of
-from cl_ovq.config.files import first_line, is_file, read_mapping, shipped_folders
-from cl_ovq.config.schema import ExperimentConfig, StreamConfig
-from cl_ovq.errors import UserError, nearest, unknown
+from cl_ovq.addresses import redact, redact_tree, remember
+from cl_ovq.config.check import checked_values, holds_text
+from cl_ovq.config.custom import check_custom
+from cl_ovq.config.environment import check_environment
+from cl_ovq.config.files import read_mapping, shipped_folders
+from cl_ovq.config.keys import check_keys, sections, settle
+from cl_ovq.config.parts import current, default_of, owners, schema_of
+from cl_ovq.config.reading import Step, read_override, yaml_line
+from cl_ovq.config.schema import SCALARS, SECTIONS, ExperimentConfig, Scalars, StreamConfig
+from cl_ovq.errors import UserError, first_line, nearest
+from cl_ovq.imports import check_imported, import_parts, stored_hint
+from cl_ovq.paths import is_file
 from streams import STREAMS
 
-INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds")  # prefixes, see `decisive`
+# Prefixes of keys that decide no result, see `decisive`.
+INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds", "figures", "imports")
 EXPERIMENTS = "experiments"
+SUFFIXES = (".yaml", ".yml")
+EXAMPLE = "model.mixer=softmax"
 # Folders in it of files that are no experiments, but grids of them, and numbers that an experiment is to show.
 STUDIES, PUBLISHED = "studies", "published"
 
-SECTIONS: dict[str, Any] = {
-    field.name: field.default_factory
-    for field in dataclasses.fields(ExperimentConfig)
-    if dataclasses.is_dataclass(field.default_factory)
-}
-SCALARS = tuple(
-    field for field in dataclasses.fields(ExperimentConfig) if field.name not in SECTIONS and field.name != "stream"
-)
+
+def is_text(path: Sequence[Step]) -> bool:
+    """Return whether the schema has text at a place of an experiment."""
+    section, *steps = path or ("",)
+    # Whatever the parts: options of one name are of one type.
+    if section in sections():
+        return any(holds_text(owner.options, steps) for owner in owners() if owner.section == section)
+    return holds_text(Scalars, path)
+
+
+def is_text_below(dotted: Sequence[Step]) -> bool:
+    """Return whether the schema has text at a place whose first step is a dotted key, as in `set` of a sweep."""
+    key, *steps = dotted or ("",)
+    return is_text((*str(key).split("."), *steps))
 
 
 def list_experiments() -> dict[str, Path]:
@@ -64,39 +80,73 @@ def find_experiment(name: str) -> Path:
     )
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_config(
+    name: str | Path, overrides: Sequence[str] = (), *, allow_env: bool = False, given: bool = True
+) -> ExperimentConfig:
     """Read an experiment, apply overrides, and check every key, type, name and range that can be checked from it alone.
 
     Args:
         name: path of a YAML file, or the name of one under `experiments/`.
         overrides: `key=value` with dotted keys and YAML values, e.g. `model.mixer=softmax`.
+        allow_env: whether what decides no result may be read from the environment, as `${oc.env:NAME}`.
+        given: whether the person named the file; if another file did, nothing of its content is shown unless it is a
+            configuration.
 
     Raises:
         UserError: a file, key or value is wrong; one line says which, and what would be right.
     """
-    return _configure(_read_tree(find_experiment(str(name))), _parse_overrides(overrides))
+    layers = _read_layers(find_experiment(str(name)), given=given)
+    return _configure([*layers, _parse_overrides(overrides)], allow_env=allow_env)
 
 
-def read_experiment(name: str | Path) -> dict[str, Any]:
-    """Return what an experiment's file says, as plain data, without checking it; `from_dict` makes a configuration.
+def read_experiment(name: str | Path, *, given: bool = False) -> dict[str, Any]:
+    """Return what an experiment's file says as plain data; `from_dict` checks it.
+
+    Args:
+        name: see `load_config`.
+        given: whether the person named the file, and no other file did.
 
     Raises:
-        UserError: there is no such file, or it is no YAML mapping.
+        UserError: there is no such file, or it is no configuration.
     """
-    return _read_tree(find_experiment(str(name)))
+    return settle(_read_layers(find_experiment(str(name)), given=given))[0]
 
 
-def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, allow_env: bool = False) -> ExperimentConfig:
     """Return the configuration that plain data in the shape of the YAML files describes, checked like any other.
 
     Args:
         tree: as `to_dict` or `read_experiment` return it.
         overrides: `key=value`, as on the command line.
+        allow_env: see `load_config`.
 
     Raises:
         UserError: a key or value is wrong.
     """
-    return _configure(dict(tree), _parse_overrides(overrides))
+    return _configure([tree, _parse_overrides(overrides)], allow_env=allow_env)
+
+
+def from_stored(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Return the configuration that a finished run has stored; what it had from the environment is at its default.
+
+    Keys that were stored without being used are passed over.
+
+    Args:
+        tree: as `to_dict` returned it.
+        overrides: `key=value`, as on the command line.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
+    kept = copy.deepcopy(current(tree))
+    for key, value in flatten(kept).items():
+        if key.startswith(INDIFFERENT) and "${" in str(value):
+            holder, last = _holder(kept, key)
+            del holder[last]
+    try:
+        return from_dict(kept, overrides)
+    except UserError as error:
+        raise UserError(f"{error}{stored_hint(kept.get('imports'))}") from error
 
 
 def load_stream_config(name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -110,36 +160,94 @@ def load_stream_config(name: str, overrides: Sequence[str] = ()) -> ExperimentCo
         UserError: see `load_config`.
     """
     named = [text if text.startswith(("seed=", "stream.")) else f"stream.{text}" for text in overrides]
-    return _configure({"stream": {"name": name}}, _parse_overrides(named))
+    return _configure([{"stream": {"name": name}}, _parse_overrides(named)])
 
 
-def _configure(tree: dict[str, Any], changes: dict[str, Any]) -> ExperimentConfig:
-    """Lay changes over a file's tree, check everything, and build the configuration."""
-    options = _stream_schema(tree, changes)
-    schema: dict[str, Any] = {"stream": options, **SECTIONS}
-    for source in (tree, changes):
-        check_keys(source, schema, SCALARS)
-        for key, value in flatten(source).items():
-            if value == "???":  # OmegaConf would pass over it
-                raise UserError(f"{key}: '???' stands for a missing value: give one, or leave the key out")
-    scalars = dataclasses.make_dataclass("scalars", [(f.name, f.type, field_of(f)) for f in SCALARS])
-    values = _resolve({"": scalars, **schema}, tree, changes)
-    top = _build("", scalars, {f.name: values[f.name] for f in SCALARS})
+def _configure(layers: Sequence[Mapping[str, Any]], *, allow_env: bool = False) -> ExperimentConfig:
+    """Lay the layers of a configuration over each other, check everything, and build it."""
+    for section in ("model", "stream"):
+        parts = [part for layer in layers if isinstance(part := layer.get(section), Mapping)]
+        check_custom(section, {key: value for part in parts for key, value in part.items()})
+    leaves: dict[str, Any] = {}
+    for layer in layers:
+        leaves |= flatten(layer)
+    written = check_environment(leaves, INDIFFERENT, allowed=allow_env)
+    tree, schema = settle(layers)
+    for key, value in flatten(tree).items():
+        if value == "???":  # OmegaConf would pass over it
+            raise UserError(f"{key}: '???' stands for a missing value: give one, or leave the key out")
+    values = _resolve(schema, tree)
+    unresolved = _unresolved(values, written)
     built = {section: _build(section, cls, values[section]) for section, cls in schema.items()}
-    return ExperimentConfig(
-        stream=StreamConfig(_stream_name(tree, changes), built.pop("stream")),
-        **built,
-        **{f.name: getattr(top, f.name) for f in SCALARS},
-    )
+    top = _build("", Scalars, {f.name: values[f.name] for f in SCALARS})
+    return ExperimentConfig(**built, **vars(top), unresolved=unresolved)
+
+
+def _unresolved(values: dict[str, Any], written: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what was written in the place of values that came from the environment, with these values."""
+    found = {}
+    for key, text in written.items():
+        holder, last = _holder(values, key)
+        remember(holder[last])
+        found[key] = (text, holder[last])
+    return found
+
+
+def _holder(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the mapping that holds the value of a dotted key, and the key in it; that of a tag may have dots, too."""
+    *sections, last = key.split(".", 2)
+    for section in sections:
+        tree = tree[section]
+    return tree, last
+
+
+def check_schema(config: ExperimentConfig) -> None:
+    """Check keys, types and ranges of a configuration that may have been changed in Python, as if it had been read.
+
+    Raises:
+        UserError: in the line that the same mistake in a file gives.
+    """
+    check_custom("model", vars(config.model))
+    check_custom("stream", {"name": config.stream.name, **vars(config.stream.options)})
+    for key in vars(config.stream).keys() - {"name", "options"}:
+        raise UserError(f"stream.{key}: options of a stream are attributes of stream.options")
+    tree = {name: vars(value) if dataclasses.is_dataclass(value) else value for name, value in vars(config).items()}
+    tree["stream"] = {"name": config.stream.name} | vars(config.stream.options)
+    del tree["unresolved"]
+    for section, cls in SECTIONS.items():
+        if section != "stream" and not isinstance(getattr(config, section), cls):
+            raise UserError(f"{section}: '{tree[section]}' is not a {cls.__name__}")
+    schema = schema_of(tree)
+    for section in sections():
+        wanted = schema.get(section, type(None))
+        if section != "stream" and type(getattr(config, section)) is not wanted:
+            raise UserError(
+                f"{section}: it does not hold the options of the parts that the configuration names: name parts by "
+                "overrides when it is loaded"
+            )
+    check_keys(tree, tree)
+    for section, cls in schema.items():
+        known = {field.name for field in dataclasses.fields(cls)}
+        checked_values(section, cls, {key: value for key, value in tree[section].items() if key in known})
+    checked_values("", Scalars, {field.name: tree[field.name] for field in SCALARS})
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the resolved configuration as plain data, in the shape of the YAML files; without a store's password."""
+    """Return the configuration as plain data, in the shape of the YAML files, as it may be stored and shown.
+
+    It is resolved, but for what came from the environment, and without the secrets of any address.
+    """
     tree = dataclasses.asdict(config)
-    if config.tracking.uri is not None:
-        tree["tracking"]["uri"] = redact(config.tracking.uri)
+    tree = {key: value for key, value in tree.items() if key not in sections() or value is not None}
     tree["stream"] = {"name": config.stream.name, **dataclasses.asdict(config.stream.options)}
-    return tree
+    for key, (text, value) in tree.pop("unresolved").items():
+        holder, last = _holder(tree, key)
+        if holder.get(last) == value:  # it was not changed since
+            holder[last] = text
+    if tree["tracking"]["uri"] is not None:
+        tree["tracking"]["uri"] = redact(tree["tracking"]["uri"])
+    stored: dict[str, Any] = redact_tree(tree)
+    return stored
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -158,91 +266,81 @@ def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(tree).items() if not key.startswith(INDIFFERENT)}
 
 
-def _read_tree(path: Path, *, included: bool = False) -> dict[str, Any]:
-    """Read a YAML file and lay it over the one that it includes (one level)."""
-    tree = read_mapping(path)
+def _read_layers(path: Path, *, given: bool = True, included: bool = False) -> list[dict[str, Any]]:
+    """Read a YAML file and the one that it includes (one level); return both, the included one first.
+
+    Args:
+        path: of the file.
+        given: whether the person gave it. One that another file names may be anything of this machine: nothing of its
+            content is shown, unless it is a configuration.
+        included: whether another file includes it.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not given and path.resolve().suffix not in SUFFIXES:
+        raise UserError(
+            f"{path} is named as an experiment by another file, and is no YAML file ({', '.join(SUFFIXES)})"
+        )
+    tree = read_mapping(path, lambda place: place == ("include",) or is_text(place), shown=given)
+    if not given and tree.keys() - {"include", *sections(), *(field.name for field in SCALARS)}:
+        raise UserError(f"{path} is no configuration of an experiment (cl-ovq show {path} says why)")
+    if "imports" in tree:
+        names = checked_values("", Scalars, {"imports": tree["imports"]})["imports"]
+        tree["imports"] = (import_parts if given else check_imported)(names, path.parent)
     base = tree.pop("include", None)
     if base is None:
-        return tree
+        return [tree]
     if included:
         raise UserError(f"{path} is included by another file, so it cannot include '{base}': one level is allowed")
     base_path = path.parent / str(base)
     if not is_file(base_path):
         raise UserError(f"{path} includes '{base}', but there is no file {base_path}")
-    below = OmegaConf.create(_read_tree(base_path, included=True))
-    try:
-        return _plain(OmegaConf.merge(below, OmegaConf.create(tree)))
-    except (OmegaConfBaseException, TypeError) as error:
-        raise UserError(f"{path} does not fit over '{base}', which it includes: {first_line(error)}") from error
+    return [*_read_layers(base_path, given=False, included=True), tree]
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     merged = OmegaConf.create()
     for override in overrides:
-        key, separator, _ = override.partition("=")
+        key, value = read_override(override, EXAMPLE, is_text_below)
         # Dots and words only: OmegaConf has further ways to write a path, which no key here needs.
-        if not separator or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-            raise UserError(f"override '{override}' is not of the form key=value, e.g. model.mixer=softmax")
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+            raise UserError(f"override '{override}' is not of the form key=value, e.g. {EXAMPLE}")
+        if key == "imports":
+            raise UserError("imports: an override comes too late for them: use --import")
         try:
-            merged.merge_with_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"cannot read the override '{override}': {first_line(error)}") from error
+            OmegaConf.update(merged, key, value)
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"cannot read the override '{override}': {yaml_line(error)}") from error
     return _plain(merged)
 
 
-def _stream_name(*trees: Mapping[str, Any]) -> str:
-    sections = [tree.get("stream") for tree in trees]
-    for section in sections:
-        if section is not None and not isinstance(section, Mapping):
-            raise UserError(f"stream: '{section}' is not a section: write stream.name={section}")
-    for section in reversed(sections):
-        if section and section.get("name") is not None:
-            return str(section["name"])
-    raise UserError(f"stream.name is missing: known: {', '.join(sorted(STREAMS))}")
-
-
-def _stream_schema(tree: dict[str, Any], changes: Mapping[str, Any]) -> type:
-    """Return the options of the named stream, and drop what an overridden name leaves without meaning.
-
-    An override of `stream.name` keeps those options of the file that the other stream has too.
-    """
-    name = _stream_name(tree, changes)
-    if name not in STREAMS:
-        raise UserError(f"stream.name: {unknown('stream', name, STREAMS)}")
-    options = STREAMS[name].Options
-    if tree.get("stream") and name != tree["stream"].get("name"):
-        known = {field.name for field in dataclasses.fields(options)}
-        tree["stream"] = {key: value for key, value in tree["stream"].items() if key in known}
-    return options
-
-
-def _resolve(schema: Mapping[str, Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the trees over the defaults, the later over the earlier, and put in what interpolations refer to.
+def _resolve(schema: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what is given over the defaults, and put in what interpolations refer to.
 
     Everything is one tree here, so that a value may refer to any other: `${model.width}`, also to one not given.
     """
-    defaults: dict[str, Any] = {section: dataclasses.asdict(cls()) for section, cls in schema.items()}
-    defaults |= defaults.pop("")
-    defaults["stream"]["name"] = _stream_name(*trees)
-    given = ({key: value for key, value in tree.items() if key not in schema or value is not None} for tree in trees)
+    defaults: dict[str, Any] = {field.name: default_of(field) for field in SCALARS}
+    for section, cls in schema.items():
+        values = {field.name: default_of(field) for field in dataclasses.fields(cls)}
+        defaults[section] = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
+    given = {key: value for key, value in tree.items() if key not in schema or value is not None}
     try:
-        merged = OmegaConf.merge(OmegaConf.create(defaults), *map(OmegaConf.create, given))
+        merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
         resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
-    del resolved["stream"]["name"]
     return resolved
 
 
 def _build(section: str, cls: Any, values: Mapping[str, Any]) -> Any:
     """Return the dataclass of a section with its values, after checking their types and ranges."""
-    check_values(section, cls, values)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(dict(values))))
-    except (OmegaConfBaseException, ValueError, OverflowError) as error:
-        key = ".".join(filter(None, (section, str(getattr(error, "full_key", None) or ""))))
-        raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error
+    checked = checked_values(section, cls, values)
+    if section == "stream":
+        name = checked.pop("name")
+        return StreamConfig(name, STREAMS[name].Options(**checked))
+    return cls(**checked)
 
 
 def _plain(tree: Any) -> dict[str, Any]:

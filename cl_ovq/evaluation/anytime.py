@@ -10,11 +10,13 @@ import numpy as np
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.figure import Figure
 
-from cl_ovq.evaluation.figures import task_color
+from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, task_color, thinned
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.learning.seeding import unchanged_randomness
 from cl_ovq.quantities import words
+from cl_ovq.seeding import unchanged_randomness
+
+ROWS = 1000  # evaluations of an image
 
 
 class AnytimeEvaluation(SupervisedPlugin):
@@ -54,26 +56,47 @@ def as_array(points: Sequence[Point], experiences: int) -> Matrix:
 
 
 def anytime_figure(points: Sequence[Point], title: str, quantity: str = "accuracy") -> Figure:
-    """Draw each experience's curve over training steps, and the mean over those that training has come to."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    """Draw each experience's curve over training steps, and the mean over those that training has come to.
+
+    In long streams the curves of single experiences are the rows of an image under the mean.
+    """
     experiences = max(len(point.values) for point in points)
-    values = as_array(points, experiences)
-    steps = [point.step for point in points]
+    if experiences > LISTED - 1:
+        return _anytime_image(points, experiences, title, quantity)
+    figure = new_figure(7.2, 3.6)
+    axes = figure.subplots()
+    steps, values = [point.step for point in points], as_array(points, experiences)
     for column in range(experiences):
-        axes.plot(
-            steps,
-            values[:, column],
-            color=task_color(column, experiences),
-            linewidth=1,
-            label=f"experience {column + 1}",
-        )
-    axes.plot(steps, np.nanmean(values, axis=1), color="black", linewidth=1.6, label="mean")
-    for before, point in itertools.pairwise(points):
-        if point.experience != before.experience:
-            axes.axvline(before.step, color="grey", linestyle=":", linewidth=0.8)
-    axes.set_xlabel("training step (dotted: a new experience)")
+        color, label = task_color(column, experiences), f"experience {column + 1}"
+        axes.plot(*thinned(steps, values[:, column]), color=color, linewidth=1, label=label)
+    axes.plot(*thinned(steps, np.nanmean(values, axis=1)), color="black", linewidth=1.6, label="mean")
+    begins = [before.step for before, point in itertools.pairwise(points) if point.experience != before.experience]
+    mark_experiences(axes, begins, "training step")
     axes.set_ylabel(words(quantity))
     axes.set_title(title, fontsize="medium")
-    figure.legend(loc="outside right center", fontsize="small")
+    legend(figure, axes, loc="outside right center")
+    return figure
+
+
+def _anytime_image(points: Sequence[Point], experiences: int, title: str, quantity: str) -> Figure:
+    figure = new_figure(7.2, 6.0)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
+    above.plot(*thinned([point.step for point in points], [np.mean(point.values) for point in points]), color="black")
+    above.set_ylabel(f"mean {words(quantity)}")
+    above.set_title(title, fontsize="medium")
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), ROWS)).round().astype(int))
+    shown = [points[number] for number in chosen]
+    steps = [point.step for point in shown]
+    # An image has equal steps; the last evaluations of an experience come where they come.
+    places = np.linspace(steps[0], steps[-1], len(steps))
+    nearest = np.searchsorted(steps, places, side="right") - 1
+    values = as_array(shown, experiences)[nearest].T
+    half = max(0.5, (steps[-1] - steps[0]) / max(1, 2 * (len(steps) - 1)))
+    extent = (steps[0] - half, steps[-1] + half, experiences + 0.5, 0.5)
+    low, high = (0, 1) if quantity == "accuracy" else (None, None)
+    image = below.imshow(values, vmin=low, vmax=high, cmap="viridis", aspect="auto", extent=extent)
+    below.set_yticks(marked(1, experiences))
+    below.set_ylabel("test experience")
+    below.set_xlabel("training step")
+    figure.colorbar(image, ax=below, label=words(quantity))
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -93,7 +93,8 @@ def quantization_error(dictionary: PersistentDictionary) -> float | None:
 class CensusRecorder(PluginMetric[list[Census]]):
     """Takes the census of persistent dictionaries after every experience, averaged over layers."""
 
-    STATE = ("records", "_start")  # of a checkpoint
+    STATE = ("_start",)  # of a checkpoint
+    HISTORY: ClassVar = {"records": Census}  # of a checkpoint: what is only ever added to
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -11,6 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
 from cl_ovq.mixers import OVQAttention, dictionaries
+from cl_ovq.models.heads import unwrap
 from cl_ovq.models.memory import MemoryHead
 from kernels import DictionaryState
 
@@ -68,7 +69,8 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
         every: training steps between two records.
     """
 
-    STATE = ("records", "experience")  # of a checkpoint
+    STATE = ("experience",)  # of a checkpoint
+    HISTORY: ClassVar = {"records": DictionaryRecord}  # of a checkpoint: what is only ever added to
 
     def __init__(self, every: int = 1) -> None:
         super().__init__()
@@ -219,8 +221,7 @@ def _states_of_sequences(model: nn.Module, inputs: Tensor) -> dict[str, Dictiona
         for name, layer in layers.items()
     ]
     try:
-        features = getattr(model, "model", model)  # a task-masked model wraps the one that needs no task label
-        features(inputs)
+        unwrap(model)(inputs)
     finally:
         for hook in hooks:
             hook.remove()

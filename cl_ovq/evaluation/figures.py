@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cl_ovq.evaluation.census import Census
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
+from cl_ovq.evaluation.drawing import (
+    NUMBERED,
+    TICKS,
+    heat_map,
+    legend,
+    mark_experiences,
+    marked,
+    new_figure,
+    raster,
+    task_color,
+    thinned,
+)
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
 from cl_ovq.mixers import PersistentDictionary
 from cl_ovq.quantities import matrix_label
+
+OWNERS = 10  # colours that can be told apart
+ENTRIES = 10_000  # points of a figure
 
 
 def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Figure:
@@ -26,22 +40,30 @@ def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Fig
         title: above the figure.
         quantity: what it holds; anything but accuracy has the sign turned.
     """
-    rows, columns = matrix.shape
-    figure = Figure(figsize=(1.6 + 0.75 * columns, 1.4 + 0.55 * rows), layout="constrained")
+    experiences = matrix.shape[1]
+    numbered, cells = experiences <= NUMBERED, raster(matrix)
+    width = 0.75 if experiences <= 10 else 0.5
+    figure = (
+        new_figure(max(3.2, 1.6 + width * experiences), 2.0 + 0.55 * experiences) if numbered else new_figure(7.2, 6.0)
+    )
     axes = figure.subplots()
-    low, high = (0.0, 1.0) if quantity == "accuracy" else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
-    image = axes.imshow(matrix, vmin=low, vmax=high, cmap="viridis", aspect="auto")
-    for (i, j), value in np.ndenumerate(matrix):
-        if not np.isnan(value):
-            color = "white" if value < low + 0.6 * (high - low) else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
-    axes.set_xticks(range(columns), [str(j + 1) for j in range(columns)])
-    axes.set_yticks(range(rows), ["before", *(f"after {i}" for i in range(1, rows))])
+    image = heat_map(axes, cells, experiences, color_scale([cells], quantity), numbered=numbered)
     axes.set_xlabel("test experience")
-    axes.set_ylabel("training")
+    axes.set_ylabel("training" if experiences < TICKS else "training: experiences learned")
     axes.set_title(title, fontsize="medium")
     figure.colorbar(image, label=matrix_label(quantity))
     return figure
+
+
+def color_scale(matrices: Sequence[Matrix], quantity: str) -> tuple[float, float]:
+    """Return the ends of the scale on which matrices are drawn.
+
+    A loss has no scale of its own: from the worst to the best that was measured.
+    """
+    measured = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices])
+    if quantity == "accuracy" or not measured.size:
+        return 0.0, 1.0
+    return float(measured.min()), float(measured.max())
 
 
 def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: str) -> Figure:
@@ -50,72 +72,84 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: s
     The horizontal axis counts the tokens written since training began, also where an experience starts with an empty
     dictionary.
     """
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     tokens = cumulative([record.tokens for record in records])
-    axes.plot(tokens, [record.size for record in records], label="slots in use")
-    axes.plot(tokens, [record.effective_size for record in records], label="effective size", linestyle="--")
-    for i, plateau in enumerate(growth_plateaus(records)):
-        end = tokens[-1] if plateau.end_tokens is None else plateau.end_tokens
-        axes.axvspan(plateau.start_tokens, end, color="tab:blue", alpha=0.08, label="_" if i else "plateau")
+    axes.plot(*thinned(tokens, [record.size for record in records]), label="slots in use")
+    effective = thinned(tokens, [record.effective_size for record in records])
+    axes.plot(*effective, label="effective size", linestyle="--")
+    rests = [
+        (
+            plateau.start_tokens,
+            (tokens[-1] if plateau.end_tokens is None else plateau.end_tokens) - plateau.start_tokens,
+        )
+        for plateau in growth_plateaus(records)
+    ]
+    if rests:
+        whole = axes.get_xaxis_transform()  # from the bottom of the axes to their top
+        axes.broken_barh(rests, (0, 1), transform=whole, color="tab:blue", alpha=0.08, label="plateau")
     axes.axhline(capacity, color="grey", linewidth=0.8, label="capacity")
-    for i in range(1, len(records)):
-        if records[i].experience != records[i - 1].experience:
-            axes.axvline(tokens[i - 1], color="grey", linestyle=":", linewidth=0.8)
-    axes.set_xlabel("tokens written (dotted: a new experience)")
+    begins = [tokens[i - 1] for i in range(1, len(records)) if records[i].experience != records[i - 1].experience]
+    mark_experiences(axes, begins, "tokens written")
     axes.set_ylabel("slots per head")
     axes.set_ylim(bottom=0)
     axes.set_title(title, fontsize="medium")
-    axes.legend(loc="best", fontsize="small")
+    legend(axes, loc="best")
     return figure
 
 
 def ownership_figure(censuses: Sequence[Census], title: str) -> Figure:
-    """Draw the slots in use after each experience, stacked by the experience that gave most of their tokens."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    """Draw the slots in use after each experience, stacked by the experience that gave most of their tokens.
+
+    In long streams a band is of several experiences in a row.
+    """
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     experiences = [census.experience for census in censuses]
     tasks = max(len(census.owners) for census in censuses)
-    bands = [
-        [census.owners[task] if task < len(census.owners) else 0.0 for census in censuses] for task in range(tasks)
-    ]
-    colors = [task_color(task, tasks) for task in range(tasks)]
-    axes.stackplot(experiences, bands, labels=[f"experience {task + 1}" for task in range(tasks)], colors=colors)
-    axes.set_xticks(experiences)
+    parts = np.array_split(np.arange(tasks), min(tasks, OWNERS))
+    bands = [[sum(census.owners[part[0] : part[-1] + 1]) for census in censuses] for part in parts]
+    colors = [task_color(number, len(parts)) for number in range(len(parts))]
+    axes.stackplot(experiences, bands, labels=[_span(part[0] + 1, part[-1] + 1) for part in parts], colors=colors)
+    axes.set_xticks(marked(experiences[0], experiences[-1]))
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("slots per head, by owner")
     axes.set_title(title, fontsize="medium")
-    figure.legend(loc="outside right center", fontsize="small")
+    legend(figure, axes, loc="outside right center")
     return figure
 
 
 def entries_figure(dictionary: PersistentDictionary, title: str) -> Figure:
     """Draw the key means of a dictionary's first head on their two principal axes, coloured by owner.
 
-    The area of a point is proportional to the logarithm of its slot's tokens.
+    The area of a point is proportional to the logarithm of its slot's tokens. Of very many entries every few are drawn.
     """
-    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    figure = new_figure(5.4, 4.4)
     axes = figure.subplots()
-    used = dictionary.state.counts[0, 0] > 0
+    used = (dictionary.state.counts[0, 0] > 0).nonzero().flatten()
+    used = used[:: math.ceil(len(used) / ENTRIES)]
     keys = dictionary.state.keys[0, 0][used].double().cpu()
     counts = dictionary.state.counts[0, 0][used].double().cpu()
-    owner = dictionary.written[:, 0][:, used].argmax(0).cpu()
+    owner = dictionary.written[:, 0][:, used].argmax(0).cpu().numpy()
     centred = keys - keys.mean(0)
     basis = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
     points = (centred @ basis.T).numpy()
-    tasks = len(dictionary.written)
-    for task in owner.unique().tolist():
-        chosen = (owner == task).numpy()
-        x, y = points[chosen, 0], points[chosen, -1]  # one axis only, where there are fewer entries than axes
-        color, label = task_color(task, tasks), f"experience {task + 1}"
-        axes.scatter(x, y, s=4 + 4 * counts.log1p().numpy()[chosen], color=color, label=label, alpha=0.8)
+    sizes, tasks = (4 + 4 * counts.log1p().numpy()) / max(1, len(used) / 1000), len(dictionary.written)
+    x, y = points[:, 0], points[:, -1]  # one axis only, where there are fewer entries than axes
+    if tasks <= OWNERS:
+        for task in np.unique(owner).tolist():
+            own = owner == task
+            color = task_color(task, tasks)
+            axes.scatter(x[own], y[own], s=sizes[own], color=color, label=_span(task + 1, task + 1), alpha=0.8)
+        legend(axes)
+    else:
+        drawn = axes.scatter(x, y, s=sizes, c=owner + 1, vmin=1, vmax=tasks, cmap="viridis", alpha=0.8)
+        figure.colorbar(drawn, label="experience")
     axes.set_xlabel("first principal axis of the key means")
     axes.set_ylabel("second")
     axes.set_title(title, fontsize="medium")
-    axes.legend(fontsize="small")
     return figure
 
 
-def task_color(task: int, tasks: int) -> Any:
-    """Return the colour of an experience, the same in every figure."""
-    return colormaps["viridis"](task / max(1, tasks - 1))
+def _span(first: int, last: int) -> str:
+    return f"experience {first}" if first == last else f"experiences {first} to {last}"

@@ -68,6 +68,10 @@ class LengthRecord:
     distances: list[DistanceRecord]
 
 
+class NotFiniteError(UserError):
+    """What a trained model answers is not a number."""
+
+
 def evaluate_beside(
     model: torch.nn.Module, stream: Stream, asked: EvaluationConfig, device: torch.device
 ) -> dict[str, Any]:
@@ -81,8 +85,9 @@ def evaluate_beside(
 
     Raises:
         UserError: the stream has no sequences of such a length.
+        NotFiniteError: the model's outputs there are NaN.
     """
-    amount = (asked.length_tokens, device, asked.stream, asked.sharpen)
+    amount = (asked.length_tokens, device, asked.split, asked.log_length_scaling)
     return {
         "lengths": as_data(evaluate_lengths(model, stream, asked.lengths, *amount)),
         "capacities": evaluate_capacities(model, stream, asked.capacities, asked.lengths, *amount),
@@ -216,10 +221,17 @@ def sequences_of(stream: Stream, length: int, count: int, split: str) -> Sequenc
 
 
 def _values(model: SequenceModel, x: Tensor, targets: Tensor, kind: str) -> Tensor:
-    """Return hits, bits or squared errors `[B, T]`; NaN where there is no target."""
+    """Return hits, bits or squared errors `[B, T]`; NaN where there is no target.
+
+    Raises:
+        NotFiniteError: the model's outputs are NaN.
+    """
     states, found = None, []
     for piece, wanted in zip(x.split(PIECE, 1), targets.split(PIECE, 1), strict=True):
         outputs, states = model.go_on(piece, states, return_state=True)
+        if outputs.isnan().any():
+            # Not to be taken for tokens without a target, nor for answers of class 0.
+            raise NotFiniteError(f"the outputs for sequences of {x.shape[1]} tokens are not numbers")
         value = (outputs.argmax(-1) == wanted).float() if kind == "tokens" else target_losses(outputs, wanted)
         found.append((value / math.log(2) if kind == "bytes" else value).masked_fill(~has_target(wanted), torch.nan))
     return torch.cat(found, 1)
@@ -265,9 +277,9 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
         runs: records as data, by the name of the run.
         trained: tokens of training sequences, marked by a line.
     """
-    from matplotlib.figure import Figure
+    from cl_ovq.evaluation.drawing import legend, new_figure
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = new_figure(13, 3.8)
     over_length, over_distance, over_bytes = figure.subplots(1, 3, sharey=True)
     for name, records in runs.items():
         values = [record["value"] for record in records]
@@ -287,5 +299,5 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
     over_length.set_ylabel(words(quantity))
     if quantity == "accuracy":
         over_length.set_ylim(0, 1.02)
-    figure.legend(loc="outside right center", fontsize="small")
+    legend(figure, over_length, loc="outside right center")
     return figure

@@ -41,14 +41,14 @@ def forgetting(matrix: Matrix) -> float:
     row is the best.
     """
     last = experiences(matrix)
-    drops = [matrix[j + 1 : last, j].max() - matrix[last, j] for j in range(last - 1)]
-    return _mean(drops)
+    learned = np.where(_since_learned(last), matrix[1:], -np.inf)
+    return _mean(learned[:-1, :-1].max(0) - matrix[last, :-1]) if last > 1 else math.nan
 
 
 def backward_transfer(matrix: Matrix) -> float:
     """Return `BWT = mean_{j<T} (R[T, j] - R[j, j])` (Lopez-Paz and Ranzato 2017); NaN for one experience."""
     last = experiences(matrix)
-    return _mean([matrix[last, j] - matrix[j + 1, j] for j in range(last - 1)])
+    return _mean(matrix[last, :-1] - matrix[1:].diagonal()[:-1])
 
 
 def forward_transfer(matrix: Matrix) -> float:
@@ -57,13 +57,14 @@ def forward_transfer(matrix: Matrix) -> float:
     In a class-incremental stream a class that was never seen is never predicted, so that FWT is minus the accuracy
     before training, whatever the model: take it from the task-masked matrix there.
     """
-    last = experiences(matrix)
-    return _mean([matrix[j, j] - matrix[0, j] for j in range(1, last)])
+    experiences(matrix)
+    return _mean(matrix.diagonal()[1:] - matrix[0, 1:])
 
 
 def learning_average(matrix: Matrix) -> float:
     """Return `LA = mean_j R[j, j]`: how well each experience is learned when it comes (Riemer et al. 2019)."""
-    return _mean([matrix[j + 1, j] for j in range(experiences(matrix))])
+    experiences(matrix)
+    return _mean(matrix[1:].diagonal())
 
 
 def average_incremental(matrix: Matrix) -> float:
@@ -73,12 +74,15 @@ def average_incremental(matrix: Matrix) -> float:
 
 def seen_average(matrix: Matrix) -> list[float]:
     """Return `mean_{j<=i} R[i, j]` for i from 1 to T: over the experiences learned so far."""
-    return [float(matrix[i, :i].mean()) for i in range(1, experiences(matrix) + 1)]
+    last = experiences(matrix)
+    sums = np.where(_since_learned(last), matrix[1:], 0.0).sum(1)
+    return (sums / np.arange(1, last + 1)).tolist()
 
 
 def all_task_accuracy(matrix: Matrix) -> list[float]:
     """Return `mean_j R[i, j]` for i from 1 to T: over all experiences, those not yet learned too."""
-    return [float(matrix[i].mean()) for i in range(1, experiences(matrix) + 1)]
+    experiences(matrix)
+    return matrix[1:].mean(1).tolist()
 
 
 def average_anytime_accuracy(points: Matrix) -> float:
@@ -115,7 +119,8 @@ def intransigence(matrix: Matrix, reference: Matrix) -> float:
         reference: `R*`, of a model trained on all data so far (cumulative; Chaudhry et al. 2018, eq. 4), or, where its
             diagonal was not measured, of one trained on all data at once (joint), of which the last row is taken.
     """
-    best = np.array([reference[j + 1, j] for j in range(experiences(reference))])
+    experiences(reference)
+    best = reference[1:].diagonal()
     if np.isnan(best).any():
         best = reference[-1]
     return float(best.mean()) - learning_average(matrix)
@@ -145,5 +150,10 @@ def all_metrics(matrix: Matrix, quantity: str = "accuracy") -> dict[str, float |
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
+def _since_learned(last: int) -> NDArray[np.bool_]:
+    """Return `[T, T]`: whether experience j was learned by the end of experience i."""
+    return np.tri(last, dtype=bool)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan

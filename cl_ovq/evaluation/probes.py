@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from cl_ovq.models.heads import unwrap
 from streams import Stream, rows_of
 
 MOST = 2000  # training samples of an experience
@@ -23,7 +22,7 @@ def linear_probes(model: nn.Module, stream: Stream, evaluation: str, device: tor
     its own classes (Alain and Bengio 2016, arXiv 1610.01644). None where an experience has one class only.
 
     Args:
-        model: with a method `features`, or a wrapper of such a model under `model`; left in evaluation mode.
+        model: with a method `features`, task-masked or not; left in evaluation mode.
         stream: gives training samples, and those that are judged.
         evaluation: name of the stream that is judged on.
         device: where the model lies.
@@ -47,6 +46,6 @@ def linear_probes(model: nn.Module, stream: Stream, evaluation: str, device: tor
 @torch.no_grad()
 def encode(model: nn.Module, stream: Stream, rows: Tensor, device: torch.device) -> Tensor:
     """Return the model's features `[B, F]` of the stream's samples at these rows, on the CPU."""
-    network: Any = getattr(model, "model", model)  # a task-masked model wraps the one that needs no task label
+    network = unwrap(model)
     parts = [network.features(stream.samples.gather(part).to(device)).cpu() for part in rows.split(BATCH)]
     return torch.cat(parts)

@@ -1,15 +1,10 @@
-"""Strategies, optimizers, and the plugins that tie them to dictionaries and data."""
+"""The plugins that tie strategies to dictionaries and data."""
 
 from cl_ovq.learning.criteria import OBJECTIVES, Objective, quantity_of
-from cl_ovq.learning.optimizers import OPTIMIZERS
-from cl_ovq.learning.seeding import derive_seed, seed_everything
-from cl_ovq.learning.strategies import BUFFERED, STRATEGIES
+from cl_ovq.seeding import derive_seed, seed_everything
 
 __all__ = [
-    "BUFFERED",
     "OBJECTIVES",
-    "OPTIMIZERS",
-    "STRATEGIES",
     "Objective",
     "derive_seed",
     "quantity_of",

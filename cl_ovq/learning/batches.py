@@ -48,7 +48,8 @@ class BatchedLoader:
     Attributes:
         rows: rows in the stream's samples of the batch that was given last; a strategy that appends samples to the
             batch appends their rows here.
-        plan: rows and task labels of the epoch's batches that are still to come, the last one first.
+        order: rows and task labels of the epoch's batches, the last one first; a new list for every epoch.
+        plan: those of them that are still to come.
     """
 
     def __init__(self, loader: MultiDatasetDataLoader, samples: Samples) -> None:
@@ -57,6 +58,7 @@ class BatchedLoader:
         self.all_rows = torch.cat([rows_of(dataset) for dataset in loader.datasets])
         self.all_tasks = torch.cat([torch.tensor(dataset.targets_task_labels[:]) for dataset in loader.datasets])
         self.rows = self.all_rows[:0]
+        self.order: list[tuple[Tensor, Tensor]] = []
         self.plan: list[tuple[Tensor, Tensor]] = []
         self.resumed = False
 
@@ -68,15 +70,21 @@ class BatchedLoader:
             # The sampler is made anew for every epoch, as Avalanche does it; it is the only private name used here.
             sampler = self.loader._get_loader().batch_sampler
             indices = DataLoader(_Indices(len(self.all_rows)), batch_sampler=sampler, collate_fn=torch.tensor)
-            self.plan = [(self.all_rows[batch], self.all_tasks[batch]) for batch in indices][::-1]
+            self.order = [(self.all_rows[batch], self.all_tasks[batch]) for batch in indices][::-1]
+            self.plan = self.order.copy()
         self.resumed = False
         while self.plan:
             self.rows, tasks = self.plan.pop()
             yield [self.samples.gather(self.rows), self.samples.targets[self.rows], tasks]
 
-    def resume(self, plan: list[tuple[Tensor, Tensor]]) -> None:
-        """Let the next epoch be the rest of one, given as `plan`."""
-        self.plan, self.resumed = plan, True
+    def resume(self, order: list[tuple[Tensor, Tensor]], left: int) -> None:
+        """Let the next epoch be the last batches of one that was begun.
+
+        Args:
+            order: of that epoch.
+            left: number of its batches that are still to come.
+        """
+        self.order, self.plan, self.resumed = order, order[:left], True
 
 
 class BatchedData(SupervisedPlugin):

@@ -52,5 +52,5 @@ class DictionaryScope(SupervisedPlugin):
 def _recording(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for dictionary in dictionaries(model).values():
-            stack.enter_context(dictionary.recording())
+            stack.enter_context(dictionary.recording(evaluation=True))  # a frozen encoder is in that mode
         yield

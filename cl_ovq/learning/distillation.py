@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ovq.learning.criteria import has_target
-from cl_ovq.learning.passes import evaluating
-from cl_ovq.models.heads import TaskMaskedModel
+from cl_ovq.learning.passes import around_own_pass, evaluating
+from cl_ovq.models.heads import unwrap
 from streams import Stream
 
 
@@ -43,21 +45,36 @@ class LearningWithoutForgetting(SupervisedPlugin):
         self.task_incremental = stream.scenario == "task_incremental"
         self.teacher: nn.Module | None = None
         self.groups: list[list[int]] = []
+        self._said: Any = None
+        self._listening = False
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the teacher."""
         return sum(tensor.nbytes for tensor in self.teacher.state_dict().values()) if self.teacher is not None else 0
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Listen to the strategy's own passes from now on, where a task's mask hides other tasks' classes."""
+        if self.task_incremental and not self._listening:
+            around_own_pass(strategy, lambda: self._listen(strategy.model))
+            self._listening = True
+
+    @contextmanager
+    def _listen(self, model: nn.Module) -> Iterator[None]:
+        """Keep the logits of a pass as they are before the mask."""
+        hook = unwrap(model).register_forward_hook(lambda module, inputs, outputs: setattr(self, "_said", outputs))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation to the loss."""
+        said, self._said = self._said if self.task_incremental else strategy.mb_output, None
         if self.teacher is None:
             return
-        x = strategy.mb_x
         with torch.no_grad(), evaluating(self.teacher):
-            taught = _all_logits(self.teacher)(x)
-        # Task-masked logits hide other tasks' classes, so these take a pass of their own.
-        said = _all_logits(strategy.model)(x) if self.task_incremental else strategy.mb_output
+            taught = unwrap(self.teacher)(strategy.mb_x)
         asked = has_target(strategy.mb_y)
         said, taught = said[asked], taught[asked]  # [n, C], or values [n]
         if said.ndim == 1:
@@ -81,8 +98,3 @@ class LearningWithoutForgetting(SupervisedPlugin):
     def _distance(self, said: Tensor, taught: Tensor) -> Tensor:
         said, taught = (logits.div(self.temperature).log_softmax(1) for logits in (said, taught))
         return self.temperature**2 * functional.kl_div(said, taught, reduction="batchmean", log_target=True)
-
-
-def _all_logits(model: nn.Module) -> nn.Module:
-    """Return the model without the mask that hides other tasks' classes."""
-    return model.model if isinstance(model, TaskMaskedModel) else model

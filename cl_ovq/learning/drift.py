@@ -14,18 +14,21 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from cl_ovq.learning.footprint import replay_buffers
+from cl_ovq.learning.passes import evaluating
 from cl_ovq.mixers import PersistentDictionary, dictionaries
 from cl_ovq.mixers.dictionary import Tokens
 from cl_ovq.models import freeze_encoder
+from cl_ovq.models.heads import unwrap
 from streams import Stream, rows_of
 
 
 class FirstExperienceEncoder(SupervisedPlugin):
     """Freezes the encoder after the first experience, so that what is written from then on stays true."""
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Freeze."""
-        freeze_encoder(strategy.model)
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze, if the first experience is over; a run resumed from a checkpoint comes in here, too."""
+        if strategy.clock.train_exp_counter:
+            freeze_encoder(unwrap(strategy.model))
 
 
 class DictionaryRefresh(SupervisedPlugin):
@@ -50,14 +53,12 @@ class DictionaryRefresh(SupervisedPlugin):
         """Encode the buffer, then write."""
         rows = torch.cat([rows_of(buffer) for buffer in replay_buffers(strategy)])
         found = dictionaries(strategy.model)
-        training = strategy.model.training
-        strategy.model.eval()
-        batches = [
-            (task, _encode(strategy.model, found, self.samples.gather(part).to(strategy.device)))
-            for task in self.origin[rows].unique().tolist()
-            for part in rows[self.origin[rows] == task].split(strategy.train_mb_size)
-        ]
-        strategy.model.train(training)
+        with evaluating(strategy.model):
+            batches = [
+                (task, _encode(strategy.model, found, self.samples.gather(part).to(strategy.device)))
+                for task in self.origin[rows].unique().tolist()
+                for part in rows[self.origin[rows] == task].split(strategy.train_mb_size)
+            ]
         for name, dictionary in found.items():
             task = dictionary.task
             dictionary.reset()
@@ -72,5 +73,5 @@ def _encode(model: nn.Module, found: dict[str, PersistentDictionary], images: to
     with ExitStack() as stack:
         for dictionary in found.values():
             stack.enter_context(dictionary.recording(evaluation=True))
-        getattr(model, "model", model)(images)  # a task-masked model wraps the one that needs no task label
+        unwrap(model)(images)
     return {name: dictionary.take() for name, dictionary in found.items()}

@@ -10,16 +10,17 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from cl_ovq.learning.passes import around_own_pass
-from cl_ovq.models.heads import RememberingHead
+from cl_ovq.learning.passes import around_own_pass, evaluating, logits_of
+from cl_ovq.models.heads import RememberingHead, unwrap
 from streams import Stream, rows_of
 
 
 class MemoryWrites(SupervisedPlugin):
     """Writes each sample into the memory head once, when it is seen in the last epoch of an experience.
 
-    Then the features are the freshest that a trained encoder gives. A sample that comes again, replayed or because a
-    strategy trains on all data so far, is not written again.
+    Then the features are the freshest that a trained encoder gives. They are those of evaluation mode, which a query
+    will have: an encoder that is still in training mode is given the batch a second time. A sample that comes again,
+    replayed or because a strategy trains on all data so far, is not written again.
 
     Args:
         stream: the stream, whose validation samples calibrate the memory.
@@ -49,14 +50,17 @@ class MemoryWrites(SupervisedPlugin):
 
     @contextmanager
     def _observing(self, strategy: Any) -> Iterator[None]:
-        """Keep the features of a pass."""
+        """Keep the features of a pass, in evaluation mode."""
         yield
+        if unwrap(strategy.model).training and _last_epoch(strategy):  # the encoder is not frozen
+            with torch.no_grad(), evaluating(strategy.model):
+                logits_of(strategy.model, strategy.mb_x, strategy.mb_task_id)
         self._features = {head: head.observed for head in _heads(strategy.model)}
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Write the batch's samples that were not written before, if this is the experience's last epoch."""
         features, self._features = self._features, {}
-        if strategy.clock.train_exp_epochs + 1 < strategy.train_epochs:
+        if not _last_epoch(strategy):
             return
         rows = strategy.dataloader.rows
         new = ~self.written[rows] & first_of_each(rows)
@@ -74,9 +78,11 @@ class MemoryWrites(SupervisedPlugin):
         experiences = list(self.stream.benchmark.streams["validation"])[:learned]
         rows = torch.cat([rows_of(experience.dataset) for experience in experiences])
         x = self.stream.samples.gather(rows).to(strategy.device)
+        y = self.stream.samples.targets[rows].to(strategy.device)
+        with torch.no_grad(), evaluating(strategy.model):
+            features = unwrap(strategy.model).features(x)
         for head in _heads(strategy.model):
-            with torch.no_grad():
-                head.memory.calibrate(strategy.model.features(x), self.stream.samples.targets[rows].to(strategy.device))
+            head.memory.calibrate(features, y)
 
 
 def first_of_each(rows: Tensor) -> Tensor:
@@ -85,6 +91,10 @@ def first_of_each(rows: Tensor) -> Tensor:
     first = torch.ones_like(rows, dtype=torch.bool)
     first[index[1:]] = ordered[1:] != ordered[:-1]
     return first
+
+
+def _last_epoch(strategy: Any) -> bool:
+    return bool(strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs)
 
 
 def _heads(model: torch.nn.Module) -> list[RememberingHead]:

@@ -11,7 +11,7 @@ from avalanche.training.storage_policy import ExperienceBalancedBuffer
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cl_ovq.learning.passes import gradient, logits_of, trained
+from cl_ovq.learning.passes import evaluating, gradient, logits_of, trained
 from cl_ovq.learning.replay import Memory, MemoryBatch
 from streams import Samples
 
@@ -33,7 +33,10 @@ class _Projection(SupervisedPlugin):
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Find the gradients of past samples, before the step's own pass."""
-        self.references = [self._flat(strategy, batch) for batch in self.batches(strategy)] if len(self.memory) else []
+        self.references = []
+        if len(self.memory):
+            with evaluating(strategy.model):  # what must not rise is the loss of the model that will answer
+                self.references = [self._flat(strategy, batch) for batch in self.batches(strategy)]
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:

@@ -15,34 +15,13 @@ from avalanche.training.storage_policy import (
 )
 from torch import Tensor
 
-from cl_ovq.config.schema import StrategyConfig
-from cl_ovq.errors import UserError
-from streams import Samples, Stream, rows_of
+from streams import Samples, rows_of
 
 POLICIES: dict[str, type[ExemplarsBuffer]] = {
     "class_balanced": ClassBalancedBuffer,
     "experience_balanced": ExperienceBalancedBuffer,
     "reservoir": ReservoirSamplingBuffer,
 }
-
-
-def memory_samples(config: StrategyConfig, stream: Stream, *, extra: int = 0) -> int:
-    """Return the samples that a memory may hold.
-
-    Args:
-        config: its size, in samples or in bytes.
-        stream: whose images are kept as they are stored.
-        extra: bytes kept with each sample beside its image.
-
-    Raises:
-        UserError: not one sample fits.
-    """
-    if config.memory_bytes is None:
-        return config.memory_size
-    size = stream.samples.sample_bytes + extra
-    if config.memory_bytes < size:
-        raise UserError(f"strategy.memory_bytes: {config.memory_bytes} is too small: one sample takes {size} bytes")
-    return config.memory_bytes // size
 
 
 def tasks_of(dataset: AvalancheDataset) -> Tensor:
@@ -56,19 +35,14 @@ class Replay(ReplayPlugin):
     """Avalanche's replay: every step adds past samples to the new ones (Chaudhry et al. 2019).
 
     Args:
-        config: size, batch and policy of the buffer.
-        stream: the stream.
+        policy: decides which samples are kept.
+        batch_size: past samples of a step; as many as new ones if None.
     """
 
     STATE = ("storage_policy",)  # of a checkpoint
 
-    def __init__(self, config: StrategyConfig, stream: Stream) -> None:
-        size = memory_samples(config, stream)
-        super().__init__(
-            mem_size=size,
-            batch_size_mem=config.memory_batch_size,
-            storage_policy=POLICIES[config.memory_policy](size),
-        )
+    def __init__(self, policy: ExemplarsBuffer, batch_size: int | None) -> None:
+        super().__init__(mem_size=policy.max_size, batch_size_mem=batch_size, storage_policy=policy)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take samples of the experience into the buffer."""

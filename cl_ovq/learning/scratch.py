@@ -37,7 +37,7 @@ class GreedyDumb(SupervisedPlugin):
         written = {name: dictionary.writes.clone() for name, dictionary in dictionaries(strategy.model).items()}
         strategy.model.load_state_dict(self.initial)
         for name, dictionary in dictionaries(strategy.model).items():
-            dictionary.writes = written[name]  # the number of writes goes on, as when a scope ends
+            dictionary.writes.copy_(written[name])  # the number of writes goes on, as when a scope ends
         strategy.optimizer.state.clear()
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:

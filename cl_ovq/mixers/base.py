@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.registry import Registry
+from cl_ovq.options import WIDEST, option
+from cl_ovq.registry import Part, Registry
+from kernels.state import statistics_dtype
 
 
 class Mixer(nn.Module, ABC):
@@ -45,9 +48,52 @@ class Mixer(nn.Module, ABC):
         """Return the bytes of one sequence's state after so many tokens."""
 
 
-MixerBuilder = Callable[[ModelConfig, DictionaryConfig], Mixer]
+@dataclass
+class MixerOptions:
+    """What every mixer has."""
 
-MIXERS: Registry[MixerBuilder] = Registry("mixer")
+    width: int = option(64, "features per token", minimum=1, maximum=WIDEST)
+    heads: int = option(4, "attention heads; divides width", minimum=1, maximum=WIDEST)
+    convolution: int = option(
+        0,
+        "tokens that a short causal convolution of queries, keys and values sees; 0 for none",
+        minimum=0,
+        maximum=WIDEST,
+    )
+
+
+# Given the mixer's options, and those of each section that it opens.
+MixerBuilder = Callable[..., Mixer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerPart(Part[MixerBuilder]):
+    """A mixer of the registry.
+
+    Attributes:
+        rotary: whether it rotates queries and keys, given its options; heads must then be of even size.
+        has_dictionary: whether it learns a dictionary that can be resized, and shared by sequences.
+    """
+
+    rotary: Callable[[Any], bool] = lambda options: False
+    has_dictionary: bool = False
+
+
+MIXERS: Registry[MixerPart] = Registry("mixer", MixerPart)
+
+
+@dataclass
+class StackOptions(MixerOptions):
+    """A stack of layers with a mixer each."""
+
+    mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`", parts=MIXERS)
+    pattern: list[str] | None = option(  # noqa: RUF009 - option makes a field
+        None,
+        "mixers of the layers in turn, repeated over the depth, in place of `mixer`: [sliding_window, ovq]",
+        parts=MIXERS,
+        replaces="mixer",
+    )
+    depth: int = option(2, "number of layers", minimum=1, maximum=10_000)
 
 
 @contextmanager
@@ -77,16 +123,44 @@ def sharpened(model: nn.Module, factor: float) -> Iterator[None]:
             mixer.sharpness = 1.0
 
 
-def layer_mixers(model: ModelConfig) -> list[str]:
-    """Return the name of the mixer of each layer: the pattern over and over, or one mixer everywhere."""
+def is_recomputed() -> bool:
+    """Whether a pass is made within a backward pass: it is an earlier one, which activation checkpointing repeats."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def statistics(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what `fn` makes of a buffer of statistics, in a type that holds them: fp32, or fp64 where it makes that.
+
+    Args:
+        tensor: means, sums or counts.
+        fn: what `nn.Module._apply` is given, which moves or casts.
+    """
+    moved = fn(tensor)
+    dtype = statistics_dtype(moved.dtype) if tensor.is_floating_point() else tensor.dtype
+    return moved if moved.dtype == dtype else tensor.to(moved.device, dtype)
+
+
+def layer_mixers(model: object) -> list[str]:
+    """Return the name of the mixer of each layer: the pattern over and over, or one mixer everywhere.
+
+    Args:
+        model: the section `model`; one without mixers has no such layers.
+    """
+    if not isinstance(model, StackOptions):
+        return []
     pattern = model.pattern or [model.mixer]
     return [pattern[layer % len(pattern)] for layer in range(model.depth)]
 
 
-def build_mixers(model: ModelConfig, dictionary: DictionaryConfig) -> list[Mixer]:
+def build_mixers(model: StackOptions, dictionary: Any = None) -> list[Mixer]:
     """Return the mixer of each layer.
+
+    Args:
+        model: the options of all mixers.
+        dictionary: the section `dictionary`, for the mixers that have one.
 
     Raises:
         UserError: an unknown mixer, or one whose library is not installed.
     """
-    return [MIXERS[name](model, dictionary) for name in layer_mixers(model)]
+    parts = [MIXERS[name] for name in layer_mixers(model)]
+    return [part.build(model, dictionary) if part.sections else part.build(model) for part in parts]

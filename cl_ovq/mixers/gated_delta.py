@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.base import MIXERS, MixerOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import gated_delta_rule, require_library
+from cl_ovq.options import option
 from kernels.numerics import normalise
 
 SHORTEST_STEP = 1e-3
@@ -21,18 +23,18 @@ class GatedDeltaNet(ProjectedMixer):
     Args:
         width: features per token (C).
         heads: heads (H); divides `width`.
-        longest_step: see `initial_step_bias`.
+        dt_max: see `initial_step_bias`.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
     """
 
-    def __init__(self, *, width: int, heads: int, longest_step: float = 0.1, convolution: int = 0) -> None:
+    def __init__(self, *, width: int, heads: int, dt_max: float = 0.1, convolution: int = 0) -> None:
         require_library("gated_delta")
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
         self.head_dim = width // heads
         self.gates = nn.Linear(width, 2 * heads + width, bias=False)  # decay, writing strength, output gate
         self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(initial_step_bias(heads, longest_step))
+        self.step_bias = nn.Parameter(initial_step_bias(heads, dt_max))
         self.norm = nn.RMSNorm(self.head_dim)
 
     def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -70,8 +72,26 @@ def initial_step_bias(heads: int, longest: float) -> Tensor:
     return step + torch.log(-torch.expm1(-step))
 
 
-@MIXERS.enter("gated_delta", "Gated DeltaNet (Yang et al. 2024): a matrix that decays and corrects itself; extra: fla")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> GatedDeltaNet:
+@dataclass
+class StepOptions(MixerOptions):
+    """The steps of a state that decays."""
+
+    dt_max: float = option(
+        0.1,
+        "longest initial step of a head; the shortest is 0.001. Long steps make a state forget: few heads need short "
+        "ones to see far",
+        minimum=0.001,
+        maximum=1000,
+    )
+
+
+@MIXERS.enter(
+    "gated_delta",
+    "Gated DeltaNet (Yang et al. 2024): a matrix that decays and corrects itself; extra: fla",
+    options=StepOptions,
+)
+def build_gated_delta(options: StepOptions) -> GatedDeltaNet:
+    """Build Gated DeltaNet."""
     return GatedDeltaNet(
-        width=model.width, heads=model.heads, longest_step=model.longest_step, convolution=model.convolution
+        width=options.width, heads=options.heads, dt_max=options.dt_max, convolution=options.convolution
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.base import MIXERS, MixerOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import gated_slots, require_library
+from cl_ovq.options import COUNT, option
 
 GATE_DIVISOR = 8.0  # of a log gate, as published: slots start with a long memory
 
@@ -57,6 +59,20 @@ class GatedSlotAttention(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}, slots={self.slots}"
 
 
-@MIXERS.enter("gated_slot", "Gated slot attention (Zhang et al. 2024): softmax over slots that fade; extra: fla")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> GatedSlotAttention:
-    return GatedSlotAttention(width=model.width, heads=model.heads, slots=model.slots, convolution=model.convolution)
+@dataclass
+class GatedSlotOptions(MixerOptions):
+    """The options of gated slot attention."""
+
+    slots: int = option(64, "slots of a head's memory", minimum=1, maximum=COUNT)
+
+
+@MIXERS.enter(
+    "gated_slot",
+    "Gated slot attention (Zhang et al. 2024): softmax over slots that fade; extra: fla",
+    options=GatedSlotOptions,
+)
+def build_gated_slot(options: GatedSlotOptions) -> GatedSlotAttention:
+    """Build gated slot attention."""
+    return GatedSlotAttention(
+        width=options.width, heads=options.heads, slots=options.slots, convolution=options.convolution
+    )

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.base import MIXERS, MixerOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 
 CHUNK = 64
@@ -60,6 +59,11 @@ class LinearAttention(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}"
 
 
-@MIXERS.enter("linear", "linear attention with features elu + 1 (Katharopoulos et al. 2020): linear time, one sum")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> LinearAttention:
-    return LinearAttention(width=model.width, heads=model.heads, convolution=model.convolution)
+@MIXERS.enter(
+    "linear",
+    "linear attention with features elu + 1 (Katharopoulos et al. 2020): linear time, one sum",
+    options=MixerOptions,
+)
+def build_linear(options: MixerOptions) -> LinearAttention:
+    """Build linear attention."""
+    return LinearAttention(width=options.width, heads=options.heads, convolution=options.convolution)

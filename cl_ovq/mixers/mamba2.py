@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
 from cl_ovq.mixers.base import MIXERS
-from cl_ovq.mixers.gated_delta import initial_step_bias
+from cl_ovq.mixers.gated_delta import StepOptions, initial_step_bias
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import decaying_sum, require_library
+from cl_ovq.options import WIDEST, option
 
 EXPANSION = 2  # inner features in multiples of the width, as published
 
@@ -22,13 +24,11 @@ class Mamba2(ProjectedMixer):
         width: features per token (C).
         heads: heads (H); divides `2 * width`.
         state_size: features of a key and a query (K).
-        longest_step: see `initial_step_bias`.
+        dt_max: see `initial_step_bias`.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
     """
 
-    def __init__(
-        self, *, width: int, heads: int, state_size: int, longest_step: float = 0.1, convolution: int = 0
-    ) -> None:
+    def __init__(self, *, width: int, heads: int, state_size: int, dt_max: float = 0.1, convolution: int = 0) -> None:
         require_library("mamba2")
         inner = EXPANSION * width
         super().__init__(width=width, features=inner + 2 * state_size, output=inner, convolution=convolution)
@@ -37,7 +37,7 @@ class Mamba2(ProjectedMixer):
         self.state_size = state_size
         self.gates = nn.Linear(width, heads + inner, bias=False)  # step size, output gate
         self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(initial_step_bias(heads, longest_step))
+        self.step_bias = nn.Parameter(initial_step_bias(heads, dt_max))
         self.skip = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(inner)
 
@@ -68,12 +68,24 @@ class Mamba2(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}, state_size={self.state_size}"
 
 
-@MIXERS.enter("mamba2", "Mamba-2 (Dao and Gu 2024): a state-space model with one decay per head and token; extra: fla")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> Mamba2:
+@dataclass
+class Mamba2Options(StepOptions):
+    """The options of Mamba-2."""
+
+    state_size: int = option(64, "features of a key and a query", minimum=1, maximum=WIDEST)
+
+
+@MIXERS.enter(
+    "mamba2",
+    "Mamba-2 (Dao and Gu 2024): a state-space model with one decay per head and token; extra: fla",
+    options=Mamba2Options,
+)
+def build_mamba2(options: Mamba2Options) -> Mamba2:
+    """Build Mamba-2."""
     return Mamba2(
-        width=model.width,
-        heads=model.heads,
-        state_size=model.state_size,
-        longest_step=model.longest_step,
-        convolution=model.convolution,
+        width=options.width,
+        heads=options.heads,
+        state_size=options.state_size,
+        dt_max=options.dt_max,
+        convolution=options.convolution,
     )

@@ -35,9 +35,7 @@ def forget(dictionary: PersistentDictionary, task: int) -> None:
     if not 0 <= task < len(dictionary.written):
         raise ValueError(f"task must lie in 0 .. {len(dictionary.written) - 1}, got {task}")
     for name in ("written", "key_sums", "value_sums"):
-        pages = getattr(dictionary, name).clone()
-        pages[task] = 0
-        setattr(dictionary, name, pages)
+        getattr(dictionary, name)[task] = 0
     state = dictionary.state
     counts = dictionary.written.sum(0)  # [H, N]
     over = counts.clamp(min=1)[..., None]
@@ -48,7 +46,7 @@ def forget(dictionary: PersistentDictionary, task: int) -> None:
         size=(counts > 0).sum(-1)[None],
         tokens=counts[0].sum()[None],
     )
-    dictionary.last_write = dictionary.last_write * (counts > 0)
+    dictionary.last_write *= counts > 0
     _reorder(dictionary, torch.argsort((counts == 0).byte(), dim=-1, stable=True))
 
 
@@ -67,7 +65,7 @@ def merge(dictionary: PersistentDictionary, other: PersistentDictionary) -> None
     """
     tasks = max(len(dictionary.written), len(other.written))
     merged = kernels.merge(_pack(dictionary, tasks), _pack(other, tasks), dictionary.options.capacity)
-    dictionary.writes = dictionary.writes + other.writes
+    dictionary.writes += other.writes
     _unpack(dictionary, merged, tasks)
 
 
@@ -119,7 +117,7 @@ def _unpack(dictionary: PersistentDictionary, packed: DictionaryState, tasks: in
     dictionary.state = packed.replace(
         keys=packed.keys.to(old.keys.dtype), values=values[None, ..., :value_dim].to(old.values.dtype)
     )
-    dictionary.last_write = values[..., value_dim].round().long()
+    dictionary.fill("last_write", values[..., value_dim].round().long())
     start = value_dim + 1
     for name, dim in zip(_pages(dictionary), (key_dim, value_dim, 1) if dictionary.sums else (1,), strict=True):
         width = tasks * dim
@@ -127,7 +125,7 @@ def _unpack(dictionary: PersistentDictionary, packed: DictionaryState, tasks: in
         start += width
         if name == "written":
             pages = pages[..., 0].round()
-        setattr(dictionary, name, pages.to(getattr(dictionary, name).dtype).contiguous())
+        dictionary.fill(name, pages)
 
 
 def _reorder(dictionary: PersistentDictionary, order: Tensor) -> None:
@@ -143,4 +141,4 @@ def _reorder(dictionary: PersistentDictionary, order: Tensor) -> None:
         values=along(state.values, means=True),
     )
     for name in ("last_write", *_pages(dictionary)):
-        setattr(dictionary, name, along(getattr(dictionary, name), means=name.endswith("sums")))
+        dictionary.fill(name, along(getattr(dictionary, name), means=name.endswith("sums")))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS, Mixer
+from cl_ovq.mixers.base import MIXERS, Mixer, MixerOptions
 from cl_ovq.mixers.convolution import ShortConvolution
 from cl_ovq.mixers.dictionary import PersistentDictionary
-from kernels import DictionaryOptions, DictionaryState, ovq_attention
+from cl_ovq.mixers.dictionary_options import DictionaryConfig, SharedOptions, operator_options
+from cl_ovq.options import WIDEST, option
+from cl_ovq.seeding import derive_seed
+from kernels import IMPLEMENTATIONS, DictionaryOptions, DictionaryState, ovq_attention
 
 
 class OVQState(NamedTuple):
@@ -72,7 +76,7 @@ class OVQAttention(Mixer):
         head_dim: int | None = None,
         convolution: int = 0,
         persistent: bool = False,
-        dictionary_weight: float | None = None,
+        dictionary_weight: float | None = 1.0,
         half_life: int | None = None,
         sums: bool = False,
         implementation: str = "auto",
@@ -120,9 +124,9 @@ class OVQAttention(Mixer):
     ) -> tuple[Tensor, OVQState | None]:
         """Mix tokens; see `Mixer.forward`. The state is an `OVQState`."""
         initial, past = (None, None) if state is None else state
-        qkv = self.qkv(x)  # [B, T, (H + 2 G) D]
         if mask is not None:
-            qkv = qkv.masked_fill(~mask[..., None], 0.0)
+            x = x.masked_fill(~mask[..., None], 0.0)  # before the weights: what a masked token holds may be NaN
+        qkv = self.qkv(x)  # [B, T, (H + 2 G) D]
         if self.convolution is not None:
             qkv, past = self.convolution(qkv, past)
         split = (self.heads, self.key_value_heads, self.key_value_heads)
@@ -163,34 +167,53 @@ class OVQAttention(Mixer):
         return f"{heads}, {self.options}"
 
 
-def operator_options(dictionary: DictionaryConfig) -> DictionaryOptions:
-    """Return the operator's part of a dictionary's configuration."""
-    return DictionaryOptions(
-        capacity=dictionary.capacity,
-        chunk_size=dictionary.chunk_size,
-        growth=dictionary.growth,
-        growth_rate=dictionary.growth_rate,
-        concentration=dictionary.concentration,
-        novelty_threshold=dictionary.novelty_threshold,
-        seeds=dictionary.seeds,
-        assignment=dictionary.assignment,
-        learning_rate=dictionary.learning_rate,
-        rate=dictionary.rate,
-        read_out=dictionary.read_out,
+def seed_dictionaries(model: nn.Module, seed: int) -> None:
+    """Give every OVQ layer whose slots begin at random tokens a random seed of its own, derived from the run's.
+
+    Args:
+        model: any model.
+        seed: of the run.
+    """
+    layers = [module for module in model.modules() if isinstance(module, OVQAttention)]
+    for number, layer in enumerate(layers):
+        if layer.options.seeds in ("random", "kmeans++"):  # others draw nothing, and would compile anew for each seed
+            layer.options = dataclasses.replace(layer.options, seed=derive_seed(seed, f"dictionary/{number}"))
+            if layer.dictionary is not None:
+                layer.dictionary.options = layer.options
+
+
+@dataclass
+class OVQOptions(MixerOptions):
+    """The options of an OVQ layer beside those of its dictionary."""
+
+    key_value_heads: int | None = option(
+        None,
+        "heads of keys and values, and so dictionaries; divides heads; as many as heads if null",
+        minimum=1,
+        maximum=WIDEST,
     )
+    implementation: str = option("auto", "implementation of the operator", choices=IMPLEMENTATIONS)
 
 
-@MIXERS.enter("ovq", "online vector-quantized attention (Alonso et al. 2026): dictionary learned in the forward pass")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> OVQAttention:
+@MIXERS.enter(
+    "ovq",
+    "online vector-quantized attention (Alonso et al. 2026): dictionary learned in the forward pass",
+    options=OVQOptions,
+    sections={"dictionary": DictionaryConfig},
+    has_dictionary=True,
+)
+def build_ovq(options: OVQOptions, dictionary: DictionaryConfig) -> OVQAttention:
+    """Build an OVQ layer."""
+    shared = dictionary if isinstance(dictionary, SharedOptions) else None
     return OVQAttention(
-        width=model.width,
-        heads=model.heads,
+        width=options.width,
+        heads=options.heads,
         options=operator_options(dictionary),
-        key_value_heads=model.key_value_heads,
-        convolution=model.convolution,
-        dictionary_weight=dictionary.weight,
-        half_life=dictionary.half_life,
-        sums=dictionary.sums,
-        persistent=dictionary.scope != "sequence",
-        implementation=model.implementation,
+        key_value_heads=options.key_value_heads,
+        convolution=options.convolution,
+        dictionary_weight=shared.weight if shared else None,
+        half_life=shared.half_life if shared else None,
+        sums=shared is not None and shared.sums,
+        persistent=shared is not None,
+        implementation=options.implementation,
     )

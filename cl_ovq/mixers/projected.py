@@ -52,7 +52,7 @@ class ProjectedMixer(Mixer):
 
         Args:
             features: `[B, T, F]`, convolved.
-            x: `[B, T, C]`, what they were projected from; for gates.
+            x: `[B, T, C]`, what they were projected from, zero where masked; for gates.
             mask: `[B, T]`, true for tokens; None if all are.
             memory: what an earlier call returned.
 
@@ -74,9 +74,9 @@ class ProjectedMixer(Mixer):
     ) -> tuple[Tensor, ProjectedState | None]:
         """Mix tokens; see `Mixer.forward`. The state is a `ProjectedState`."""
         memory, past = (None, None) if state is None else state
-        features = self.qkv(x)
         if mask is not None:
-            features = features.masked_fill(~mask[..., None], 0.0)
+            x = x.masked_fill(~mask[..., None], 0.0)  # before weights and gates: what a masked token holds may be NaN
+        features = self.qkv(x)
         if self.convolution is not None:
             features, past = self.convolution(features, past)
         y, memory = self.mix(features, x, mask, memory)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.base import MIXERS, MixerOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.rotary import rotate
+from cl_ovq.options import COUNT, option
 
 
 class SlidingWindowAttention(ProjectedMixer):
@@ -72,10 +74,21 @@ class SlidingWindowAttention(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}, window={self.window}"
 
 
+@dataclass
+class SlidingWindowOptions(MixerOptions):
+    """The options of sliding-window attention."""
+
+    window: int = option(64, "tokens that a query sees, its own included", minimum=1, maximum=COUNT)
+
+
 @MIXERS.enter(
-    "sliding_window", "softmax attention over the last model.window tokens, rotary positions (Beltagy et al. 2020)"
+    "sliding_window",
+    "softmax attention over the last model.window tokens, rotary positions (Beltagy et al. 2020)",
+    options=SlidingWindowOptions,
+    rotary=lambda options: True,
 )
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> SlidingWindowAttention:
+def build_sliding_window(options: SlidingWindowOptions) -> SlidingWindowAttention:
+    """Build sliding-window attention."""
     return SlidingWindowAttention(
-        width=model.width, heads=model.heads, window=model.window, convolution=model.convolution
+        width=options.width, heads=options.heads, window=options.window, convolution=options.convolution
     )

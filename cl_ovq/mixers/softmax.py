@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.mixers.base import MIXERS, MixerOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.rotary import rotate
+from cl_ovq.options import option
 
 
 class SoftmaxAttention(ProjectedMixer):
@@ -58,8 +60,24 @@ class SoftmaxAttention(ProjectedMixer):
         return f"heads={self.heads}, head_dim={self.head_dim}, rotary={self.rotary}"
 
 
-@MIXERS.enter("softmax", "causal softmax attention (Vaswani et al. 2017): exact, state grows with every token")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> SoftmaxAttention:
+@dataclass
+class SoftmaxOptions(MixerOptions):
+    """The options of softmax attention."""
+
+    position: str = option("none", "positions that queries and keys carry", choices=("none", "rotary"))
+
+
+@MIXERS.enter(
+    "softmax",
+    "causal softmax attention (Vaswani et al. 2017): exact, state grows with every token",
+    options=SoftmaxOptions,
+    rotary=lambda options: options.position == "rotary",
+)
+def build_softmax(options: SoftmaxOptions) -> SoftmaxAttention:
+    """Build softmax attention."""
     return SoftmaxAttention(
-        width=model.width, heads=model.heads, convolution=model.convolution, rotary=model.position == "rotary"
+        width=options.width,
+        heads=options.heads,
+        convolution=options.convolution,
+        rotary=options.position == "rotary",
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
-from cl_ovq.mixers.base import MIXERS
+from cl_ovq.errors import UserError
+from cl_ovq.mixers.base import MIXERS, MixerOptions, is_recomputed, statistics
+from cl_ovq.mixers.dictionary_options import ChunkOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
+from cl_ovq.options import COUNT, option
 from kernels.numerics import normalise
+from kernels.state import statistics_dtype
 
 DEAD = 0.05  # share of a code's fair part of the tokens below which it starts again at some key
 
@@ -25,8 +30,8 @@ class VQAttention(ProjectedMixer):
 
     The codebook is the running mean of the keys that chose each code (van den Oord et al. 2017), in training mode
     only; it starts at keys of the first batch, and codes that hardly any key chooses start again at keys of the
-    current one (Dhariwal et al. 2020). Gradients pass a key's quantization straight through, within a chunk; across
-    chunks a key learns from the commitment loss alone.
+    current one (Dhariwal et al. 2020). It is fp32, or fp64 where the layer is. Gradients pass a key's quantization
+    straight through, within a chunk; across chunks a key learns from the commitment loss alone.
 
     Args:
         width: features per token (C).
@@ -63,9 +68,11 @@ class VQAttention(ProjectedMixer):
         self.decay = decay
         self.commitment = commitment
         self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
-        self.register_buffer("codebook", normalise(torch.randn(heads, codes, self.head_dim)))  # [H, S, D]
-        self.register_buffer("usage", torch.zeros(heads, codes))  # running mean of the tokens of a step, [H, S]
-        self.register_buffer("sums", torch.zeros(heads, codes, self.head_dim))  # and of the sum of their keys
+        dtype = statistics_dtype(torch.get_default_dtype())
+        size = (heads, codes, self.head_dim)
+        self.register_buffer("codebook", normalise(torch.randn(size, dtype=dtype)))  # [H, S, D]
+        self.register_buffer("usage", torch.zeros(size[:2], dtype=dtype))  # running mean of a step's tokens, [H, S]
+        self.register_buffer("sums", torch.zeros(size, dtype=dtype))  # and of the sum of their keys
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -75,9 +82,14 @@ class VQAttention(ProjectedMixer):
         q, k, v = features.to(exact).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = normalise(q) * (self.log_beta.exp() * self.sharpness)[:, None, None], normalise(k)
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
+        if self.training and is_recomputed():
+            raise UserError(
+                "VQAttention learns its codebook in the forward pass, which activation checkpointing makes twice: "
+                "leave the layer out of checkpointing, or set it to evaluation mode"
+            )
         if self.training and not self.started:
             self._start(k.detach(), valid)
-        codebook = self.codebook.to(exact)
+        codebook = self.codebook.to(exact, copy=True)  # learning, which changes it, comes before the backward pass
         if memory is None:
             counts = v.new_zeros(batch, self.heads, self.codes)
             sums = v.new_zeros(batch, self.heads, self.codes, self.head_dim)
@@ -88,7 +100,9 @@ class VQAttention(ProjectedMixer):
             part = slice(start, start + self.chunk_size)
             code = nearest_code(k[:, :, part], codebook)  # [B, H, L]
             chosen.append(code)
-            outputs.append(self._read(q[:, :, part], k[:, :, part], v[:, :, part], code, valid[:, part], counts, sums))
+            quantized = k[:, :, part] + (codes_of(codebook, code) - k[:, :, part]).detach()
+            read = _read(q[:, :, part], quantized, v[:, :, part], codebook, valid[:, part], counts, sums)
+            outputs.append(read)
             one_hot = functional.one_hot(code, self.codes).to(exact) * valid[:, None, part, None]
             counts = counts + one_hot.sum(2)
             sums = sums + one_hot.transpose(-1, -2) @ v[:, :, part]
@@ -96,7 +110,7 @@ class VQAttention(ProjectedMixer):
             return features.new_zeros(batch, 0, self.heads * self.head_dim), (counts, sums)
         codes = torch.cat(chosen, 2)
         if self.losses is not None and self.training:
-            distance = (k - self._codes_of(codes)).square().sum(-1) * valid[:, None]
+            distance = (k - codes_of(codebook, codes)).square().sum(-1) * valid[:, None]
             self.losses.append(self.commitment * distance.sum() / (valid.sum() * self.heads).clamp(min=1))
         if self.training:
             self._learn(k.detach(), codes, valid)
@@ -107,36 +121,17 @@ class VQAttention(ProjectedMixer):
         size = torch.promote_types(self.qkv.weight.dtype, torch.float32).itemsize
         return self.heads * self.codes * (1 + self.head_dim) * size
 
-    def _codes_of(self, codes: Tensor) -> Tensor:
-        """Return the codes of indices `[B, H, T]` as `[B, H, T, D]`."""
-        return self.codebook[torch.arange(self.heads, device=codes.device)[:, None], codes]
-
-    def _read(
-        self, q: Tensor, k: Tensor, v: Tensor, code: Tensor, valid: Tensor, counts: Tensor, sums: Tensor
-    ) -> Tensor:
-        """Attend from a chunk's queries to cached codes and to the quantized keys of the chunk, in one softmax."""
-        tokens = k.shape[2]
-        quantized = k + (self._codes_of(code) - k).detach()
-        cached = q @ self.codebook.to(q.dtype).transpose(-1, -2) + counts[:, :, None].log()  # [B, H, L, S]
-        visible = torch.ones(tokens, tokens, dtype=torch.bool, device=k.device).tril() & valid[:, None, None, :]
-        own = (q @ quantized.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
-        logits = torch.cat((cached, own), -1)
-        nothing = (counts.sum(-1) == 0)[..., None] & ~visible.any(-1)  # [B, H, L]: then all logits are minus infinity
-        weights = logits.masked_fill(nothing[..., None], 0.0).softmax(-1) * ~nothing[..., None]
-        means = sums / counts.clamp(min=1)[..., None]
-        return weights[..., : self.codes] @ means + weights[..., self.codes :] @ v
-
     @torch.no_grad()
     def _start(self, k: Tensor, valid: Tensor) -> None:
         """Put every code at a random key of the batch."""
         if not valid.any():
             return
-        self.codebook = self._random_keys(k, valid).to(self.codebook.dtype)
-        self.started = torch.ones_like(self.started)
+        self.codebook.copy_(self._random_keys(k, valid))
+        self.started.fill_(True)
         # As if each had been chosen by its fair part of this batch; the running means go on from there.
         fair = valid.sum() / self.codes
-        self.usage = torch.ones_like(self.usage) * fair
-        self.sums = self.codebook * fair
+        self.usage.copy_(fair)
+        self.sums.copy_(self.codebook * fair)
 
     @torch.no_grad()
     def _learn(self, k: Tensor, codes: Tensor, valid: Tensor) -> None:
@@ -151,8 +146,9 @@ class VQAttention(ProjectedMixer):
         dead = (usage < DEAD * fair)[..., None]
         sums = torch.where(dead, self._random_keys(k, valid) * fair, sums)
         usage = torch.where(dead[..., 0], fair, usage)
-        self.usage, self.sums = usage.to(self.usage.dtype), sums.to(self.sums.dtype)
-        self.codebook = self.sums / self.usage[..., None]
+        self.usage.copy_(usage)
+        self.sums.copy_(sums)
+        self.codebook.copy_(self.sums / self.usage[..., None])
 
     def _random_keys(self, k: Tensor, valid: Tensor) -> Tensor:
         """Draw a valid key for each code, `[H, S, D]`."""
@@ -160,9 +156,37 @@ class VQAttention(ProjectedMixer):
         drawn = torch.randint(len(rows), (self.codes,), device=rows.device)
         return k[rows[drawn], :, times[drawn]].transpose(0, 1)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQAttention:
+        """Move or cast; the codebook and its running means are never narrower than fp32."""
+        kept = {name: statistics(self.get_buffer(name), fn) for name in ("codebook", "usage", "sums", "started")}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            setattr(self, name, tensor)
+        return self
+
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
         return f"heads={self.heads}, head_dim={self.head_dim}, codes={self.codes}, chunk_size={self.chunk_size}"
+
+
+def codes_of(codebook: Tensor, codes: Tensor) -> Tensor:
+    """Return the codes `[B, H, T, D]` of a codebook `[H, S, D]` at indices `[B, H, T]`."""
+    return codebook[torch.arange(len(codebook), device=codes.device)[:, None], codes]
+
+
+def _read(
+    q: Tensor, quantized: Tensor, v: Tensor, codebook: Tensor, valid: Tensor, counts: Tensor, sums: Tensor
+) -> Tensor:
+    """Attend from a chunk's queries to cached codes and to the quantized keys of the chunk, in one softmax."""
+    tokens = v.shape[2]
+    cached = q @ codebook.transpose(-1, -2) + counts[:, :, None].log()  # [B, H, L, S]
+    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=v.device).tril() & valid[:, None, None, :]
+    own = (q @ quantized.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
+    logits = torch.cat((cached, own), -1)
+    nothing = (counts.sum(-1) == 0)[..., None] & ~visible.any(-1)  # [B, H, L]: then all logits are minus infinity
+    weights = logits.masked_fill(nothing[..., None], 0.0).softmax(-1) * ~nothing[..., None]
+    means = sums / counts.clamp(min=1)[..., None]
+    return weights[..., : codebook.shape[1]] @ means + weights[..., codebook.shape[1] :] @ v
 
 
 def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
@@ -171,14 +195,31 @@ def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
         return (k @ codebook.transpose(-1, -2) - 0.5 * codebook.square().sum(-1)[:, None]).argmax(-1)
 
 
-@MIXERS.enter("vq", "attention over keys quantized by a codebook learned in training: Transformer-VQ (Lingle 2023)")
-def _build(model: ModelConfig, dictionary: DictionaryConfig) -> VQAttention:
+@dataclass
+class VQOptions(MixerOptions):
+    """The options of vector-quantized attention."""
+
+    codebook_size: int = option(512, "codes of a head's codebook", minimum=1, maximum=COUNT)
+    code_decay: float = option(
+        0.99, "decay of the running means that make up a codebook, per training step", minimum=0, maximum=0.9999
+    )
+    commitment: float = option(1e-2, "weight of the distance of keys to their codes in the loss", minimum=0)
+
+
+@MIXERS.enter(
+    "vq",
+    "attention over keys quantized by a codebook learned in training: Transformer-VQ (Lingle 2023)",
+    options=VQOptions,
+    sections={"dictionary": ChunkOptions},
+)
+def build_vq(options: VQOptions, dictionary: ChunkOptions) -> VQAttention:
+    """Build vector-quantized attention."""
     return VQAttention(
-        width=model.width,
-        heads=model.heads,
-        codes=model.codes,
+        width=options.width,
+        heads=options.heads,
+        codes=options.codebook_size,
         chunk_size=dictionary.chunk_size,
-        decay=model.code_decay,
-        commitment=model.commitment,
-        convolution=model.convolution,
+        decay=options.code_decay,
+        commitment=options.commitment,
+        convolution=options.convolution,
     )

@@ -1,13 +1,25 @@
 """Networks and their heads."""
 
-from cl_ovq.models.build import MIXED, MODELS, build_model, check_model, freeze_encoder
-from cl_ovq.models.classifier import PatchTransformer
-from cl_ovq.models.sequence import SequenceModel
+# The parts are imported in the order in which they are listed.
+from cl_ovq.models.classifier import PatchTransformer  # isort: skip
+from cl_ovq.models.perceptron import Perceptron  # isort: skip
+from cl_ovq.models.fixed import FixedFeatureModel  # isort: skip
+from cl_ovq.models.sequence import SequenceModel  # isort: skip
+from cl_ovq.models.memory import MemoryHead, MemoryOptions  # isort: skip
+from cl_ovq.models.base import HEADS, MODELS, Model, ModelContext
+from cl_ovq.models.build import build_model, check_model
+from cl_ovq.models.freezing import freeze_encoder
 
 __all__ = [
-    "MIXED",
+    "HEADS",
     "MODELS",
+    "FixedFeatureModel",
+    "MemoryHead",
+    "MemoryOptions",
+    "Model",
+    "ModelContext",
     "PatchTransformer",
+    "Perceptron",
     "SequenceModel",
     "build_model",
     "check_model",

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from cl_ovq.mixers import Mixer
+from cl_ovq.mixers import Mixer, StackOptions
+from cl_ovq.options import option
+
+
+@dataclass
+class BlockOptions(StackOptions):
+    """What blocks of mixer and MLP have."""
+
+    mlp_ratio: float = option(
+        2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
+    )
+    dropout: float = option(0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99)
 
 
 class Block(nn.Module):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import Mixer
-from cl_ovq.models.block import Block
+from cl_ovq.models.base import MODELS, ModelContext
+from cl_ovq.models.block import Block, BlockOptions
+from cl_ovq.options import WIDEST, option
+
+
+@dataclass
+class PatchTransformerOptions(BlockOptions):
+    """The options of a transformer over image patches."""
+
+    patch_size: int = option(
+        2, "side of a square patch in pixels; divides the image's sides", minimum=1, maximum=WIDEST
+    )
 
 
 class PatchTransformer(nn.Module):
@@ -67,3 +80,22 @@ class PatchTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images `[B, channels, height, width]` to logits `[B, n_classes]`."""
         return self.head(self.features(x))
+
+
+@MODELS.enter(
+    "patch_transformer",
+    "image patches as a causal sequence, any mixer, mean over tokens",
+    options=PatchTransformerOptions,
+    reads="images",
+)
+def build_patch_transformer(options: PatchTransformerOptions, context: ModelContext) -> nn.Module:
+    """Build the transformer over image patches."""
+    return PatchTransformer(
+        image_shape=context.image_shape,
+        n_classes=context.stream.n_classes,
+        patch_size=options.patch_size,
+        width=options.width,
+        mixers=context.mixers(options),
+        mlp_ratio=options.mlp_ratio,
+        dropout=options.dropout,
+    )

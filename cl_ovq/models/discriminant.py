@@ -5,11 +5,13 @@ Letters: `B` samples, `F` features, `C` classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from cl_ovq.models.read_out import FLOOR
-from cl_ovq.models.whitening import ClassCovariance
+from cl_ovq.models.whitening import ClassCovariance, keep_type
 
 
 class NearestMean(nn.Module):
@@ -34,6 +36,10 @@ class NearestMean(nn.Module):
         self.classes = classes
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(classes, features, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NearestMean:
+        """Move to another device, but keep the types."""
+        return super()._apply(keep_type(fn), recurse)
 
     @property
     def tokens(self) -> int:
@@ -72,7 +78,7 @@ class StreamingDiscriminant(nn.Module):
         shrinkage: from 0 to 1.
     """
 
-    def __init__(self, *, features: int, classes: int, shrinkage: float) -> None:
+    def __init__(self, *, features: int, classes: int, shrinkage: float = 1e-4) -> None:
         super().__init__()
         self.classes = classes
         self.shrinkage = shrinkage

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cl_ovq.models.base import MODELS, ModelContext
+from cl_ovq.options import WIDEST, NoOptions, option
 
 POOLED = 4  # cells along each side after pooling
 
@@ -75,3 +79,49 @@ class RandomConvolution(nn.Module):
         """Map images `[B, channels, height, width]` to `[B, 16 filters]`."""
         responses = functional.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2).abs()
         return functional.adaptive_avg_pool2d(responses, POOLED).flatten(1)
+
+
+@dataclass
+class RandomFeatureOptions:
+    """How many random features there are."""
+
+    width: int = option(64, "random features", minimum=1, maximum=WIDEST)
+
+
+@dataclass
+class RandomConvolutionOptions:
+    """How many random filters there are."""
+
+    width: int = option(64, "random filters; each gives 16 features", minimum=1, maximum=WIDEST)
+
+
+@MODELS.enter("pixels", "the pixels as features, nothing learned before the head", reads="images")
+def build_pixels(options: NoOptions, context: ModelContext) -> nn.Module:
+    """Build the model of plain pixels."""
+    return FixedFeatureModel(nn.Flatten(), image_shape=context.image_shape, n_classes=context.stream.n_classes)
+
+
+@MODELS.enter(
+    "random_features",
+    "fixed random functions of all pixels (Rahimi and Recht 2008): width features",
+    options=RandomFeatureOptions,
+    reads="images",
+)
+def build_random_features(options: RandomFeatureOptions, context: ModelContext) -> nn.Module:
+    """Build the model of random features."""
+    shape = context.image_shape
+    features = RandomFeatures(pixels=math.prod(shape), features=options.width)
+    return FixedFeatureModel(features, image_shape=shape, n_classes=context.stream.n_classes)
+
+
+@MODELS.enter(
+    "random_convolution",
+    "fixed random filters, pooled over 4 x 4 cells: width filters, 16 times as many features",
+    options=RandomConvolutionOptions,
+    reads="images",
+)
+def build_random_convolution(options: RandomConvolutionOptions, context: ModelContext) -> nn.Module:
+    """Build the model of random filters."""
+    shape = context.image_shape
+    features = RandomConvolution(channels=shape[0], filters=options.width)
+    return FixedFeatureModel(features, image_shape=shape, n_classes=context.stream.n_classes)

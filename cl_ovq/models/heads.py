@@ -70,3 +70,8 @@ class TaskMaskedModel(MultiTaskModule):
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Map inputs of one task to logits."""
         return self(x, task_label)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Return the network inside a task-masked model, which takes no task labels; any other model as it is."""
+    return model.model if isinstance(model, TaskMaskedModel) else model

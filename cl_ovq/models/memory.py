@@ -9,18 +9,52 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import kernels
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import GROWTHS
+from cl_ovq.models.base import HEADS
+from cl_ovq.models.freezing import learns
 from cl_ovq.models.read_out import Reading, Settings, default_beta, log_probabilities, scores, similarities
-from cl_ovq.models.slots import ClassSlots
-from cl_ovq.models.whitening import ClassCovariance, whitening
-from kernels import DictionaryState
+from cl_ovq.models.slots import GROWTH, ClassSlots
+from cl_ovq.models.whitening import ClassCovariance, keep_type, whitening
+from cl_ovq.options import COUNT, option
+from kernels import DictionaryOptions, DictionaryState
+
+if TYPE_CHECKING:
+    from streams import Stream
 
 PRIORS = ("balanced", "counts")
+
+
+@dataclass
+class MemoryOptions:
+    """The options of the memory head."""
+
+    capacity: int = option(2000, "slots of all classes together (N)", minimum=1, maximum=COUNT)
+    chunk_size: int = option(32, "samples that are written together (L)", minimum=1, maximum=COUNT)
+    growth: str = option("plateau", "schedule of a class's slots over its own samples", parts=GROWTHS, choices=GROWTH)
+    beta: float | None = option(
+        None, "inverse temperature of the read-out; from the number of features if null", exclusive_minimum=0
+    )
+    shrinkage: float = option(
+        0.3, "shrinkage of the covariance towards a multiple of the identity", minimum=0, maximum=1
+    )
+    class_weight: float = option(0.05, "power of the linear discriminant that is multiplied in", minimum=0)
+    confidence: float = option(0.6, "power of the class probabilities", exclusive_minimum=0)
+    normalise: bool = option(True, "scale every feature vector to the same length first")
+    prior: str = option(
+        "balanced", "prior of the classes seen: all alike, or by their samples", choices=("balanced", "counts")
+    )
+    storage: str = option("float32", "type of the stored means", choices=("float32", "float16", "int8"))
+    calibrate: bool = option(
+        False, "choose beta, shrinkage, class_weight and confidence on validation data after each experience"
+    )
 
 
 class MemoryHead(nn.Module):
@@ -54,6 +88,8 @@ class MemoryHead(nn.Module):
         normalise: scale every feature vector to length sqrt(F) first.
         prior: of classes: all seen alike (`balanced`) or by samples seen (`counts`).
         storage: of the means: `float32`, `float16` or `int8`.
+        growth_rate: slots per sample of a class, of `linear` growth.
+        concentration: alpha of `dirichlet` growth.
 
     Raises:
         ValueError: naming the argument and what is allowed.
@@ -73,12 +109,14 @@ class MemoryHead(nn.Module):
         chunk_size: int = 32,
         growth: str = "plateau",
         beta: float | None = None,
-        shrinkage: float = 0.1,
+        shrinkage: float = 0.3,
         class_weight: float = 0.05,
         confidence: float = 0.6,
-        normalise: bool = False,
+        normalise: bool = True,
         prior: str = "balanced",
         storage: str = "float32",
+        growth_rate: float = 0.125,
+        concentration: float = 128.0,
     ) -> None:
         super().__init__()
         for name, size in (("features", features), ("classes", classes), ("chunk_size", chunk_size)):
@@ -97,10 +135,11 @@ class MemoryHead(nn.Module):
         self.features, self.classes, self.capacity = features, classes, capacity
         self.chunk_size, self.prior, self.normalise = chunk_size, prior, normalise
         self.covariance = ClassCovariance(features=features, classes=classes)
-        self.slots = ClassSlots(
-            features=features, classes=classes, slots=capacity // classes, growth=growth, storage=storage
+        schedule = DictionaryOptions(
+            capacity=capacity // classes, growth=growth, growth_rate=growth_rate, concentration=concentration
         )
-        self.register_buffer("pending_features", torch.zeros(chunk_size, features))
+        self.slots = ClassSlots(features=features, classes=classes, options=schedule, storage=storage)
+        self.register_buffer("pending_features", torch.zeros(chunk_size, features, dtype=torch.float32))
         self.register_buffer("pending_targets", torch.zeros(chunk_size, dtype=torch.int64))
         self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
         self.register_buffer("chosen", torch.tensor(settings, dtype=torch.float64))
@@ -290,7 +329,7 @@ class MemoryHead(nn.Module):
         mean = head.covariance.mean()
         whiten = whitening(head.covariance.covariance(), shrinkage).float()
         unseen = samples == 0
-        weights = (head.slots.counts / samples.clamp(min=1)[:, None]).log().masked_fill(unseen[:, None], 0.0)
+        weights = (head.slots.counts.float() / samples.clamp(min=1)[:, None]).log().masked_fill(unseen[:, None], 0.0)
         prior = (samples if head.prior == "counts" else ~unseen).float().log()
         if unseen.all():  # every class alike
             prior = torch.zeros_like(prior)
@@ -327,14 +366,9 @@ class MemoryHead(nn.Module):
         return targets.to(self.pending.device, torch.int64)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryHead:
-        """Move to another device, but keep the types: sums in fp64 must outlive `model.half()`."""
+        """Move to another device, but keep the types."""
         self._cache = None
-
-        def keep_type(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_type, recurse)
+        return super()._apply(keep_type(fn), recurse)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._cache = None
@@ -342,3 +376,27 @@ class MemoryHead(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}  # copies and pickles make their own
+
+
+@HEADS.enter(
+    "memory",
+    "a memory that learns without gradients, beside a linear map where an encoder is to be trained",
+    sections={"memory": MemoryOptions},
+)
+def build_memory(network: nn.Module, stream: Stream, options: MemoryOptions) -> None:
+    """Put a memory in the place of a network's linear head, or beside it where an encoder is to be trained."""
+    from cl_ovq.models.heads import RememberingHead
+
+    if stream.kind != "classes":
+        raise UserError(f"model.head: a memory names the class of an image, and '{stream.name}' has sequences")
+    linear = network.head
+    assert isinstance(linear, nn.Linear)
+    if options.capacity < stream.n_classes:
+        raise UserError(
+            f"memory.capacity: {options.capacity} is too small: it must be at least one slot for each of the "
+            f"{stream.n_classes} classes"
+        )
+    given = {field.name: getattr(options, field.name) for field in fields(MemoryOptions) if field.name != "calibrate"}
+    growth = {name: getattr(options, name) for name in ("growth_rate", "concentration") if hasattr(options, name)}
+    head = MemoryHead(features=linear.in_features, classes=stream.n_classes, **given, **growth)
+    network.head = RememberingHead(head, linear if learns(network) else None)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from cl_ovq.models.base import MODELS, ModelContext
+from cl_ovq.options import WIDEST, option
 
 
 class Perceptron(nn.Module):
@@ -32,3 +36,23 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits `[B, n_classes]`."""
         return self.head(self.features(x))
+
+
+@dataclass
+class PerceptronOptions:
+    """The size of a multilayer perceptron."""
+
+    width: int = option(64, "features of a hidden layer", minimum=1, maximum=WIDEST)
+    depth: int = option(2, "number of hidden layers", minimum=1, maximum=10_000)
+
+
+@MODELS.enter(
+    "mlp",
+    "multilayer perceptron on pixels: depth layers of width features",
+    options=PerceptronOptions,
+    reads="images",
+)
+def build_perceptron(options: PerceptronOptions, context: ModelContext) -> nn.Module:
+    """Build the multilayer perceptron."""
+    shape, classes = context.image_shape, context.stream.n_classes
+    return Perceptron(image_shape=shape, n_classes=classes, width=options.width, depth=options.depth)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from cl_ovq.config import ExperimentConfig, from_dict, to_dict
+from cl_ovq.config import ExperimentConfig, from_stored, to_dict
 
 if TYPE_CHECKING:
     from streams import Stream
@@ -58,7 +58,7 @@ def load_model(path: Path) -> SavedModel:
     from cl_ovq.models.build import build_model
 
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    config = from_dict(saved["config"])
+    config = from_stored(saved["config"])
     shape = saved["image_shape"]
     # What building a model asks of its stream; the samples themselves are not needed.
     stream = SimpleNamespace(

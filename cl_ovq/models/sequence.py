@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import Mixer
-from cl_ovq.models.block import Block
+from cl_ovq.models.base import MODELS, ModelContext
+from cl_ovq.models.block import Block, BlockOptions
+from cl_ovq.options import option
 from streams import PADDING
+
+if TYPE_CHECKING:
+    from streams import SequenceSamples
 
 TOLERANCE = 0.02  # of the number of weights that is asked for
 
@@ -119,3 +125,47 @@ def matching_hidden(build: Callable[[int], nn.Module], parameters: int) -> int:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of weights of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass
+class SequenceModelOptions(BlockOptions):
+    """The options of the causal model of sequences."""
+
+    parameters: int | None = option(
+        None,
+        "weights of the whole model, so that mixers are compared alike: the MLPs are sized to match it, and mlp_ratio "
+        "is not used",
+        minimum=1,
+        maximum=10**12,
+    )
+    tied: bool = option(False, "use the embedding's transpose as the head")
+
+
+@MODELS.enter(
+    "sequence_model",
+    "causal model of sequences, any mixers, an output at every token (sequence streams)",
+    options=SequenceModelOptions,
+    reads="sequences",
+)
+def build_sequence_model(options: SequenceModelOptions, context: ModelContext) -> nn.Module:
+    """Build the causal model of sequences."""
+    stream = context.stream
+    features = cast("SequenceSamples", stream.samples).features
+    if options.tied and features is not None:
+        raise UserError(f"model.tied: '{stream.name}' has vectors for tokens: a head cannot be their embedding's")
+
+    def build(hidden: int) -> SequenceModel:
+        return SequenceModel(
+            tokens=stream.n_classes if features is None else None,
+            features=features,
+            outputs=stream.n_classes,
+            width=options.width,
+            mixers=context.mixers(options),
+            hidden=hidden,
+            dropout=options.dropout,
+            tied=options.tied,
+        )
+
+    if options.parameters is None:
+        return build(max(1, round(options.mlp_ratio * options.width)))
+    return build(matching_hidden(build, options.parameters))

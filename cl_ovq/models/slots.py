@@ -37,8 +37,7 @@ class ClassSlots(nn.Module):
     Args:
         features: F.
         classes: C.
-        slots: S.
-        growth: a name in `GROWTH`.
+        options: S is their `capacity`, and `growth` is a name in `GROWTH`; nothing else of them is used.
         storage: a name in `STORAGE`; int8 adds a lowest value and a step per slot.
 
     Buffers:
@@ -51,22 +50,23 @@ class ClassSlots(nn.Module):
     means: Tensor
     ranges: Tensor
 
-    def __init__(self, *, features: int, classes: int, slots: int, growth: str, storage: str) -> None:
+    def __init__(self, *, features: int, classes: int, options: DictionaryOptions, storage: str) -> None:
         super().__init__()
-        for name, choice, known in (("growth", growth, GROWTH), ("storage", storage, tuple(STORAGE))):
+        for name, choice, known in (("growth", options.growth, GROWTH), ("storage", storage, tuple(STORAGE))):
             if choice not in known:
                 raise ValueError(f"unknown {name} {choice!r}: known: {', '.join(known)}")
-        self.options = DictionaryOptions(capacity=slots, growth=growth)
+        self.options, slots = options, options.capacity
         self.register_buffer("counts", torch.zeros(classes, slots, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(classes, slots, features, dtype=STORAGE[storage]))
-        self.register_buffer("ranges", torch.zeros(classes, slots, 2 if storage == "int8" else 0))
+        ranges = torch.zeros(classes, slots, 2 if storage == "int8" else 0, dtype=torch.float32)
+        self.register_buffer("ranges", ranges)
 
     @property
     def state(self) -> DictionaryState:
         """The dictionary: a row per class, one head, means as keys (not normalised), one-hot values, fp32."""
         c, s, f = self.means.shape
         used = self.counts > 0
-        values = torch.eye(c, device=used.device)[:, None] * used[..., None]  # [C, S, C]
+        values = torch.eye(c, dtype=torch.float32, device=used.device)[:, None] * used[..., None]  # [C, S, C]
         return DictionaryState.empty(c, 1, s, f, c, device=used.device).replace(
             counts=self.counts[:, None].clone(),
             keys=self.read()[:, None],

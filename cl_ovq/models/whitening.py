@@ -5,7 +5,7 @@ Letters: `B` samples, `F` features, `C` classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class ClassCovariance(nn.Module):
         self.register_buffer("means", torch.zeros(classes, features, dtype=torch.float64))
         self.register_buffer("scatter", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassCovariance:
+        """Move to another device, but keep the types."""
+        return super()._apply(keep_type(fn), recurse)
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
@@ -110,6 +114,16 @@ class ClassCovariance(nn.Module):
         sizes = [rows * columns for _, rows, columns in self._shapes()]
         for (start, rows, columns), strip in zip(self._shapes(), self.scatter.split(sizes), strict=True):
             yield start, strip.view(rows, columns)
+
+
+def keep_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Wrap what `nn.Module._apply` is given so that it moves but does not cast: sums in fp64 outlive `model.half()`."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return kept
 
 
 def whitening(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -13,7 +13,7 @@
         MLP: {model.name: mlp}
       strategy:
         naive: {strategy.name: naive}
-        replay: {strategy.name: replay, tune: {strategy.memory_size: [50, 100]}}
+        replay: {strategy.name: replay, tune: {strategy.buffer_size: [50, 100]}}
 
 An option of an axis holds overrides of the experiment, and may name the experiment (`experiment`) and what else to tune
 for its rows (`tune`; null for nothing at all).
@@ -22,28 +22,33 @@ for its rows (`tune`; null for nothing at all).
 from __future__ import annotations
 
 import itertools
-import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cl_ovq.config import ExperimentConfig, load_config
+from cl_ovq.config.check import checked_values
 from cl_ovq.config.files import (
     as_mapping,
     files_by_name,
     find_file,
     read_mapping,
-    read_override,
     shipped_folders,
 )
-from cl_ovq.config.load import EXPERIMENTS, STUDIES
+from cl_ovq.config.load import EXPERIMENTS, STUDIES, is_text_below
+from cl_ovq.config.parts import UnusedKeyError
+from cl_ovq.config.reading import Step, read_override, write_override
+from cl_ovq.config.schema import option
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.learning import quantity_of
-from cl_ovq.protocols import PROTOCOLS, check_protocol, check_validation
+from cl_ovq.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check_seeds, check_validation
 from cl_ovq.quantities import METRICS, is_foreign
 
 RESERVED = ("experiment", "tune")
+MOST_CONFIGURATIONS = 5000  # of a study, each of which is checked before the first runs
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,25 @@ class Tuning:
         grid: values to choose from, by key; every combination is tried.
     """
 
-    seeds: list[int] = field(default_factory=lambda: [100])
-    metric: str | None = None
-    over_lengths: bool = False
-    protocol: str = "end_of_stream"
-    experiences: int | None = None
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    seeds: list[int] = option([100], "of the tuning runs", minimum=0)  # noqa: RUF009 - option makes a field
+    metric: str | None = option(None, "on validation data", choices=tuple(METRICS))
+    over_lengths: bool = option(False, "whether rows are judged over evaluation.lengths")
+    protocol: str = option("end_of_stream", "on validation data", choices=tuple(PROTOCOLS))
+    experiences: int | None = option(None, "that are learned (first_k_experiences)", minimum=1)
+    grid: dict[str, list[Any]] = option({}, "values to choose from, by key")  # noqa: RUF009 - option makes a field
+
+
+@dataclass(frozen=True)
+class _TopKeys:
+    """What a study file holds: see `Study`, and `set`, which is laid over the experiments of all rows."""
+
+    title: str | None = None
+    seeds: Any = 5
+    set: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
+    refit: dict[str, str] | None = None
+    reference: dict[str, str] | None = None
+    grids: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +96,14 @@ class Row:
         experiment: name or path.
         overrides: of the experiment, by key.
         grid: values to choose from, by key.
+        allow_env: whether values may come from the environment.
     """
 
     labels: dict[str, str]
     experiment: str
     overrides: dict[str, Any]
     grid: dict[str, list[Any]]
+    allow_env: bool = False
 
     @property
     def name(self) -> str:
@@ -109,11 +129,14 @@ class Row:
         Raises:
             UserError: a key or value is wrong; the row is named.
         """
-        changes = self.overrides | dict(point) | {"seed": seed, "seeds": 1, "evaluation.stream": stream}
+        changes = self.overrides | dict(point) | {"seed": seed, "seeds": 1, "evaluation.split": stream}
         if experiences is not None:
             changes["evaluation.stop_after"] = experiences
         try:
-            return load_config(self.experiment, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+            overrides = [write_override(key, value, is_text_below) for key, value in changes.items()]
+            return load_config(self.experiment, overrides, allow_env=self.allow_env, given=False)
+        except UnusedKeyError as error:
+            raise UserError(f"row '{self.name}': {error}: set it in the rows that have it") from error
         except UserError as error:
             raise UserError(f"row '{self.name}': {error}") from error
 
@@ -180,6 +203,22 @@ def only(study: Study, labels: Sequence[str]) -> Study:
     return replace(study, rows=rows)
 
 
+def is_text_of_study(path: Sequence[Step]) -> bool:
+    """Return whether a place in a study file holds text."""
+    match list(path):
+        case ["title"] | ["refit" | "reference", _] | ["tuning", "metric" | "protocol"]:
+            return True
+        case ["grids", _, _, _, "experiment"]:
+            return True
+        case ["set", *place]:
+            return is_text_below(place)
+        case ["tuning", "grid", key, _, *place] | ["grids", _, _, _, "tune", key, _, *place]:
+            return is_text_below((key, *place))
+        case ["grids", _, _, _, *place]:
+            return is_text_below(place)
+    return False
+
+
 def list_studies() -> dict[str, Path]:
     """Return the studies under `experiments/studies/`, by name."""
     return files_by_name(folder / STUDIES for folder in shipped_folders(EXPERIMENTS))
@@ -194,79 +233,82 @@ def find_study(name: str) -> Path:
     return find_file("study", name, list_studies())
 
 
-def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
+def load_study(name: str, overrides: Sequence[str] = (), *, allow_env: bool = False) -> Study:
     """Read a study, and check every configuration that it leads to.
 
     Args:
         name: path of a YAML file, or the name of one under `experiments/studies/`.
         overrides: `key=value`, laid over `set` (so for all rows), or `seeds=N`, or `seeds=[10, 11]`.
+        allow_env: whether what decides no result may be read from the environment, as `${oc.env:NAME}`.
 
     Raises:
         UserError: naming the key, the row, and what would be right.
     """
     path = find_study(name)
-    tree = read_mapping(path)
-    known = ("title", "seeds", "set", "tuning", "refit", "reference", "grids")
+    tree = read_mapping(path, is_text_of_study)
+    known = [key.name for key in fields(_TopKeys)]
     for key in tree:
         if key not in known:
             raise unknown("key of a study", str(key), known)
-    common = as_mapping(tree.get("set") or {}, "set")
-    wanted = tree.get("seeds", 5)
+    top = _TopKeys(**checked_values("", _TopKeys, tree))
+    common, wanted = dict(top.set or {}), top.seeds
     for override in overrides:
-        key, parsed = read_override(override, "seeds=2")
+        key, parsed = read_override(override, "seeds=2", is_text_below)
         if key == "seeds":
             wanted = parsed
         else:
             common[key] = parsed
     seeds = _seeds(wanted)
-    tuning = _tuning(tree.get("tuning") or {}, seeds)
-    grids = tree.get("grids")
-    if not isinstance(grids, list) or not grids:
+    tuning = _tuning(top.tuning or {}, seeds)
+    if not top.grids:
         raise UserError(f"{path}: grids: a study needs a list of at least one grid of axes")
-    rows = [row for number, grid in enumerate(grids) for row in _rows(grid, f"grids[{number}]", common, tuning)]
-    names = [row.name for row in rows]
+    rows = [row for number, grid in enumerate(top.grids) for row in _rows(grid, f"grids[{number}]", common, tuning)]
+    rows = [replace(row, allow_env=allow_env) for row in rows]
+    if not rows:
+        raise UserError(f"{path}: grids: an axis has no options, so that there are no rows")
+    names = Counter(row.name for row in rows)
+    for name, count in names.items():
+        if count > 1:
+            raise UserError(f"{path}: two rows are named '{name}'")
+    configurations = sum(math.prod(map(len, row.grid.values())) for row in rows)
+    if configurations > MOST_CONFIGURATIONS:
+        raise UserError(
+            f"{path}: {configurations:,} configurations are to be tried, and a study has at most "
+            f"{MOST_CONFIGURATIONS:,}"
+        )
     for row in rows:
-        if names.count(row.name) > 1:
-            raise UserError(f"{path}: two rows are named '{row.name}'")
         for point in row.points:
             row.check(point)
         _check_tuning(row, tuning)
-    refit, reference = (as_mapping(tree.get(key) or {}, key) for key in ("refit", "reference"))
+    refit, reference = top.refit or {}, top.reference or {}
     for key, labels in (("refit", refit), ("reference", reference)):
         if labels and not any(labels.items() <= row.labels.items() for row in rows):
             raise UserError(f"{key}: no row has the labels {labels}: known: {'; '.join(names)}")
-    return Study(path.stem, str(tree.get("title", path.stem)), rows, seeds, tuning, refit, reference)
+    return Study(path.stem, top.title or path.stem, rows, seeds, tuning, refit, reference)
 
 
 def _seeds(wanted: Any) -> list[int]:
     """The reported seeds: the first so many, or those of a list (fresh ones confirm what others led to)."""
     if isinstance(wanted, list):
-        seeds = wanted
-        if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-            raise UserError(f"seeds: {wanted!r} is not a list of different whole numbers from 0")
-        return seeds
+        if not all(type(seed) is int and 0 <= seed < 2**63 for seed in wanted):
+            raise UserError(f"seeds: {wanted!r} is not a list of whole numbers from 0, within 64 bits")
+        check_seeds(wanted, "seeds")
+        return wanted
     if type(wanted) is not int or wanted < 1:
         raise UserError(f"seeds: {wanted!r} is neither a positive whole number nor a list of seeds")
+    if wanted > MOST_SEEDS:
+        raise UserError(f"seeds: {wanted} seeds are more than {MOST_SEEDS}")
     return list(range(wanted))
 
 
-def _tuning(tree: Any, reported: Sequence[int]) -> Tuning:
-    tree = as_mapping(tree, "tuning")
+def _tuning(tree: dict[str, Any], reported: Sequence[int]) -> Tuning:
     known = [f.name for f in fields(Tuning)]
     for key in tree:
         if key not in known:
             raise unknown("key of tuning", key, known)
-    tuning = Tuning(**tree)
-    if not isinstance(tuning.seeds, list):
-        raise UserError(f"tuning.seeds: {tuning.seeds!r} is not a list of seeds")
-    if tuning.metric is not None and str(tuning.metric) not in METRICS:
-        raise unknown("metric at tuning.metric", str(tuning.metric), METRICS)
-    if not isinstance(tuning.over_lengths, bool):
-        raise UserError(f"tuning.over_lengths: {tuning.over_lengths!r} is neither true nor false")
+    tuning = Tuning(**checked_values("tuning", Tuning, tree))
     if tuning.over_lengths and tuning.metric is not None:
         raise UserError("tuning: metric and over_lengths are two ways to choose: leave one out")
-    if str(tuning.protocol) not in PROTOCOLS:
-        raise unknown("protocol at tuning.protocol", str(tuning.protocol), PROTOCOLS)
     check_protocol(
         tuning.protocol, experiences=tuning.experiences, seeds=tuning.seeds, reported=reported, section="tuning"
     )
@@ -303,6 +345,9 @@ def _check_grid(grid: Any, name: str) -> None:
 def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> list[Row]:
     """The rows of one grid: every combination of its axes' options."""
     axes = {axis: as_mapping(options, f"{name}.{axis}") for axis, options in as_mapping(grid, name).items()}
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_CONFIGURATIONS:
+        raise UserError(f"{name}: {count:,} rows, and a study has at most {MOST_CONFIGURATIONS:,}")
     rows = []
     for labels in itertools.product(*axes.values()):
         options = [
@@ -310,13 +355,15 @@ def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> li
             for axis, label in zip(axes, labels, strict=True)
         ]
         overrides, values, experiment = dict(common), dict(tuning.grid), None
-        for option in options:
-            overrides |= {key: value for key, value in option.items() if key not in RESERVED}
-            experiment = option.get("experiment", experiment)
-        for option in options:
-            if "tune" in option:
-                _check_grid(option["tune"] or {}, f"{name}: tune")
-                values = values | option["tune"] if option["tune"] is not None else {}
+        for chosen in options:
+            overrides |= {key: value for key, value in chosen.items() if key not in RESERVED}
+            experiment = chosen.get("experiment", experiment)
+            if not isinstance(experiment, str | None):
+                raise UserError(f"{name}: experiment: {experiment!r} is not the name of an experiment")
+        for chosen in options:
+            if "tune" in chosen:
+                _check_grid(chosen["tune"] or {}, f"{name}: tune")
+                values = values | chosen["tune"] if chosen["tune"] is not None else {}
         if experiment is None:
             raise UserError(f"{name}: row '{', '.join(labels)}' names no experiment")
         rows.append(Row(dict(zip(axes, labels, strict=True)), experiment, overrides, values))

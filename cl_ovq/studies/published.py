@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cl_ovq.config.files import as_mapping, files_by_name, find_file, read_mapping, shipped_folders
-from cl_ovq.config.load import EXPERIMENTS, PUBLISHED
+from cl_ovq.config.load import EXPERIMENTS, PUBLISHED, is_text_below
+from cl_ovq.config.reading import Step
 from cl_ovq.errors import UserError, unknown
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.quantities import METRICS
-from cl_ovq.seeds import Aggregate, aggregate
+from cl_ovq.report.table import Column, Number, Table, Text
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study
 from cl_ovq.studies.tables import RowResult
@@ -64,15 +65,19 @@ class Reproduction:
         target: the published number.
         measured: ours; None where there is none.
         missing: why there is no data for it; None where there is.
+        diverged: runs that diverged, which are not in `measured`.
     """
 
     target: Target
     measured: Aggregate | None
     missing: str | None = None
+    diverged: int = 0
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `too low`, `too high`, `failed` where no run ended, or `not run` where there is no data."""
+        """`reproduced`, `too low`, `too high`, `diverged`, `failed` where no run ended, or `not run` without data."""
+        if self.diverged:
+            return "diverged"
         if self.measured is None:
             return "failed" if self.missing is None else "not run"
         distance = self.measured.mean - self.target.value
@@ -99,8 +104,17 @@ def load_published(names: Sequence[str | Path] = ()) -> list[Target]:
     return [_target(find_file("published number", str(name), known)) for name in names or known]
 
 
+def _is_text(path: Sequence[Step]) -> bool:
+    match list(path):
+        case ["title" | "source" | "experiment"]:
+            return True
+        case ["set", *place]:
+            return is_text_below(place)
+    return False
+
+
 def _target(path: Path) -> Target:
-    tree = read_mapping(path)
+    tree = read_mapping(path, _is_text)
     for key in tree:
         if key not in KEYS:
             raise unknown("key of a published number", str(key), KEYS)
@@ -149,7 +163,8 @@ def reproduce(
     for target in targets:
         row = measured.get(target.name)
         values = list(row.values(target.metric).values()) if row else []
-        found.append(Reproduction(target, aggregate(values) if values else None, missing.get(target.name)))
+        lost = len(row.runs) - len(row.sound) if row else 0
+        found.append(Reproduction(target, aggregate(values) if values else None, missing.get(target.name), lost))
     return found
 
 
@@ -162,10 +177,10 @@ def _missing(targets: Sequence[Target]) -> dict[str, str]:
         read = STREAMS[stream.name].read
         if read is None:  # generated
             continue
-        key = read, stream.options.data_dir
+        key = read, getattr(stream.options, "data_dir", None)
         if key not in looked:
             try:
-                read(stream.options.data_dir)
+                read(stream.options)
                 looked[key] = None
             except StreamDataError as error:
                 looked[key] = str(error)
@@ -174,29 +189,16 @@ def _missing(targets: Sequence[Target]) -> dict[str, str]:
     return missing
 
 
-def to_table(found: Sequence[Reproduction]) -> Table:
-    """Return target, measurement and verdict, a row each."""
-    table = Table("", title="published numbers", title_justify="left")
-    for heading in ("published", "within", "measured", "seeds", "verdict"):
-        table.add_column(heading, justify="left" if heading == "verdict" else "right")
+def to_table(found: Sequence[Reproduction], *, sources: bool = False) -> Table:
+    """Return target, measurement and verdict, a row each; the sources too, if asked for."""
+    words = [Column(name, right=False) for name in ("verdict", "source")]
+    heads = ("", "published", "within", "measured", "seeds")
+    table = Table(*heads, *words, title="Published numbers", spread="standard deviation")
     styles = {"reproduced": "green", "not run": "dim"}
     for one in found:
-        style = styles.get(one.verdict, "red")
-        table.add_row(*_cells(one)[:-1], f"[{style}]{one.verdict}[/]")
-    return table
-
-
-def to_markdown(found: Sequence[Reproduction]) -> str:
-    """Return the same in Markdown, with the sources."""
-    lines = ["| | published | within | measured | seeds | verdict | source |", "|---|---:|---:|---:|---:|---|---|"]
-    lines += ["| " + " | ".join([*_cells(one), one.target.source]) + " |" for one in found]
-    return "\n".join(lines) + "\n"
-
-
-def _cells(one: Reproduction) -> list[str]:
-    measured = "-"
-    if one.measured is not None:
-        deviation = one.measured.standard_deviation
-        measured = f"{one.measured.mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")
-    seeds = "-" if one.measured is None else str(one.measured.seeds)
-    return [one.target.name, f"{one.target.value:.4f}", f"{one.target.within:.3f}", measured, seeds, one.verdict]
+        verdict, measured = Text(one.verdict, styles.get(one.verdict, "red")), Number(None)
+        if (ours := one.measured) is not None:
+            measured = Number(ours.mean, spec=".4f", spread=ours.standard_deviation)
+        target = Number(one.target.value, spec=".4f"), Number(one.target.within, spec=".3f")
+        table.add(one.target.name, *target, measured, ours and ours.seeds, verdict, one.target.source)
+    return table if sources else table.keep(range(len(table.columns) - 1))

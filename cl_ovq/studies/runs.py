@@ -6,7 +6,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
+from cl_ovq.folder import locked
 from cl_ovq.learning import quantity_of
+from cl_ovq.paths import safe_name
 from cl_ovq.protocols import STREAM
 from cl_ovq.quantities import METRICS
 from cl_ovq.results import FILE_NAME, Result
@@ -49,14 +51,19 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
         jobs: runs at a time; more than one run in processes of their own.
 
     Raises:
-        UserError: no run succeeded; the first error is named.
+        UserError: no run succeeded; the first error is named. Or another study is at work in the directory.
     """
+    with locked(directory, "--directory"):
+        return _run_all(study, directory, console, jobs)
+
+
+def _run_all(study: Study, directory: Path, console: Console, jobs: int) -> StudyResult:
     tasks = _Tasks(study, directory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     pool = _pool(jobs)
     running: dict[Future[None], Task] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        shown = progress.add_task(study.name, total=tasks.total, completed=tasks.done)
+        shown = progress.add_task(escape(study.name), total=tasks.total, completed=tasks.done)
         try:
             while True:
                 # No more than run: rows then end one after the other, and a study that is stopped has whole rows.
@@ -73,7 +80,9 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
                     task = running.pop(future)
                     error = future.exception()
                     tasks.finish(task, None if error is None else str(error))
-                    progress.console.print(f"{tasks.done} of {tasks.total}: {tasks.describe(task)}", soft_wrap=True)
+                    progress.console.print(
+                        f"{tasks.done} of {tasks.total}: {tasks.describe(task)}", soft_wrap=True, markup=False
+                    )
                     progress.update(shown, completed=tasks.done)
         finally:
             if pool is not None:
@@ -118,7 +127,7 @@ def _start(pool: ProcessPoolExecutor | None, config: ExperimentConfig, directory
 
 def run_one(config: ExperimentConfig, directory: str) -> None:
     """Run one configuration in this process, quietly, from its checkpoint on if there is one; its directory has all."""
-    from cl_ovq.experiment import run_experiment
+    from cl_ovq.runs.run import run_experiment
 
     run: Any = config
     run.output_dir = directory
@@ -189,13 +198,18 @@ class _Tasks:
         metric = self._metric(task.row)
         value = self.results[task].metrics.get(metric) if task in self.results else None
         outcome = "failed" if task in self.failed else f"{metric} {'-' if value is None else format(value, '.4g')}"
+        if task in self.results and self.results[task].diverged:
+            outcome = str(self.results[task].verdict)
         return f"{row.name}{point}, seed {task.seed}, {task.stream}: {outcome}"
 
     def result(self, console: Console) -> StudyResult:
         """The table, with the failures said."""
-        rows = []
+        rows: list[RowResult] = []
+        lost: dict[str, str] = {}
         for index, row in enumerate(self.study.rows):
             if index not in self.chosen:
+                if not any(task.row == index for task in self.failed):
+                    lost[row.name] = "a tuning run diverged at every point of its grid"
                 continue
             reported = self._reported(index, [self.chosen[index]])
             runs = [self.results[task] for task in reported if task in self.results]
@@ -206,11 +220,15 @@ class _Tasks:
                 rows.append(RowResult(row.labels, row.points[self.chosen[index]], scores, runs))
         for task, error in self.failed.items():
             console.print(
-                f"[red]failed:[/] {self.study.rows[task.row].name}, seed {task.seed}: {error}", soft_wrap=True
+                f"[red]failed:[/] {escape(self.study.rows[task.row].name)}, seed {task.seed}: {escape(error)}",
+                soft_wrap=True,
             )
+        for name, reason in lost.items():
+            console.print(f"[red]not reported:[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
+        failed = {str(self.path(task)): error for task, error in self.failed.items()} | lost
         if not rows:
-            raise UserError(f"study '{self.study.name}': no run succeeded: {next(iter(self.failed.values()))}")
-        return StudyResult(self.study, rows, {str(self.path(task)): error for task, error in self.failed.items()})
+            raise UserError(f"study '{self.study.name}': no run succeeded: {next(iter(failed.values()))}")
+        return StudyResult(self.study, rows, failed)
 
     def _tuning(self, index: int) -> Iterator[Task]:
         points = self.study.rows[index].points
@@ -232,6 +250,8 @@ class _Tasks:
         return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
 
     def _judged(self, index: int, result: Result) -> float | None:
+        if result.diverged is not None:
+            return None
         if self.study.tuning.over_lengths:
             return sum(record["value"] for record in result.lengths) / len(result.lengths)
         return result.metrics.get(self._metric(index))
@@ -249,7 +269,7 @@ class _Tasks:
             self.chosen[index] = max(valid, key=lambda point: sign * valid[point])
 
     def _row_directory(self, index: int) -> Path:
-        return self.directory / re.sub(r"[^\w.-]+", "-", self.study.rows[index].name).strip("-").lower()
+        return self.directory / safe_name(self.study.rows[index].name).lower()
 
     def _find(self, task: Task) -> Result | None:
         wanted = fingerprint(to_dict(self.config(task)))

@@ -1,4 +1,4 @@
-"""What a study found: as data, as tables in Markdown and in the terminal, and as a figure."""
+"""What a study found: as data, as tables, and as a figure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
+from cl_ovq.addresses import redact_tree
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence
-from cl_ovq.quantities import title
+from cl_ovq.quantities import BETTER, title
+from cl_ovq.report.runs import capacities_table
+from cl_ovq.report.table import Column, Number, Table, mean_number
 from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
-from cl_ovq.seeds import Aggregate, aggregate
+from cl_ovq.strategies import sees_all
 from cl_ovq.studies.files import Study
-from cl_ovq.studies.lengths import capacities_table, comparable_rows, lengths_table, mean_lengths_figure
+from cl_ovq.studies.lengths import comparable_rows, comparable_tables, mean_lengths_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+BOLD = "Bold: the best mean of the rows on one stream, those that see all data left aside; not tested."
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,14 @@ class RowResult:
         """The labels in one line."""
         return ", ".join(self.labels.values())
 
+    @property
+    def sound(self) -> list[Result]:
+        """The runs that did not diverge, of which metrics are."""
+        return [run for run in self.runs if run.diverged is None]
+
     def values(self, metric: str) -> dict[int, float]:
         """Return a metric of the results matrix by seed, where it is defined."""
-        found = {run.config["seed"]: run.metrics.get(metric) for run in self.runs}
+        found = {run.config["seed"]: run.metrics.get(metric) for run in self.sound}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def mean(self, of: Callable[[Result], float]) -> float:
@@ -60,7 +69,7 @@ class StudyResult:
     Attributes:
         study: what was run.
         rows: with at least one run.
-        failed: error by run.
+        failed: error by run, or by the name of a row whose tuning chose nothing.
     """
 
     study: Study
@@ -92,8 +101,8 @@ class StudyResult:
         reference = self._peer(row, self.study.reference)
         if reference is None:
             return {}
-        best = {run.config["seed"]: to_matrix(run.matrix) for run in reference.runs}
-        mine = {run.config["seed"]: to_matrix(run.matrix) for run in row.runs}
+        best = {run.config["seed"]: to_matrix(run.matrix) for run in reference.sound}
+        mine = {run.config["seed"]: to_matrix(run.matrix) for run in row.sound}
         found = {seed: intransigence(mine[seed], best[seed]) for seed in mine.keys() & best.keys()}
         return {seed: value for seed, value in found.items() if not math.isnan(value)}
 
@@ -138,6 +147,7 @@ class StudyResult:
                             "seed": run.config["seed"],
                             "matrix": run.matrix,
                             "metrics": run.metrics,
+                            "diverged": run.diverged,
                             "lengths": [_without_distances(record) for record in run.lengths],
                             "capacities": [_without_distances(record) for record in run.capacities],
                             "dictionary_bytes": run.provenance["dictionary_bytes"],
@@ -154,7 +164,7 @@ class StudyResult:
                 "study": self.study.name,
                 "title": self.study.title,
                 "seeds": self.study.seeds,
-                "tuning": asdict(self.study.tuning),
+                "tuning": redact_tree(asdict(self.study.tuning)),
                 "code": first["code"],
                 "device": first["device"],
                 "packages": first["packages"],
@@ -165,76 +175,83 @@ class StudyResult:
             allow_nan=False,
         )
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        head = [*self.study.axes, *self.metrics.values(), "memory", "seconds", "chosen"]
-        body = []
+    def table(self) -> Table:
+        """Return the rows with all axes."""
+        lost = any(len(row.sound) < len(row.runs) for row in self.rows)
+        table = Table(
+            *(Column(axis, right=False, min_width=9) for axis in self.study.axes),
+            *(Column(name, better=BETTER.get(metric, 0), min_width=5) for metric, name in self.metrics.items()),
+            *(Column(name, min_width=5) for name in ("diverged", "memory", "seconds")[0 if lost else 1 :]),
+            Column("chosen", right=False, min_width=5),
+            title=f"{self.study.title} ({len(self.study.seeds)} seeds)",
+        )
         for row in self.rows:
-            found = [self.metric(row, name) for name in self.metrics]
-            numbers = ["-" if value is None else value.shown() for value in found]
-            chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items())
-            seconds = row.mean(lambda run: float(run.provenance["wall_seconds"]))
-            labels = [row.labels.get(axis, "") for axis in self.study.axes]
-            body.append([*labels, *numbers, _bytes(row.mean(carried_bytes)), f"{seconds:.0f}", chosen])
-        return head, body
-
-    def to_markdown(self) -> str:
-        """Return the table in Markdown, and more for rows evaluated at other lengths or with other capacities."""
-        head, body = self._cells()
-        axes = len(self.study.axes)
-        rule = ["---"] * axes + ["---:"] * (len(head) - axes - 1) + ["---"]
-        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
-        more = [lengths_table(*found) for found in comparable_rows(self.rows).items()]
-        more += [capacities_table(row) for row in self.rows if row.runs[0].capacities]
-        return "\n".join([table, *more])
+            memory = row.mean(carried_bytes) if any(map(carried_bytes, row.runs)) else None
+            table.add(
+                *(row.labels.get(axis, "") for axis in self.study.axes),
+                *(mean_number(self.metric(row, metric), metric) for metric in self.metrics),
+                *([f"{len(row.runs) - len(row.sound)} of {len(row.runs)}"] if lost else []),
+                Number(memory, "memory_bytes"),
+                Number(row.mean(lambda run: float(run.provenance["wall_seconds"])), spec=".0f"),
+                ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items()),
+            )
+        return table
 
     def to_table(self) -> Table:
-        """Return the table for the terminal."""
-        head, body = self._cells()
-        told = [i for i in range(len(head)) if i >= len(self.study.axes) or len({cells[i] for cells in body}) > 1]
-        table = Table(title=f"{self.study.title} ({len(self.study.seeds)} seeds)", title_justify="left")
-        for i in told:
-            right = len(self.study.axes) <= i < len(head) - 1
-            table.add_column(
-                head[i], justify="right" if right else "left", min_width=9 if i < len(self.study.axes) else 5
-            )
-        for cells in body:
-            table.add_row(*(cells[i] for i in told))
-        return table
+        """Return the same without axes on which all rows are alike."""
+        table, axes = self.table(), len(self.study.axes)
+        apart = [i for i in range(axes) if len({row[i] for row in table.rows}) > 1]
+        return table.keep([*apart, *range(axes, len(table.columns))])
+
+    def _more_tables(self) -> list[Table]:
+        """Those of rows evaluated at other lengths or with other capacities."""
+        rows = [row for row in self.rows if row.sound and row.sound[0].capacities]
+        capacities = [capacities_table([run.capacities for run in row.sound], row.name) for row in rows]
+        return [*comparable_tables(self.rows).values(), *capacities]
+
+    def to_markdown(self) -> str:
+        """Return all tables in Markdown."""
+        return "\n".join(table.to_markdown() for table in (self.table(), *self._more_tables()))
+
+    def to_latex(self) -> str:
+        """Return all tables in LaTeX; in the first one the best means are marked."""
+        first = [row.runs[0].config for row in self.rows]
+        streams = [None if sees_all(c) else json.dumps(c["stream"]) for c in first]
+        tables = (self.to_table().mark_best(streams, BOLD), *self._more_tables())
+        return "\n".join(table.to_latex() for table in tables)
 
     def to_figure(self) -> Figure:
         """Draw averages and forgetting of every row, with confidence intervals."""
-        from matplotlib.figure import Figure
+        from cl_ovq.evaluation.drawing import mark_names, new_figure
 
         rows = self.rows[::-1]
         names = (*self.quantities, "forgetting")
-        figure = Figure(figsize=(3.2 + 3.2 * len(names), 1.2 + 0.26 * len(rows)), layout="constrained")
+        figure = new_figure(3.2 + 3.2 * len(names), 1.2 + 0.26 * len(rows))
         for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
-            for y, row in enumerate(rows):
-                found = self.metric(row, name)
-                if found is not None:
-                    axes.errorbar(found.mean, y, xerr=found.interval or 0.0, fmt="o", color="tab:blue", markersize=4)
+            found = {y: aggregate for y, row in enumerate(rows) if (aggregate := self.metric(row, name)) is not None}
+            means, spreads = [one.mean for one in found.values()], [one.interval or 0.0 for one in found.values()]
+            axes.errorbar(means, list(found), xerr=spreads, fmt="o", color="tab:blue", markersize=4)
             axes.set_xlabel(self.metrics[name])
             axes.grid(axis="x", linewidth=0.4)
-            axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize="small")
+            mark_names(axes.yaxis, [row.name for row in rows])
         figure.suptitle(self.study.title, fontsize="medium")
         return figure
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md` and `.png`, and `<study>_<name>.png` over length; return the paths."""
+        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, the last two over length too; return the paths."""
         directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / f"{self.study.name}.{kind}" for kind in ("json", "md", "png")]
-        write_atomically(paths[0], self.to_json() + "\n")
-        write_atomically(paths[1], self.to_markdown())
-        self.to_figure().savefig(paths[2], dpi=110)
-        for name, rows in comparable_rows(self.rows).items():
-            paths.append(directory / f"{self.study.name}_{name}.png")
-            mean_lengths_figure(rows).savefig(paths[-1], dpi=110)
-        return paths
+        name = self.study.name
+        texts = {f"{name}.json": self.to_json() + "\n", f"{name}.md": self.to_markdown()}
+        texts |= {f"{name}.tex": self.to_latex(), f"{name}.csv": self.table().to_csv()}
+        texts |= {f"{name}_{group}.csv": table.to_csv() for group, table in comparable_tables(self.rows).items()}
+        for file, text in texts.items():
+            write_atomically(directory / file, text)
+        lengths, figures = comparable_rows(self.rows), {f"{name}.png": self.to_figure()}
+        figures |= {f"{name}_{group}.png": mean_lengths_figure(rows) for group, rows in lengths.items()}
+        for file, figure in figures.items():
+            figure.savefig(directory / file, dpi=110)
+        return [directory / file for file in (*texts, *figures)]
 
 
 def _without_distances(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "distances"}
-
-
-def _bytes(number: float) -> str:
-    return "-" if number == 0 else f"{number / 1e6:.2f} MB"

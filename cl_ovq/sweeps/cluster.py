@@ -14,6 +14,8 @@ from typing import Any
 
 import cl_ovq
 from cl_ovq.errors import UserError
+from cl_ovq.imports import VARIABLE
+from cl_ovq.sweeps.liveness import Watch, check_address
 from cl_ovq.sweeps.schema import ClusterOptions
 
 PACKAGES = ("cl_ovq", "streams", "kernels")
@@ -39,18 +41,21 @@ def settle_ray() -> None:
 
 
 @contextlib.contextmanager
-def connected(options: ClusterOptions) -> Iterator[None]:
+def connected(options: ClusterOptions) -> Iterator[Watch]:
     """Connect to Ray for as long as the block lasts; a Ray that runs in this process already is used as it is.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or Ray is gone before the block ends.
     """
     settle_ray()
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if ray.is_initialized():
-        yield
+        watch = Watch()
+        with _watched(watch):
+            yield watch
+        watch.stop()
         return
     terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None where it was not set from Python
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
@@ -58,7 +63,11 @@ def connected(options: ClusterOptions) -> Iterator[None]:
         if options.address is None:
             ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, **quiet)
         else:
-            ray.init(address=options.address, runtime_env=runtime_environment() if options.ship_code else None, **quiet)
+            check_address(options.address)
+            environment = runtime_environment() if options.ship_code else {}
+            if VARIABLE in os.environ:  # a local cluster's workers inherit it
+                environment.setdefault("env_vars", {})[VARIABLE] = os.environ[VARIABLE]
+            ray.init(address=options.address, runtime_env=environment or None, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cluster.address: cannot connect to '{options.address}': {str(error).splitlines()[0]}"
@@ -66,10 +75,30 @@ def connected(options: ClusterOptions) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray's own handler aborts the process
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    watch = Watch()
     try:
-        yield
+        with _watched(watch):
+            yield watch
     finally:
         ray.shutdown()
+        watch.stop()
+
+
+@contextlib.contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """Tell what goes wrong when Ray is gone, or is interrupted because it is, as that."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if watch.lost():
+            raise UserError(str(watch.reason)) from error
+        raise
+    else:
+        if watch.reason is not None:
+            raise UserError(watch.reason)
+    finally:
+        if watch.reason is None:
+            watch.stop()  # otherwise it sees to it that what is left to do ends
 
 
 def runtime_environment() -> dict[str, Any]:

@@ -16,29 +16,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cl_ovq.addresses import redact_tree
 from cl_ovq.config import ExperimentConfig, from_dict
-from cl_ovq.config.check import check_values
+from cl_ovq.config.check import checked_values, holds_text
 from cl_ovq.config.files import (
     as_mapping,
     files_by_name,
     find_file,
     read_mapping,
-    read_override,
     shipped_folders,
 )
-from cl_ovq.config.load import read_experiment
+from cl_ovq.config.load import is_text_below, read_experiment
+from cl_ovq.config.parts import UnusedKeyError, owners
+from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.errors import UserError, nearest, unknown
 from cl_ovq.learning import quantity_of
 from cl_ovq.protocols import STREAM, check_protocol, check_stream, check_validation
 from cl_ovq.quantities import METRICS, QUANTITIES, is_foreign
 from cl_ovq.sweeps.schema import (
     MODES,
+    MOST_TRIALS,
     SECTIONS,
     BudgetOptions,
     ClusterOptions,
@@ -46,15 +50,16 @@ from cl_ovq.sweeps.schema import (
     SchedulerOptions,
     SearchOptions,
     SelectionOptions,
+    TopKeys,
 )
 from cl_ovq.sweeps.space import LISTS, Point, Space, read_space
 
 FOLDER = "ray_configs"
 BYTES = "memory_bytes"
 OBJECTIVES = (*METRICS, BYTES)
-TOP = ("title", "experiment", "set", "space", "objectives", "compare", "reuse", *SECTIONS)
+TOP = (*(field.name for field in fields(TopKeys)), *SECTIONS)
 # What belongs to the sweep, and so to none of its trials.
-OWN = ("seed", "seeds", "output_dir", "evaluation.stream", "evaluation.stop_after", "checkpoint.enabled")
+OWN = ("seed", "seeds", "output_dir", "evaluation.split", "evaluation.stop_after", "checkpoint.enabled")
 # What may change while weights, dictionaries and optimizer go on: population-based training searches among these only.
 CHANGEABLE = (
     "optimizer.learning_rate",
@@ -67,6 +72,7 @@ CHANGEABLE = (
     "model.dropout",
 )
 CHECKED_POINTS = 64
+CHECKED_CELLS = 256  # combinations of parts
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Sweep:
         budget: where to stop.
         cluster: where trials run.
         reuse: folder in which runs that are done already are looked for; None for none.
+        allow_env: whether values may come from the environment, of whichever machine a trial runs on.
     """
 
     name: str
@@ -106,6 +113,7 @@ class Sweep:
     budget: BudgetOptions
     cluster: ClusterOptions
     reuse: str | None
+    allow_env: bool = False
 
     def overrides(self, point: Point, seed: int, *, stream: str = STREAM) -> Point:
         """Return what a run's configuration has other than its experiment.
@@ -115,7 +123,7 @@ class Sweep:
             seed: of the run.
             stream: on which it is evaluated.
         """
-        own: Point = {"seed": seed, "evaluation.stream": stream}
+        own: Point = {"seed": seed, "evaluation.split": stream}
         if stream == STREAM and self.selection.experiences is not None:
             own["evaluation.stop_after"] = self.selection.experiences
         return self.settings | point | own
@@ -126,9 +134,9 @@ class Sweep:
         Raises:
             UserError: a key or value is wrong.
         """
-        changes = {"threads": max(1, int(self.resources.cpus)), "tracking.log_model": False}
+        changes = {"threads": max(1, int(self.resources.cpus)), "tracking.log_model": False, "seeds": 1}
         changes |= self.overrides(point, seed, stream=stream) | (more or {})
-        return from_dict(self.tree, to_overrides(changes))
+        return from_dict(self.tree, to_overrides(changes), allow_env=self.allow_env)
 
     def points(self) -> list[Point] | None:
         """Return the points of all trials in order; None where they depend on results."""
@@ -142,8 +150,7 @@ class Sweep:
     @property
     def trials(self) -> int:
         """Number of trials."""
-        points = self.points()
-        return len(points) if points is not None else int(self.search.trials or 0)
+        return self.space.count(("grid", "choice")) if self.search.name == "grid" else int(self.search.trials or 0)
 
     @property
     def primary(self) -> str:
@@ -151,16 +158,35 @@ class Sweep:
         return next(iter(self.objectives))
 
     def definition(self) -> dict[str, Any]:
-        """Return what decides the trials: a sweep can go on only where this is the same."""
-        own = asdict(self)
-        return json.loads(
-            json.dumps({k: own[k] for k in own if k not in ("budget", "cluster", "compare", "reuse", "title")})
-        )
+        """Return what decides the trials, as it may be stored: a sweep can go on only where this is the same."""
+        own, indifferent = redact_tree(asdict(self)), ("allow_env", "budget", "cluster", "compare", "reuse", "title")
+        return json.loads(json.dumps({key: own[key] for key in own if key not in indifferent}))
 
 
 def to_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Return `key=value` overrides with YAML values."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    """Return the `key=value` overrides that are read as these changes."""
+    return [write_override(key, value, is_text_below) for key, value in changes.items()]
+
+
+def is_text_of_sweep(path: Sequence[Step]) -> bool:
+    """Return whether a place in a sweep file holds text."""
+    match list(path):
+        case ["title" | "experiment" | "reuse"] | ["objectives" | "compare", _]:
+            return True
+        case ["set", *place]:
+            return is_text_below(place)
+        case ["space", _, "when", key, *place]:  # a value, or a list of values
+            return is_text_below((key, *place[1:]))
+        case ["space", key, str(kind), _, *place] if kind in LISTS:
+            return is_text_below((key, *place))
+        case [section, *place] if section in SECTIONS:
+            return holds_text(SECTIONS[section], place)
+    return False
+
+
+def is_text_of_override(path: Sequence[Step]) -> bool:
+    """Return whether a place in an override of a sweep, whose first step is its key, holds text."""
+    return is_text_of_sweep((*_place(str(path[0])), *path[1:]))
 
 
 def list_sweeps() -> dict[str, Path]:
@@ -177,41 +203,40 @@ def find_sweep(name: str) -> Path:
     return find_file("sweep", name, list_sweeps())
 
 
-def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(name: str, overrides: Sequence[str] = (), *, allow_env: bool = False) -> Sweep:
     """Read a sweep file, and check it and the configurations that it leads to.
 
     Args:
         name: path of a YAML file, or the name of one under `ray_configs/`.
         overrides: `key=value`: of the sweep, as `search.trials=4` or `space.model.width={choice: [8, 16]}`, or of the
             experiment, for all trials.
+        allow_env: whether what decides no result may be read from the environment, as `${oc.env:NAME}`.
 
     Raises:
         UserError: naming the key, and what would be right.
     """
     path = find_sweep(name)
-    tree = read_mapping(path)
+    tree = read_mapping(path, is_text_of_sweep)
     for key in tree:
         if key not in TOP:
             raise unknown("key of a sweep", key, TOP)
     _override(tree, overrides)
-    for key in ("experiment", "space"):
-        if tree.get(key) is None:
-            raise UserError(f"{path}: {key}: a sweep needs it")
-    sections = {section: _section(section, cls, tree.get(section) or {}) for section, cls in SECTIONS.items()}
-    reuse = tree.get("reuse")
-    if reuse is not None and not isinstance(reuse, str):
-        raise UserError(f"reuse: {reuse!r} is not the name of a folder, such as runs")
-    space = read_space(as_mapping(tree["space"], "space"))
+    sections = {section: _section(section, cls, tree.pop(section, None) or {}) for section, cls in SECTIONS.items()}
+    top = TopKeys(**checked_values("", TopKeys, tree))
+    if top.experiment is None or top.space is None:
+        raise UserError(f"{path}: {'experiment' if top.experiment is None else 'space'}: a sweep needs it")
+    space = read_space(top.space)
     sweep = Sweep(
         name=path.stem,
-        title=str(tree.get("title", path.stem)),
-        experiment=str(tree["experiment"]),
-        tree=read_experiment(str(tree["experiment"])),
-        settings=as_mapping(tree.get("set") or {}, "set"),
+        title=top.title or path.stem,
+        experiment=top.experiment,
+        tree=read_experiment(top.experiment),
+        settings=top.set or {},
         space=space,
-        compare=_compared(tree.get("compare") or [], space),
-        objectives=_objectives(as_mapping(tree.get("objectives") or {}, "objectives")),
-        reuse=reuse,
+        compare=_compared(top.compare or [], space),
+        objectives=_objectives(top.objectives or {}),
+        reuse=top.reuse,
+        allow_env=allow_env,
         **sections,
     )
     _check(sweep)
@@ -224,17 +249,22 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     """Lay `key=value` over a sweep file: over its own sections, or else over `set`."""
     for override in overrides:
-        key, value = read_override(override, "search.trials=4")
-        section, dot, inner = key.partition(".")
-        if key in TOP and key not in SECTIONS:
-            tree[key] = value
-        elif section in TOP and dot:
-            as_mapping(tree.setdefault(section, {}) or {}, section)
-            tree[section] = dict(tree[section] or {}) | {inner: value}
-            if value is None and section == "space":
-                del tree[section][inner]
-        else:
-            tree["set"] = as_mapping(tree.get("set") or {}, "set") | {key: value}
+        key, value = read_override(override, "search.trials=4", is_text_of_override)
+        section, *inner = _place(key)
+        if not inner:
+            tree[section] = value
+            continue
+        tree[section] = as_mapping(tree.get(section) or {}, section) | {inner[0]: value}
+        if value is None and section == "space":
+            del tree[section][inner[0]]
+
+
+def _place(key: str) -> tuple[str, ...]:
+    """Return where in a sweep file an override of a key belongs."""
+    section, dot, inner = key.partition(".")
+    if key in TOP and key not in SECTIONS:
+        return (key,)
+    return (section, inner) if section in TOP and dot else ("set", key)
 
 
 def _section(section: str, cls: Any, values: Any) -> Any:
@@ -246,26 +276,23 @@ def _section(section: str, cls: Any, values: Any) -> Any:
                 f"unknown key '{section}.{key}'{nearest(key, known, prefix=f'{section}.') or ':'} known: "
                 f"{', '.join(sorted(known))}"
             )
-    check_values(section, cls, values)
-    return cls(**values)
+    return cls(**checked_values(section, cls, values))
 
 
-def _objectives(objectives: dict[str, Any]) -> dict[str, str]:
+def _objectives(objectives: dict[str, str]) -> dict[str, str]:
     for metric, mode in objectives.items():
         if metric not in OBJECTIVES:
             raise unknown("metric of objectives", metric, OBJECTIVES)
         if mode not in MODES:
-            raise unknown(f"mode at objectives.{metric}", str(mode), MODES)
+            raise unknown(f"mode at objectives.{metric}", mode, MODES)
     return objectives
 
 
-def _compared(keys: Any, space: Space) -> list[str]:
-    if not isinstance(keys, list):
-        raise UserError(f"compare: {keys!r} is not a list of keys")
+def _compared(keys: list[str], space: Space) -> list[str]:
     listed = [parameter.key for parameter in space.parameters if parameter.kind in LISTS]
     for key in keys:
         if key not in listed:
-            raise unknown("key at compare, which must be one with a list of values in the space,", str(key), listed)
+            raise unknown("key at compare, which must be one with a list of values in the space,", key, listed)
     return keys
 
 
@@ -273,15 +300,18 @@ def _check(sweep: Sweep) -> None:
     """Check what needs more than one section."""
     for key in OWN:
         for section, keys in (("set", sweep.settings), ("space", [p.key for p in sweep.space.parameters])):
-            if key in keys and key == "evaluation.stream" and section == "set":
+            if key in keys and key == "evaluation.split" and section == "set":
                 check_stream(str(sweep.settings[key]))
             elif key in keys:
                 raise UserError(
                     f"{section}.{key}: the sweep decides this itself: see its sections selection and search"
                 )
+    for parameter in sweep.space.parameters:
+        if parameter.key in ("tracking", "tracking.uri"):  # an address among the values would be in every table
+            raise UserError(f"space.{parameter.key}: trials do not differ in where they are kept: write it under set")
     given = sweep.tree.get("evaluation") or {}
-    if isinstance(given, Mapping) and "stream" in given:
-        check_stream(str(given["stream"]), f"experiment {sweep.experiment}: evaluation.stream")
+    if isinstance(given, Mapping) and "split" in given:
+        check_stream(str(given["split"]), f"experiment {sweep.experiment}: evaluation.split")
     selection = sweep.selection
     check_protocol(
         selection.protocol,
@@ -306,8 +336,10 @@ def _check_search(sweep: Sweep) -> None:
                 raise UserError(f"space.{parameter.key}: a grid needs a list of values, not {parameter.kind}")
         if search.trials is not None:
             raise UserError("search.trials: a grid has as many trials as combinations: leave it out")
+        if sweep.trials > MOST_TRIALS:
+            raise UserError(f"space: the grid has {sweep.trials:,} combinations, and a sweep at most {MOST_TRIALS:,}")
     elif search.name == "random":
-        cells = len(sweep.space.combinations())
+        cells = sweep.space.count()
         if int(search.trials or 0) % cells:
             raise UserError(
                 f"search.trials: {search.trials} trials cannot be shared alike among the {cells} combinations of "
@@ -336,10 +368,12 @@ def _check_search(sweep: Sweep) -> None:
 
 
 def _check_points(sweep: Sweep) -> None:
-    """Check the configurations of trials: every value on its own, and the first trials whole."""
+    """Check the configurations of trials: every value and every combination of parts, and the first trials whole."""
     from cl_ovq.checking import check_config
 
-    points = [*sweep.space.samples(), *(sweep.points() or [])[:CHECKED_POINTS]]
+    choices = {f"{choice.section}.{choice.field}" for owner in owners() if (choice := owner.choice) is not None}
+    cells = itertools.islice(sweep.space.cells(choices), CHECKED_CELLS)
+    points = [*sweep.space.samples(), *cells, *(sweep.points() or [])[:CHECKED_POINTS]]
     seen: list[Point] = []
     for point in points:
         if point in seen:
@@ -351,8 +385,19 @@ def _check_points(sweep: Sweep) -> None:
             check_config(config)
         except UserError as error:
             varied = ", ".join(f"{key}={value}" for key, value in point.items())
-            raise UserError(f"trial with {varied}: {error}") from error
+            raise UserError(f"trial with {varied}: {error}{_advice(sweep, error)}") from error
         for metric in sweep.objectives:
             if is_foreign(metric, own := quantity_of(config.stream.name)):
                 raise UserError(f"objectives.{metric}: '{config.stream.name}' has no {metric}: its own is {own}")
         check_validation(config.stream.options)
+
+
+def _advice(sweep: Sweep, error: UserError) -> str:
+    """Return what to write where trials differ in whether they have a key."""
+    if not isinstance(error, UnusedKeyError) or error.choice not in [p.key for p in sweep.space.parameters]:
+        return ""
+    tried = next(p.values for p in sweep.space.parameters if p.key == error.choice)
+    when = f"when: {{{error.choice}: [{', '.join(name for name in error.having if name in tried)}]}}"
+    if error.key in sweep.settings:
+        return f": move it from set to space as {{choice: [{sweep.settings[error.key]}], {when}}}"
+    return f": add to it in the space: {when}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cl_ovq.checkpoints import read_checkpoint, write_checkpoint
+from cl_ovq.checkpoints import write_checkpoint
+from cl_ovq.checkpoints.schema import read_run
 from cl_ovq.config import ExperimentConfig, to_dict
 
 # Of the optimizer's own state, by key of the configuration.
@@ -22,13 +23,13 @@ def graft(path: Path, config: ExperimentConfig) -> None:
     """
     if not path.exists():
         return
-    run = read_checkpoint(path)
+    run = read_run(path)
     tree = to_dict(config)
     if run["about"]["config"] == tree:
         return
     run["about"]["config"] = tree
     for group in run["state"]["optimizer"]["param_groups"]:
         for key, name in GROUPS.items():
-            if name in group:
+            if name in group and hasattr(config.optimizer, key):
                 group[name] = getattr(config.optimizer, key)
     write_checkpoint(path, run)

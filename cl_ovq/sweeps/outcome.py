@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
+from cl_ovq.addresses import redact_tree
 from cl_ovq.config import to_dict
-from cl_ovq.quantities import QUANTITIES
-from cl_ovq.results import write_atomically
-from cl_ovq.seeds import Aggregate, aggregate
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
+from cl_ovq.quantities import QUANTITIES, format_number
+from cl_ovq.report.markup import code, code_block
+from cl_ovq.report.table import Column, Number, Table, Text, mean_number, metric_name
+from cl_ovq.results import finite, write_atomically
 from cl_ovq.sweeps.files import Sweep, to_overrides
 from cl_ovq.sweeps.records import DONE, Record, best, pareto_front
 from cl_ovq.sweeps.space import LISTS, Point
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FILE_NAME = "sweep_results.json"
+SHOWN = 20  # trials in the terminal and in LaTeX
+PANELS = 12  # keys of a figure, an axis each
+KEYS_DRAWN = 30  # bars of a figure
 
 
 @dataclass
@@ -70,6 +72,10 @@ class Outcome:
                     found.setdefault(metric, []).append(value)
         return {metric: aggregate(values) for metric, values in found.items() if len(values) == len(self.tests)}
 
+    def diverged_tests(self) -> list[int]:
+        """Return the seeds whose runs on the test stream diverged."""
+        return [run["seed"] for run in self.tests if run.get("diverged")]
+
     def starts(self) -> list[float]:
         """Return the seconds from the end of a trial to the first training of the next one on the same worker."""
         found, last = [], dict[str, float]()
@@ -80,11 +86,11 @@ class Outcome:
         return found
 
     def command(self, record: Record) -> str:
-        """Return the command that runs a trial's first seed again."""
+        """Return the command that runs a trial's first seed again, without the secrets of any address."""
         seed = self.sweep.selection.seeds[0]
         threads = {"threads": max(1, int(self.sweep.resources.cpus))}
         overrides = to_overrides(threads | self.sweep.overrides(record.point, seed))
-        return shlex.join(["cl-ovq", "run", self.sweep.experiment, *(text.replace('"', "") for text in overrides)])
+        return shlex.join(redact_tree(["cl-ovq", "run", self.sweep.experiment, *overrides]))
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -116,7 +122,7 @@ class Outcome:
                 else [],
                 "pareto_front": [record.trial for record in self.front],
                 "importances": self.importances,
-                "trials": [_finite(asdict(record)) for record in self.records],
+                "trials": [finite(asdict(record)) for record in self.records],
             },
             indent=2,
             allow_nan=False,
@@ -132,28 +138,38 @@ class Outcome:
             "schedule": [*record.points, [record.experiences, record.point]] if record.points else None,
         }
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return head and rows of the table of trials, the best first."""
+    def trials(self, most: int | None = None, *, short: bool = False) -> Table:
+        """Return the table of trials, the best first.
+
+        Args:
+            most: of so many; of all if None.
+            short: whether keys are without their section.
+        """
         keys = [parameter.key for parameter in self.sweep.space.parameters]
-        head = ["trial", "status", *self.sweep.objectives, *keys, "experiences", "seconds"]
+        names = [key.rpartition(".")[2] if short else key for key in keys]
+        heading = f"{self.sweep.title}: {len(self.records)} trials"
+        more = most is not None and len(self.records) > most
+        table = Table(
+            *(Column(name, right=short) for name in ("trial", "status")),
+            *(Column(metric, better=1 if mode == "max" else -1) for metric, mode in self.sweep.objectives.items()),
+            *map(Column, (*names, "experiences", "seconds")),
+            title=heading + (f" ({self.interrupted})" if self.interrupted else ""),
+            caption=f"The best {most} of {len(self.records)}; all of them are in {FILE_NAME}." if more else "",
+        )
+        for record in sorted(self.records, key=self._order)[:most]:
+            table.add(
+                *(record.trial, record.status),
+                *(Number(record.values.get(metric), metric) for metric in self.sweep.objectives),
+                *(_value(record.point.get(key)) for key in keys),
+                record.experiences,
+                Number(record.left - record.entered if record.node else None, "seconds"),
+            )
+        return table
+
+    def _order(self, record: Record) -> tuple[bool, float, int]:
         sign = -1 if self.sweep.objectives[self.sweep.primary] == "max" else 1
-
-        def order(record: Record) -> tuple[bool, float, int]:
-            value = record.values.get(self.sweep.primary, math.nan)
-            return record.status != DONE, sign * value if record.status == DONE else 0.0, record.trial
-
-        body = [
-            [
-                str(record.trial),
-                record.status,
-                *(_number(record.values.get(metric)) for metric in self.sweep.objectives),
-                *(_number(record.point.get(key)) for key in keys),
-                str(record.experiences),
-                _number(record.left - record.entered if record.node else None),
-            ]
-            for record in sorted(self.records, key=order)
-        ]
-        return head, body
+        value = sign * record.values[self.sweep.primary] if record.status == DONE else 0.0
+        return record.status != DONE, value, record.trial
 
     def compared(self) -> list[tuple[Point, int, Record | None]]:
         """Return each combination of the compared keys' values, how many trials it had, and its best one."""
@@ -163,44 +179,33 @@ class Outcome:
             groups.setdefault(json.dumps(point), (point, []))[1].append(record)
         return [(point, len(group), best(group, self.sweep.objectives)) for point, group in groups.values()]
 
-    def _compared_rows(self) -> tuple[list[str], list[list[str]]]:
-        head = [*self.sweep.compare, "trials", "best", *self.sweep.objectives]
-        body = []
+    def _compared_table(self) -> Table:
+        columns = map(Column, (*self.sweep.compare, "trials", "best", *self.sweep.objectives))
+        table = Table(*columns, title="The best trial of each")
         for point, count, record in self.compared():
             values = {} if record is None else record.values
-            numbers = [_number(values.get(metric)) for metric in self.sweep.objectives]
-            body.append([*map(_number, point.values()), str(count), _number(record and record.trial), *numbers])
-        return head, body
+            numbers = [Number(values.get(metric), metric) for metric in self.sweep.objectives]
+            table.add(*map(_value, point.values()), count, record and record.trial, *numbers)
+        return table
 
     def tables(self) -> list[Table]:
         """Return the tables for the terminal: trials, and the best one's scores."""
-        head, body = self.rows()
-        title = f"{self.sweep.title}: {len(body)} trials" + (f" ({self.interrupted})" if self.interrupted else "")
-        trials = Table(title=title, title_justify="left")
-        for name in head:
-            trials.add_column(name.rpartition(".")[2] if name in head[2:] else name, justify="right")
-        for cells in body[:20]:
-            trials.add_row(*cells)
-        if len(body) > 20:
-            trials.caption = f"the best 20 of {len(body)}; all: {self.directory / FILE_NAME}"
-        chosen, tables = self.best, [trials]
+        tables, chosen = [self.trials(SHOWN, short=True)], self.best
         if self.sweep.compare:
-            head, body = self._compared_rows()
-            tables.append(Table(*head, title="The best trial of each", title_justify="left"))
-            for cells in body:
-                tables[-1].add_row(*cells)
+            tables.append(self._compared_table())
         if chosen is None:
             return tables
-        scores = Table(title=f"Best: trial {chosen.trial}", title_justify="left")
-        for name in ("", f"validation, seeds {', '.join(map(str, self.sweep.selection.seeds))}", "test, fresh seeds"):
-            scores.add_column(name, justify="right" if name else "left")
+        validation = f"validation, seeds {', '.join(map(str, self.sweep.selection.seeds))}"
+        scores = Table("", validation, "test, fresh seeds", title=f"Best: trial {chosen.trial}")
+        if lost := self.diverged_tests():
+            scores.caption = f"on the test stream diverged: {', '.join(f'seed {seed}' for seed in lost)}"
         tested = self.test_metrics()
         measured = [quantity for quantity in QUANTITIES if quantity in chosen.runs[0]["metrics"]]
         for metric in dict.fromkeys((*self.sweep.objectives, *measured, "forgetting")):
             values = [run["metrics"].get(metric) for run in chosen.runs]
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if known and len(known) == len(values) else None
-            scores.add_row(metric, _number(mean), _spread(tested.get(metric)))
+            scores.add(metric_name(metric), Number(mean, metric), mean_number(tested.get(metric), metric))
         return [*tables, scores]
 
     def note(self) -> str:
@@ -208,19 +213,21 @@ class Outcome:
         chosen = self.best
         if chosen is None:
             return f"No trial ran to its end. {len(self.records)} were started."
-        head, body = self.rows()
-        tested = self.test_metrics().get(self.sweep.primary)
+        primary = self.sweep.primary
+        tested = mean_number(self.test_metrics().get(primary), primary)
+        said = f", {tested.text} on the test stream over {len(self.tests)} fresh seeds" if tested.seeds else ""
+        value = format_number(chosen.values[primary], primary)
         lines = [
-            f"Best: trial {chosen.trial}, {self.sweep.primary} "
-            f"{_number(chosen.values[self.sweep.primary])} on validation data"
-            + (f", {_spread(tested)} on the test stream over {len(self.tests)} fresh seeds." if tested else "."),
-            f"```\n{self.command(chosen)}\n```",
+            f"Best: trial {chosen.trial}, {primary} {value} on validation data{said}.",
+            code_block(self.command(chosen)),
         ]
+        if lost := self.diverged_tests():
+            lines.append(f"**On the test stream diverged: {', '.join(f'seed {seed}' for seed in lost)}.**")
         if chosen.points:
             lines.append("The best trial changed its hyper-parameters as it went; the command has the last ones.")
         if self.sweep.compare:
-            lines.append(_markdown(*self._compared_rows()))
-        lines += [_markdown(head, body[:50]), f"Everything: `{self.directory / FILE_NAME}`."]
+            lines.append(self._compared_table().to_markdown())
+        lines += [self.trials(50).to_markdown(), f"Everything: {code(str(self.directory / FILE_NAME))}."]
         return "\n\n".join(lines)
 
     def figures(self) -> dict[str, Figure]:
@@ -233,11 +240,14 @@ class Outcome:
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
     def write(self) -> list[Path]:
-        """Write results, table and figures into the sweep's directory, and return their paths."""
-        head, body = self.rows()
-        paths = [self.directory / FILE_NAME, self.directory / "trials.md"]
-        write_atomically(paths[0], self.to_json() + "\n")
-        write_atomically(paths[1], _markdown(head, body))
+        """Write results, tables and figures into the sweep's directory, and return their paths."""
+        trials, best = self.trials(), self.trials(SHOWN, short=True)
+        done = [True if row[1] == (Text(DONE),) else None for row in best.rows]
+        texts = {FILE_NAME: self.to_json() + "\n", "trials.md": trials.to_markdown(), "trials.csv": trials.to_csv()}
+        texts["trials.tex"] = best.mark_best(done, "Bold: the best of each objective, on validation data.").to_latex()
+        paths = [self.directory / name for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            write_atomically(path, text)
         for name, figure in self.figures().items():
             figure.savefig(self.directory / name, dpi=110)
             paths.append(self.directory / name)
@@ -247,10 +257,11 @@ class Outcome:
         return [record for record in self.records if record.status == DONE]
 
     def _importance_figure(self) -> Figure:
-        from matplotlib.figure import Figure
+        from cl_ovq.evaluation.drawing import new_figure, shortened
 
-        names, shares = list(self.importances)[::-1], list(self.importances.values())[::-1]
-        figure = Figure(figsize=(7, 1.2 + 0.35 * len(names)), layout="constrained")
+        most = list(self.importances.items())[:KEYS_DRAWN][::-1]
+        names, shares = [shortened(name) for name, _ in most], [share for _, share in most]
+        figure = new_figure(7, 1.2 + 0.35 * len(names))
         axes = figure.subplots()
         axes.barh(names, shares)
         axes.set_xlabel(f"share of the variance of {self.sweep.primary} (functional analysis of variance)")
@@ -258,16 +269,22 @@ class Outcome:
         return figure
 
     def _pareto_figure(self) -> Figure:
-        from matplotlib.figure import Figure
+        from cl_ovq.evaluation.drawing import LISTED, new_figure
 
         y, x = list(self.sweep.objectives)[:2]
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        figure = new_figure(6.4, 4.4)
         axes = figure.subplots()
         done, front = self._done(), self.front
-        axes.scatter([r.values[x] for r in done], [r.values[y] for r in done], color="tab:gray", label="trials")
+        axes.scatter(
+            [r.values[x] for r in done],
+            [r.values[y] for r in done],
+            color="tab:gray",
+            s=min(36.0, 18000 / max(1, len(done))),
+            label="trials",
+        )
         line = sorted((r.values[x], r.values[y]) for r in front)
         axes.plot(*zip(*line, strict=True), "o-", color="tab:blue", label="Pareto front") if line else None
-        for record in front:
+        for record in front[:: math.ceil(len(front) / LISTED) or 1]:
             axes.annotate(str(record.trial), (record.values[x], record.values[y]), fontsize="small")
         axes.set(xlabel=x, ylabel=y)
         if x.endswith("bytes") and line and line[0][0] > 0:
@@ -277,53 +294,40 @@ class Outcome:
         return figure
 
     def _parameters_figure(self) -> Figure | None:
-        """The first objective over every key."""
-        from matplotlib.figure import Figure
+        """The first objective over every key; over the most important ones, where there are very many."""
+        from cl_ovq.evaluation.drawing import mark_names, new_figure
 
-        done, parameters = self._done(), self.sweep.space.parameters
+        done, parameters = self._done(), list(self.sweep.space.parameters)
         if not done:
             return None
-        figure = Figure(figsize=(3.2 * len(parameters), 3.2), layout="constrained")
-        row: Sequence[Axes] = figure.subplots(1, len(parameters), squeeze=False, sharey=True)[0]
-        for axes, parameter in zip(row, parameters, strict=True):
+        order = list(self.importances)
+        if len(parameters) > PANELS:
+            parameters = sorted(parameters, key=lambda p: order.index(p.key) if p.key in order else len(order))[:PANELS]
+        across = min(len(parameters), 4)
+        down = math.ceil(len(parameters) / across)
+        figure = new_figure(3.2 * across, 3.2 * down)
+        panels = figure.subplots(down, across, squeeze=False, sharey=True)
+        for axes in panels.flat[len(parameters) :]:
+            axes.set_axis_off()
+        for axes, parameter in zip(panels.flat, parameters, strict=False):
             shown = [record for record in done if parameter.key in record.point]
             values = [record.point[parameter.key] for record in shown]
             listed = parameter.kind in LISTS
             places = [parameter.values.index(value) for value in values] if listed else values
-            axes.scatter(places, [record.values[self.sweep.primary] for record in shown], s=16)
+            size = min(16.0, 8000 / len(done))  # an area: thousands are small
+            axes.scatter(places, [record.values[self.sweep.primary] for record in shown], s=size)
             if listed:
-                axes.set_xticks(range(len(parameter.values)), [str(v) for v in parameter.values], fontsize="small")
+                mark_names(axes.xaxis, [str(value) for value in parameter.values], most=8)
             elif parameter.kind == "loguniform":
                 axes.set_xscale("log")
             axes.set_xlabel(parameter.key, fontsize="small")
-        row[0].set_ylabel(self.sweep.primary)
+        for axes in panels[:, 0]:
+            axes.set_ylabel(self.sweep.primary)
         return figure
 
 
-def _markdown(head: list[str], body: list[list[str]]) -> str:
-    rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _spread(found: Aggregate | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.mean:.4g}" + ("" if found.interval is None else f" +- {found.interval:.2g}")
-
-
-def _finite(tree: Any) -> Any:
-    """Return plain data with None for what JSON cannot hold."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+def _value(value: Any) -> Number | str | None:
+    return Number(value, spec=".4g") if isinstance(value, float) else None if value is None else str(value)
 
 
 def point_tags(point: Point) -> dict[str, Any]:

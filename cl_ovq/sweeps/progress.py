@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
+from cl_ovq.report.table import Column, Table
 from cl_ovq.sweeps.files import Sweep
 from cl_ovq.sweeps.records import BROKEN, DONE, FAILED, RUNNING, STOPPED, Record, best
 
@@ -25,6 +27,7 @@ class Follower(Callback):
         records: of earlier starts.
         console: where the table is drawn; on a pipe, one line for each trial that ends.
         log: takes metrics of the sweep by name, and how many trials have ended.
+        lost: says whether Ray is gone: trials that end with it have not failed.
     """
 
     def __init__(
@@ -34,14 +37,18 @@ class Follower(Callback):
         records: dict[int, Record],
         console: Console,
         log: Callable[[dict[str, float], int], None],
+        lost: Callable[[], bool],
     ) -> None:
         self.sweep, self.directory, self.records = sweep, directory, records
-        self.console, self.log = console, log
+        self.console, self.log, self.lost = console, log, lost
         self.total = sweep.trials
         self.reached = False  # whether the target was
         self._began = time.monotonic()
         self._before = sum(record.ended for record in records.values())
         self._at_work: set[int] = set()
+        self._spent: dict[str, float] = {}  # seconds that trials have run, by Ray's id
+        self._over: set[str] = set()  # trials whose time is over
+        self._stepped = time.monotonic()
         self._live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Follower:
@@ -54,6 +61,22 @@ class Follower(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray keeps a copy that nobody reads
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the trials that have run for too long. Their processes are killed: what hangs hears nothing else."""
+        limit, now = self.sweep.budget.trial_minutes, time.monotonic()
+        passed, self._stepped = now - self._stepped, now
+        if limit is None:
+            return
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if trial.status != Trial.RUNNING or actor is None or trial.trial_id in self._over:
+                continue
+            self._spent[trial.trial_id] = self._spent.get(trial.trial_id, 0.0) + passed
+            if self._spent[trial.trial_id] > 60 * limit:
+                self._over.add(trial.trial_id)
+                trial.max_failures = 0  # it is not tried again
+                ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial runs, perhaps again, and perhaps at another point."""
@@ -96,11 +119,16 @@ class Follower(Callback):
         record.write(self.directory)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take in that a trial's process has died too often."""
+        """Take in that a trial's process was killed because its time was over, or has died too often."""
         record = self._record(trial)
-        record.deaths += 1
+        if self.lost():
+            return
         record.status = FAILED
-        record.error = f"its process or node died {record.deaths} times (retries: {self.sweep.budget.retries})"
+        if trial.trial_id in self._over:
+            record.error = f"it ran for more than budget.trial_minutes={self.sweep.budget.trial_minutes:g}"
+        else:
+            record.deaths += 1
+            record.error = f"its process or node died {record.deaths} times (retries: {self.sweep.budget.retries})"
         self._end(record)
 
     def best(self) -> Record | None:
@@ -113,20 +141,18 @@ class Follower(Callback):
         count = {status: sum(record.status == status for record in records) for status in (DONE, STOPPED)}
         found = self.best()
         shown = "-" if found is None else f"{found.values[self.sweep.primary]:.4g} (trial {found.trial})"
-        table = Table(title=self.sweep.title, title_justify="left")
         cells = {
-            "trials": str(self.total),
-            "running": str(len(self._at_work)),
-            "done": str(count[DONE]),
-            "stopped": str(count[STOPPED]),
-            "failed": str(sum(record.status in BROKEN for record in records)),
+            "trials": self.total,
+            "running": len(self._at_work),
+            "done": count[DONE],
+            "stopped": count[STOPPED],
+            "failed": sum(record.status in BROKEN for record in records),
             f"best {self.sweep.primary}": shown,
             "time": _clock(time.monotonic() - self._began),
             "left": self._time_left(),
         }
-        for name in cells:
-            table.add_column(name, justify="right")
-        table.add_row(*cells.values())
+        table = Table(*map(Column, cells), title=self.sweep.title)
+        table.add(*cells.values())
         return table
 
     def _record(self, trial: Any) -> Record:

@@ -9,8 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from cl_ovq.addresses import redact_tree
+from cl_ovq.errors import UserError
 from cl_ovq.results import write_atomically
 from cl_ovq.sweeps.space import Point
+from cl_ovq.validated import first_mistake, read_json
 
 FILE_NAME = "trial.json"
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
@@ -31,7 +36,8 @@ class Record:
         experiences: learned so far, of all its seeds.
         history: `[experiences, first objective]` after each experience.
         error: why it failed.
-        runs: of each seed: `seed`, `run_id`, `output_dir`, `metrics`, `seconds`, `setup_seconds`, `reused`.
+        runs: of each seed: `seed`, `run_id`, `output_dir`, `metrics`, `seconds`, `setup_seconds`, `reused`,
+            `diverged`.
         points: `[experiences, point]` wherever the point changed (population-based training).
         entered: when its worker began with it, in seconds since the epoch.
         left: when its worker ended it.
@@ -62,7 +68,7 @@ class Record:
         """Write it under a sweep's directory."""
         folder = trial_directory(directory, self.trial)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(folder / FILE_NAME, json.dumps(redact_tree(asdict(self)), indent=1) + "\n")
 
 
 def trial_directory(directory: Path, trial: int) -> Path:
@@ -71,12 +77,22 @@ def trial_directory(directory: Path, trial: int) -> Path:
 
 
 def read_records(directory: Path) -> dict[int, Record]:
-    """Return the trials of a sweep by number."""
-    found = [
-        Record(**json.loads(path.read_text(encoding="utf-8")))
-        for path in sorted((directory / "trials").glob(f"*/{FILE_NAME}"))
-    ]
-    return {record.trial: record for record in found}
+    """Return the trials of a sweep by number.
+
+    Raises:
+        UserError: a file does not hold one.
+    """
+    found, kind = {}, TypeAdapter(Record)
+    for path in sorted((directory / "trials").glob(f"*/{FILE_NAME}")):
+        text = json.dumps(read_json(path, "the record of a trial"))
+        try:
+            record = kind.validate_json(text, strict=True)  # only from JSON is a mapping a record
+        except ValidationError as error:
+            raise UserError(f"{path} does not hold the record of a trial: {first_mistake(error)}") from error
+        if record.status not in (RUNNING, *ENDED):
+            raise UserError(f"{path} does not hold the record of a trial: status: '{record.status}' is not known")
+        found[record.trial] = record
+    return found
 
 
 def best(records: Iterable[Record], objectives: Mapping[str, str]) -> Record | None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from rich.console import Console
 from cl_ovq.checking import find_device
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
+from cl_ovq.folder import locked
 from cl_ovq.layout import check_store, experiment_of, open_tracker
+from cl_ovq.paths import expanded
 from cl_ovq.provenance import code_revision
 from cl_ovq.results import FILE_NAME as RESULTS
 from cl_ovq.results import Result, write_atomically
@@ -43,21 +45,25 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, resume: bool =
             goes on from its last checkpoint.
 
     Raises:
-        UserError: the directory holds a sweep that is not to be resumed, or another one, or there is no cluster.
+        UserError: the directory holds a sweep that is not to be resumed, or another one, or one that is still at work,
+            or there is no cluster.
     """
-    directory = directory.absolute()
+    with locked(directory.absolute(), "--directory") as held:
+        return _run_sweep(sweep, held, console, resume=resume)
+
+
+def _run_sweep(sweep: Sweep, directory: Path, console: Console, *, resume: bool) -> Outcome:
     _check_directory(sweep, directory, resume=resume)
     base = sweep.config({}, sweep.selection.seeds[0])
     if base.tracking.enabled:
         warm_up()
-        check_store(base, console)
-    directory.mkdir(parents=True, exist_ok=True)
+        check_store(base, f"sweep {sweep.name}", console)
     write_atomically(directory / DEFINITION, json.dumps(sweep.definition(), indent=2) + "\n")
     outcome = Outcome(sweep, directory, [])
     with contextlib.suppress(_Interrupted), _tracked(sweep, directory, resume=resume) as tracker:
         began = time.monotonic()
-        with connected(sweep.cluster):
-            _run(outcome, _job(sweep, directory, tracker), tracker, console)
+        with connected(sweep.cluster) as watch:
+            _run(outcome, _job(sweep, directory, tracker), tracker, console, watch.lost)
         outcome.seconds = time.monotonic() - began
         outcome.run_id = tracker.run_id if tracker else None
         outcome.importances = importances(sweep, outcome.records)
@@ -107,7 +113,8 @@ def _job(sweep: Sweep, directory: Path, tracker: Tracker | None) -> Any:
     config = sweep.config({}, sweep.selection.seeds[0])
     code = code_revision()
     settings = {
-        "tracking.uri": absolute_uri(config.tracking.uri),
+        # Of what came from the environment the text, which each trial reads there itself.
+        "tracking.uri": config.unresolved.get("tracking.uri", (absolute_uri(config.tracking.uri),))[0],
         "tracking.experiment": experiment_of(config),
         "tracking.tags": {
             "sweep": sweep.name,
@@ -124,7 +131,7 @@ def _stored(folder: str | None) -> Mapping[str, str]:
     found: dict[str, str] = {}
     if folder is None:
         return found
-    for path in sorted(Path(folder).absolute().rglob(RESULTS)):
+    for path in sorted(expanded(folder).absolute().rglob(RESULTS)):
         try:
             found[fingerprint(Result.read(path).config)] = str(path.parent)
         except UserError:  # of another version
@@ -132,8 +139,8 @@ def _stored(folder: str | None) -> Mapping[str, str]:
     return found
 
 
-def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console) -> None:
-    """Run trials and tests, and put what they found into the outcome."""
+def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console, lost: Callable[[], bool]) -> None:
+    """Run trials and tests, and put what they found into the outcome; `lost` says whether Ray is gone."""
     from cl_ovq.sweeps.progress import Follower
 
     sweep, directory = outcome.sweep, outcome.directory
@@ -144,7 +151,7 @@ def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console) 
         if tracker is not None:
             tracker.log(values, step)
 
-    with Follower(sweep, directory, records, console, log) as follower:
+    with Follower(sweep, directory, records, console, log, lost) as follower:
         finished = _tune(sweep, directory, shared, follower)
     outcome.records = [records[number] for number in sorted(records)]
     if not finished:
@@ -168,7 +175,7 @@ def _read_data(sweep: Sweep) -> Mapping[Any, Any]:
                 continue
             read.append((stream.name, stream.options))
             try:
-                entry.read(stream.options.data_dir)
+                entry.read(stream.options)
             except StreamDataError as error:
                 raise UserError(f"stream: {error}") from error
     return data

@@ -9,18 +9,22 @@ dictionary.rate: {uniform: [0.01, 0.2], when: {dictionary.learning_rate: [floore
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cl_ovq.errors import UserError, unknown
+from cl_ovq.sweeps.schema import MOST_TRIALS
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 Point = dict[str, Any]
+Places = tuple[tuple[int, int], ...]  # numbers of parameters, and places in their lists of values
+MOST_VALUES = 2000
 LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform", "randint")
 
 
@@ -98,6 +102,31 @@ class Space:
             points = wider
         return points
 
+    def count(self, kinds: tuple[str, ...] = ("grid",)) -> int:
+        """Return how many combinations there are, without making them; of more than `MOST_TRIALS` perhaps too few.
+
+        Only values that decide whether other keys count are told apart.
+        """
+        deciding = {key for parameter in self.parameters for key in parameter.when}
+        counts: dict[Places, int] = {(): 1}
+        for number, parameter in enumerate(self.parameters):
+            if parameter.kind not in kinds:
+                continue
+            wider: Counter[Places] = Counter()
+            for chosen, points in counts.items():
+                values = {self.parameters[other].key: self.parameters[other].values[place] for other, place in chosen}
+                if not parameter.active(values):
+                    wider[chosen] += points
+                elif parameter.key not in deciding:
+                    wider[chosen] += points * len(parameter.values)
+                else:
+                    for place in range(len(parameter.values)):
+                        wider[(*chosen, (number, place))] += points
+            counts = wider
+            if len(counts) > MOST_TRIALS:
+                break
+        return sum(counts.values())
+
     def draws(self, trials: int, seed: int) -> list[Point]:
         """Return random points, as many for every combination of the grids."""
         generator = np.random.default_rng(seed)
@@ -133,11 +162,29 @@ class Space:
 
     def samples(self) -> Iterator[Point]:
         """Return points that hold every value of each list and both ends of each range, the others drawn."""
-        base = self._draw(self.combinations()[0], np.random.default_rng(0))
+        first: Point = {}
+        for parameter in self.parameters:
+            if parameter.kind == "grid" and parameter.active(first):
+                first[parameter.key] = parameter.values[0]
+        base = self._draw(first, np.random.default_rng(0))
         yield base
         for parameter in self.parameters:
             for value in parameter.values:
-                yield base | self._conditions(parameter) | {parameter.key: value}
+                yield self._active(base | self._conditions(parameter) | {parameter.key: value})
+
+    def cells(self, keys: Collection[str]) -> Iterator[Point]:
+        """Return points with every combination of the listed values of some keys, the others drawn."""
+        chosen = Space(tuple(parameter for parameter in self.parameters if parameter.key in keys))
+        yield from map(self._active, chosen.combinations(LISTS))
+
+    def _active(self, point: Point) -> Point:
+        """Return the values of a point that count beside each other, and draws for further keys that count then."""
+        generator, found = np.random.default_rng(0), Point()
+        for parameter in self.parameters:
+            drawn = parameter.draw(generator)
+            if parameter.active(found):
+                found[parameter.key] = point.get(parameter.key, drawn)
+        return found
 
     def _conditions(self, parameter: Parameter) -> Point:
         """Return values of other keys under which a parameter counts."""
@@ -159,6 +206,8 @@ def read_space(tree: Mapping[str, Any]) -> Space:
         parameters.append(_parameter(key, description, [other.key for other in parameters]))
     if not parameters:
         raise UserError("space: a sweep needs at least one key to vary")
+    if (values := sum(len(parameter.values) for parameter in parameters)) > MOST_VALUES:
+        raise UserError(f"space: {values:,} values are more than {MOST_VALUES:,}, each of which is checked")
     return Space(tuple(parameters))
 
 
@@ -196,6 +245,11 @@ def _check_range(name: str, kind: str, values: list[Any]) -> None:
     if len(values) != 2 or any(not isinstance(value, kinds) or isinstance(value, bool) for value in values):
         wanted = "two whole numbers" if kind == "randint" else "two numbers"
         raise UserError(f"{name}: {values} is not {wanted}, the smallest and the largest value")
+    for value in values:
+        if not math.isfinite(value) or abs(value) >= 2**63:
+            raise UserError(
+                f"{name}: {value} is not a number that can be drawn up to: it must be finite, within 64 bits"
+            )
     if not values[0] < values[1]:
         raise UserError(f"{name}: {values[0]} is not smaller than {values[1]}")
     if kind == "loguniform" and values[0] <= 0:

@@ -7,23 +7,24 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from cl_ovq.checkpoints.files import NAME as CHECKPOINT
+from cl_ovq.checkpoints.history import NAME as HISTORY
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.experiment import run_experiment
+from cl_ovq.folder import locked
+from cl_ovq.learning.divergence import DivergedError
 from cl_ovq.results import FILE_NAME, Result, carried_bytes
+from cl_ovq.runs.callbacks import Callback
+from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.sweeps.files import BYTES, Sweep
 from cl_ovq.sweeps.grafting import graft
 from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, RUNNING, mean, trial_directory
@@ -31,13 +32,9 @@ from cl_ovq.sweeps.space import Point
 from cl_ovq.tracking import RunKey
 from streams.provided import provide
 
-LOSSES = {"loss", "squared_error"}  # matrices of which no entry may be anything but a number
+PATIENCE_SECONDS = 60.0  # workers of a driver or node that died may go on for a while
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 Report = dict[str, Any]
-
-
-class DivergedError(Exception):
-    """The loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Job:
     parent: str | None
     stored: Mapping[str, str]
 
-    def run(self, config: ExperimentConfig, **more: Any) -> tuple[Result, Report]:
+    def run(self, config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> tuple[Result, Report]:
         """Run a configuration, or take its result from the store; return the result, and what to report of it."""
         began = time.time()
         found = self.stored.get(fingerprint(to_dict(config)))
@@ -66,7 +63,7 @@ class Job:
         if found is not None:
             result = Result.read(Path(found))
         else:
-            result = run_experiment(config, Console(quiet=True), parent, resume=True, **more)
+            result = run_experiment(config, Console(quiet=True), parent, resume=True, callbacks=callbacks)
         seconds = time.time() - began
         run = {
             "seed": config.seed,
@@ -76,6 +73,7 @@ class Job:
             "seconds": seconds,
             "setup_seconds": max(0.0, seconds - result.provenance["wall_seconds"]),
             "reused": found is not None,
+            "diverged": result.diverged,
         }
         return result, run
 
@@ -122,12 +120,16 @@ class Trial:
 
     def run(self) -> Report:
         """Run its seeds one after the other."""
+        with locked(self.directory, "--directory", PATIENCE_SECONDS):
+            return self._run_seeds()
+
+    def _run_seeds(self) -> Report:
         self._take_checkpoint()
         for seed in self.sweep.selection.seeds:
             before = self.experiences
-
-            after = partial(self._after_experience, before)
-            result, run = self.job.run(self._config(seed), after_experience=after)
+            result, run = self.job.run(self._config(seed), [_Reports(self, before)])
+            if result.diverged is not None:
+                raise DivergedError(**result.diverged)
             self.runs.append(run)
             self.experiences = before + len(result.matrix) - 1
         values = {}
@@ -145,17 +147,18 @@ class Trial:
         }
         return self.sweep.config(self.point, seed, more=names | _tagged(self.job.settings, trial=self.number))
 
-    def _after_experience(
-        self, before: int, learned: int, of: int, metrics: Mapping[str, float], matrices: Mapping[str, Matrix]
-    ) -> None:
+    def report(self, experiences: int, metrics: Mapping[str, float], *, last: bool) -> None:
+        """Report an experience to Ray Tune, with a checkpoint.
+
+        Args:
+            experiences: learned so far by all seeds.
+            metrics: of the seed that is running.
+            last: whether the seed has no more.
+        """
         from ray import tune
 
-        self.experiences = before + learned
-        for name in LOSSES & matrices.keys():
-            loss = matrices[name][learned]
-            if not np.isfinite(loss).all():
-                raise DivergedError(f"{name} is {loss[~np.isfinite(loss)][0]} after experience {learned} of {of}")
-        if learned == of and len(self.runs) + 1 == len(self.sweep.selection.seeds):
+        self.experiences = experiences
+        if last and len(self.runs) + 1 == len(self.sweep.selection.seeds):
             return  # the end is reported when the results are written, so that no scheduler stops it before
         report: Report = {"status": RUNNING, "experiences": self.experiences, "metrics": dict(metrics)}
         primary = self.sweep.primary
@@ -169,10 +172,11 @@ class Trial:
     def _fill_checkpoint(self, folder: Path) -> None:
         """Put into a folder what another node needs to go on: results of the seeds that are over, and a checkpoint."""
         for path in self.directory.glob("seed_*"):
-            kept = path / (FILE_NAME if (path / FILE_NAME).exists() else CHECKPOINT)
-            if kept.exists():
-                (folder / path.name).mkdir()
-                shutil.copy(kept, folder / path.name / kept.name)
+            kept = (FILE_NAME,) if (path / FILE_NAME).exists() else (CHECKPOINT, HISTORY)
+            (folder / path.name).mkdir()
+            for name in kept:
+                if (path / name).exists():
+                    shutil.copy(path / name, folder / path.name / name)
 
     def _take_checkpoint(self) -> None:
         """Put Ray's checkpoint where the run looks for its own: this may be another node, or another trial's."""
@@ -189,6 +193,16 @@ class Trial:
         if self.sweep.scheduler.name == "pbt":
             for seed in self.sweep.selection.seeds:
                 graft(self.directory / f"seed_{seed}" / CHECKPOINT, self._config(seed))
+
+
+class _Reports(Callback):
+    """Reports a run's experiences as those of its trial, which had learned some before."""
+
+    def __init__(self, trial: Trial, before: int) -> None:
+        self.trial, self.before = trial, before
+
+    def experience_end(self, run: Run, row: int) -> None:
+        self.trial.report(self.before + row, run.metrics, last=row == run.experiences)
 
 
 def run_test(job: Job, data: Mapping[Any, Any], point: Point, seed: int) -> Report:

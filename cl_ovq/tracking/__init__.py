@@ -6,6 +6,16 @@ killed is still marked so. Nothing here imports torch, and MLflow only where it 
 """
 
 from cl_ovq.tracking.store import RUNS, artifact_location, default_uri, open_client
-from cl_ovq.tracking.tracker import RunKey, StoreCheck, Tracker, warm_up
+from cl_ovq.tracking.tracker import NullTracker, RunKey, StoreCheck, Tracker, warm_up
 
-__all__ = ["RUNS", "RunKey", "StoreCheck", "Tracker", "artifact_location", "default_uri", "open_client", "warm_up"]
+__all__ = [
+    "RUNS",
+    "NullTracker",
+    "RunKey",
+    "StoreCheck",
+    "Tracker",
+    "artifact_location",
+    "default_uri",
+    "open_client",
+    "warm_up",
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cl_ovq.errors import UserError, unknown
+from cl_ovq.report.table import Table
 from cl_ovq.tracking.store import RUNS, StoreDown, open_client
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def export_experiment(experiment: str, kind: str, output: Path | None, uri: str 
             assert output is not None
             table.to_parquet(output, index=False)
             return
-        text = table.to_csv(index=False) if kind == "csv" else table.to_html(index=False, na_rep="", border=0)
+        text = table.to_csv(index=False) if kind == "csv" else _printable(table).to_html()
         if output is None:
             sys.stdout.write(text)
         else:
@@ -93,6 +94,13 @@ def experiment_table(client: MlflowClient, experiment: str) -> pd.DataFrame:
     for name in ("start", "end"):
         if name in table:
             table[name] = pd.to_datetime(table[name], unit="ms", utc=True)
+    return table
+
+
+def _printable(frame: pd.DataFrame) -> Table:
+    table = Table(*map(str, frame.columns))
+    for row in frame.astype(object).where(frame.notna(), "").itertuples(index=False):
+        table.add(*row)
     return table
 
 

@@ -45,7 +45,7 @@ def log_model(uri: str, experiment_id: str, run_id: str, path: Path, record: Map
             flavor=mlflow.pyfunc,
             run_id=run_id,
             python_model=str(SERVED),
-            artifacts={FILE: str(path)},
+            artifacts={FILE: path.absolute().as_uri()},  # a path is taken for an address, `?` and `#` in it too
             signature=ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)),
             # Named, since finding them out imports the model in another process.
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],

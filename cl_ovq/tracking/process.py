@@ -49,16 +49,28 @@ class SenderProcess:
     def shared(cls) -> SenderProcess:
         """Return this process's sender, started if there is none, or none that is alive."""
         found = cls._shared
-        if found is None or found._owner != os.getpid() or found._process.poll() is not None:
+        if found is None or found._owner != os.getpid() or not found.alive:
             found = cls._shared = cls()
         return found
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
     @classmethod
     def ask(cls, do: str, seconds: float, **content: Any) -> dict[str, Any] | None:
-        """Give a command and wait for the answer; a process that dies in between is replaced once."""
+        """Give a command and wait for the answer; a process that dies in between is replaced once.
+
+        Args:
+            do: the command.
+            seconds: to wait, in all.
+            content: of the command.
+        """
+        deadline = time.monotonic() + seconds
         for _ in range(2):
             process = cls.shared()
-            answer = process.answer(process.tell(do, **content), seconds)
+            answer = process.answer(process.tell(do, **content), deadline - time.monotonic())
             if answer is not None or process._process.poll() is None:
                 return answer
         return None

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 from cl_ovq.errors import UserError
 from cl_ovq.tracking.journal import JournalBusy
+from cl_ovq.tracking.names import check_names, deleted
+from cl_ovq.tracking.records import JournalMalformed
 from cl_ovq.tracking.sending import Sending
 from cl_ovq.tracking.store import StoreDown, open_client, settle_mlflow
 
@@ -30,35 +32,46 @@ class Sender:
     def __init__(self) -> None:
         self.following: dict[str, Sending] = {}
 
-    def check(self, uri: str) -> dict[str, Any]:
-        """Open a store; say what is wrong with it, if anything is."""
+    def check(self, uri: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Check the names of a run, if given, and open its store; say what is wrong, if anything is."""
         try:
-            open_client(uri)
+            if names is not None:
+                check_names(**names)
+            client = open_client(uri)
+            found = client.get_experiment_by_name(names["experiment"]) if names is not None else None
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise UserError(f"tracking.experiment: {deleted(found, uri)}")
         except UserError as error:
             return {"mistake": str(error)}
         except StoreDown as error:
             return {"down": str(error)}
         return {}
 
-    def follow(self, journal: str, uri: str) -> dict[str, Any]:
+    def follow(self, journal: str, uri: str, artifacts: str | None) -> dict[str, Any]:
         """Send a journal from now on."""
-        if journal not in self.following:
-            try:
-                self.following[journal] = Sending(Path(journal), uri)
-            except (JournalBusy, OSError) as error:
-                return {"down": str(error)}
-        self.following[journal].advance()
-        return {"run_id": self.following[journal].run_id}
+        try:
+            sending = self._sending(journal, uri, artifacts)
+        except (JournalBusy, JournalMalformed, OSError) as error:
+            return {"down": str(error)}
+        sending.advance()
+        return {"run_id": sending.run_id}
 
-    def finish(self, journal: str, uri: str) -> dict[str, Any]:
-        """Send the rest of a journal and let go of it."""
-        self.follow(journal, uri)
-        sending = self.following.pop(journal, None)
-        if sending is None:
-            return {"run_id": None, "sent": False, "reason": "another process sends it", "refused": []}
+    def finish(self, journal: str, uri: str, artifacts: str | None, status: str, time: int) -> dict[str, Any]:
+        """Send the rest of a journal of a run that has ended, and let go of it."""
+        try:
+            sending = self._sending(journal, uri, artifacts)
+        except (JournalBusy, JournalMalformed, OSError) as error:
+            return {"run_id": None, "sent": False, "reason": str(error), "refused": []}
+        sending.ending = status, time
         sent = sending.finish()
+        del self.following[journal]
         refused = sending.state.refused
         return {"run_id": sending.run_id, "sent": sent, "reason": sending.problem, "refused": refused}
+
+    def _sending(self, journal: str, uri: str, artifacts: str | None) -> Sending:
+        if journal not in self.following:
+            self.following[journal] = Sending(Path(journal), uri, artifacts)
+        return self.following[journal]
 
     def serve(self, commands: BinaryIO, answers: BinaryIO) -> None:
         """Obey commands, and send what comes in between, until the pipe closes."""
@@ -68,8 +81,7 @@ class Sender:
             ready, _, _ = select.select([descriptor], [], [], wait)
             if not ready:
                 for sending in self.following.values():
-                    sending.end_if_abandoned()  # a fork of a killed process may keep the pipe open
-                    sending.advance()
+                    sending.advance()  # which ends runs, too: a fork of a killed process may keep the pipe open
                 last = time.monotonic()
                 import mlflow.pyfunc  # noqa: F401 - registering a model needs it: a second that is better spent now
 
@@ -95,7 +107,6 @@ class Sender:
         for sending in self.following.values():
             while not sending.reader.abandoned() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            sending.end_if_abandoned()
             sending.finish()
 
 

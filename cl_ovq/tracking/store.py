@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cl_ovq.addresses import redact, without_secrets
 from cl_ovq.errors import UserError
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 SQLITE = "sqlite:///"
+CANNOT_OPEN = "tracking.uri: cannot open the store"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 MISTAKES = ("authentication failed", "does not exist", "no password supplied", "Access denied", "Unknown database")
+WEB = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
 REACHING_SECONDS = 5.0
 
@@ -32,7 +36,26 @@ class StoreDown(Exception):
 
 def default_uri() -> str:
     """Return the store that is used when none is configured: a SQLite file under `runs/` in the working directory."""
-    return f"{SQLITE}{RUNS.resolve() / 'mlflow.db'}"
+    return sqlite_uri(RUNS.resolve() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address of a SQLite file by its absolute path.
+
+    An address is decoded and may end in options, so `?`, `#` and `%` in a path are quoted; then slashes are quoted too,
+    since MLflow takes an address as it stands for a path, and makes the folders to it.
+    """
+    text = str(path)
+    return (
+        f"{SQLITE}{path.anchor}{quote(text.removeprefix(path.anchor), safe='')}"
+        if set(text) & set("?#%")
+        else f"{SQLITE}{text}"
+    )
+
+
+def sqlite_path(uri: str) -> Path:
+    """Return the path of a SQLite file by its address."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
 def absolute_uri(uri: str | None) -> str:
@@ -40,8 +63,61 @@ def absolute_uri(uri: str | None) -> str:
     if uri is None:
         return default_uri()
     if uri.startswith(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+        _, question, options = uri.partition("?")
+        return sqlite_uri(sqlite_path(uri).expanduser().resolve()) + question + options
     return uri
+
+
+def check_address(uri: str | None) -> None:
+    """Refuse an address that no store can ever be opened at: MLflow itself would go on trying for minutes.
+
+    Raises:
+        UserError: saying what is wrong with it.
+    """
+    if uri is None:
+        uri = default_uri()
+    wrong = _wrong_file(uri) if uri.startswith(SQLITE) else _wrong_address(uri)
+    if wrong is not None:
+        raise UserError(f"{CANNOT_OPEN} '{redact(uri)}': {wrong}")
+
+
+def _wrong_address(uri: str) -> str | None:
+    """Return what is wrong with the address of a server; None if nothing is that can be seen."""
+    scheme, colon, path = uri.partition(":")
+    if not colon:
+        return None if uri == "databricks" else f"it is no address: write {SQLITE}{redact(uri)} for a SQLite file"
+    if scheme.partition("+")[0] == "sqlite":
+        return f"write {SQLITE}{path.lstrip('/').partition('?')[0]}, with three slashes"
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        return without_secrets(str(error), uri)
+    if scheme in WEB and not re.fullmatch(r"[\w.:%-]+", parts.hostname or ""):
+        return f"it names no server: write {scheme}://HOST:PORT"
+    return "port 0 is none" if port == 0 else None
+
+
+def _wrong_file(uri: str) -> str | None:
+    """Return what is wrong with the address of a SQLite file; None if it is one, or can become one."""
+    if uri.removeprefix(SQLITE).partition("?")[0] in ("", ":memory:"):
+        return f"it names no file: write {SQLITE}PATH"
+    try:
+        path = sqlite_path(absolute_uri(uri))
+        if path.is_dir():
+            return "it is a folder"
+        if not path.exists():
+            there = next(folder for folder in path.parents if folder.exists())
+            return None if there.is_dir() and os.access(there, os.W_OK) else f"{there} cannot be written to"
+        if not path.is_file():
+            return "it is no file"
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=0)) as database:
+            database.execute("BEGIN IMMEDIATE").execute("SELECT name FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        return None if "locked" in str(error) else str(error)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def open_client(uri: str | None) -> MlflowClient:
@@ -52,6 +128,7 @@ def open_client(uri: str | None) -> MlflowClient:
         StoreDown: it is on a server that does not answer.
     """
     settle_mlflow()
+    check_address(uri)
     address = absolute_uri(uri)
     try:
         return _open(address)
@@ -63,7 +140,7 @@ def open_client(uri: str | None) -> MlflowClient:
             reason += ": pip install 'cl-ovq[postgres]'"
         shown = redact(uri or default_uri())
         # Not chained: a driver's own message may hold the password.
-        raise UserError(f"tracking.uri: cannot open the store '{shown}': {reason}") from None
+        raise UserError(f"{CANNOT_OPEN} '{shown}': {reason}") from None
 
 
 def _open(address: str) -> MlflowClient:
@@ -138,7 +215,7 @@ def creating(address: str) -> Iterator[None]:
     if not address.startswith(SQLITE):
         yield
         return
-    path = Path(address.removeprefix(SQLITE))
+    path = sqlite_path(address)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -167,5 +244,5 @@ def artifact_location(uri: str | None) -> str | None:
     """
     store = absolute_uri(uri)
     if store.startswith(SQLITE):
-        return (Path(store.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+        return (sqlite_path(store).parent / "mlartifacts").as_uri()
     return (RUNS.resolve() / "mlartifacts").as_uri() if store.startswith(DATABASES) else None

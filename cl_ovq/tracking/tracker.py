@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cl_ovq.addresses import redact
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, printable
 from cl_ovq.tracking.journal import JournalBusy, JournalWriter, to_number
 from cl_ovq.tracking.process import SenderProcess
-from cl_ovq.tracking.store import absolute_uri, artifact_location
+from cl_ovq.tracking.records import JournalMalformed
+from cl_ovq.tracking.sending import describe_refused
+from cl_ovq.tracking.store import absolute_uri, artifact_location, check_address, default_uri
 
 # How long is waited for the process that sends, which a busy machine may be slow to start.
 OPENING_SECONDS = 60.0
 ASKING_SECONDS = 30.0
-FINISHING_SECONDS = 60.0
+ENDING_SECONDS = 60.0  # of all that a run waits for, from when its id is asked for to its end
 # MLflow's limits of length.
 PARAMETER_LENGTH = 6000
 TAG_LENGTH = 8000
@@ -32,21 +36,27 @@ def warm_up() -> None:
 
 
 class StoreCheck:
-    """Opens a store.
+    """Opens a store, and checks whether it would take a run.
 
     Args:
         uri: tracking server or store; the default SQLite store if None.
+        names: `experiment`, `run_name` and the keys of `tags` that the configuration gives; only the store is opened
+            if None.
+
+    Raises:
+        UserError: no store can ever be opened at that address.
     """
 
-    def __init__(self, uri: str | None) -> None:
+    def __init__(self, uri: str | None, names: Mapping[str, Any] | None = None) -> None:
+        check_address(uri)
         self._process = SenderProcess.shared()
-        self._number = self._process.tell("check", uri=absolute_uri(uri))
+        self._number = self._process.tell("check", uri=absolute_uri(uri), names=names)
 
     def wait(self) -> str | None:
         """Return why the store cannot be used for the moment; None if it can.
 
         Raises:
-            UserError: it can never be opened.
+            UserError: it can never be opened, or would refuse the run.
         """
         answer = self._process.answer(self._number, OPENING_SECONDS)
         if answer is None:
@@ -83,7 +93,7 @@ class Tracker:
             begins.
 
     Raises:
-        UserError: the run that is to be resumed has not ended.
+        UserError: the run that is to be resumed has not ended, or its journal is none, or nothing can be written.
     """
 
     def __init__(
@@ -101,11 +111,19 @@ class Tracker:
         self.directory = directory
         self._uri = absolute_uri(uri)
         self._run_id: str | None = None
+        self._artifacts = artifact_location(uri)
+        self._patience = ENDING_SECONDS
         self._ended = False
         try:
             self._journal = JournalWriter(directory, resume=resume)
         except JournalBusy as error:
             raise UserError(f"output_dir: the run in {directory} is still going on") from error
+        except JournalMalformed as error:
+            raise UserError(
+                f"output_dir: the journal of the run in {directory} is none: {error}: move its tracking-* elsewhere"
+            ) from error
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write into {directory}: {error.strerror}") from error
         if self._journal.resumed:
             self._journal.write("resume", uri=redact(self._uri))
         else:
@@ -114,7 +132,6 @@ class Tracker:
                 "run",
                 uri=redact(self._uri),
                 experiment=experiment,
-                artifact_location=artifact_location(uri),
                 name=run_name,
                 tags=source | _texts(tags, TAG_LENGTH),
                 parent=parent.key if parent else None,
@@ -135,11 +152,22 @@ class Tracker:
         if self._run_id is None and not self._ended:
             # The answer to the very first command came long ago; a new one would wait for all that is to be sent.
             first, self._following = self._following, None
-            answer = None if first is None else self._sender.answer(first, ASKING_SECONDS)
+            with self._waiting(ASKING_SECONDS) as seconds:
+                answer = None if first is None else self._sender.answer(first, seconds)
+            if first is not None and answer is None and self._sender.alive:
+                return None  # it stands still: asking once more would be waiting twice
             if not (answer or {}).get("run_id"):
-                answer = SenderProcess.ask("follow", ASKING_SECONDS, **self._address())
+                with self._waiting(ASKING_SECONDS) as seconds:
+                    answer = SenderProcess.ask("follow", seconds, **self._address())
             self._run_id = answer.get("run_id") if answer else None
         return self._run_id
+
+    @contextmanager
+    def _waiting(self, longest: float) -> Iterator[float]:
+        """Give the seconds that may be waited, and take what was waited from what is left."""
+        began = time.monotonic()
+        yield min(longest, self._patience)
+        self._patience = max(0.0, self._patience - (time.monotonic() - began))
 
     def __enter__(self) -> Self:
         return self
@@ -151,10 +179,12 @@ class Tracker:
             status = "FINISHED"
         else:
             status = "KILLED" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "FAILED"
-        self._journal.write("end", status=status, time=_now())
+        end: dict[str, Any] = {"status": status, "time": _now()}
+        self._journal.write("end", **end)
         self._journal.close()
         self._ended = True
-        answer = SenderProcess.ask("finish", FINISHING_SECONDS, **self._address())
+        with self._waiting(ENDING_SECONDS) as seconds:
+            answer = SenderProcess.ask("finish", seconds, **self._address(), **end)
         self._run_id = self._run_id or (answer or {}).get("run_id")
         self._report(answer)
 
@@ -163,13 +193,17 @@ class Tracker:
         numbers = {name: to_number(float(value)) for name, value in values.items()}
         self._journal.write("metrics", values=numbers, step=step, time=_now())
 
+    def flush(self) -> bool:
+        """Write what a full disk has kept in memory; return whether nothing is left there."""
+        return self._journal.flush()
+
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run."""
         self._journal.write("tags", values=_texts(tags, TAG_LENGTH))
 
-    def log_file(self, path: Path, folder: str | None = None) -> None:
+    def log_file(self, path: Path) -> None:
         """Keep a file of the run's directory as an artifact of the run."""
-        self._journal.write("file", path=self._relative(path), folder=folder)
+        self._journal.write("file", path=self._relative(path))
 
     def log_input(self, name: str, digest: str, *, source: Mapping[str, Any], profile: Any, context: str) -> None:
         """Name a data set that the run uses.
@@ -207,8 +241,8 @@ class Tracker:
         path, directory = path.absolute(), self._journal.path.parent
         return str(path.relative_to(directory) if path.is_relative_to(directory) else path)
 
-    def _address(self) -> dict[str, str]:
-        return {"journal": str(self._journal.path), "uri": self._uri}
+    def _address(self) -> dict[str, str | None]:
+        return {"journal": str(self._journal.path), "uri": self._uri, "artifacts": self._artifacts}
 
     def _report(self, answer: Mapping[str, Any] | None) -> None:
         """Say in a line on standard error what was not sent."""
@@ -216,9 +250,45 @@ class Tracker:
             print(f"tracking: {self._journal.problem}", file=sys.stderr)
         if answer is None or not answer["sent"]:
             reason = (answer or {}).get("reason") or "no answer"
-            print(f"tracking: not all was sent to MLflow ({reason}): cl-ovq sync {self.directory}", file=sys.stderr)
-        for refused in (answer or {}).get("refused", [])[:1]:
-            print(f"tracking: MLflow refused something: {refused}", file=sys.stderr)
+            store = "" if self._uri == default_uri() else f" --uri {shlex.quote(redact(self._uri))}"
+            again = f"cl-ovq sync {shlex.quote(str(self.directory))}{store}"
+            print(printable(f"tracking: not all was sent to MLflow ({reason}): {again}"), file=sys.stderr)
+        if refused := (answer or {}).get("refused"):
+            print(f"tracking: {describe_refused(refused)}", file=sys.stderr)
+
+
+class NullTracker(Tracker):
+    """The tracker of a run that is not tracked: everything is forgotten."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def run_id(self) -> None:
+        """None: there is no MLflow run."""
+        return
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Forget metrics."""
+
+    def flush(self) -> bool:
+        """Keep nothing in memory."""
+        return True
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        """Forget tags."""
+
+    def log_file(self, path: Path) -> None:
+        """Forget a file."""
+
+    def log_input(self, name: str, digest: str, *, source: Mapping[str, Any], profile: Any, context: str) -> None:
+        """Forget a data set."""
+
+    def log_model(self, path: Path, *, inputs: Mapping[str, Any], outputs: int) -> None:
+        """Forget a model."""
 
 
 def _texts(values: Mapping[str, Any], length: int) -> dict[str, str]:

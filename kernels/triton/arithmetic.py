@@ -71,16 +71,23 @@ def dot_wide(a, b, accumulator, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def inverse_norm(x):
-    """`1 / |x|` of rows `[m, D]`, fp32; zero where the squared norm underflows or overflows."""
+    """`1 / |x|` of rows `[m, D]`, fp32; zero where the squared norm underflows or overflows, NaN where x has one."""
     squared = tl.sum(x * x, 1)
     sound = (squared > 0) & (squared < float("inf"))
-    return tl.where(sound, 1.0 / tl.sqrt(tl.where(sound, squared, 1.0)), 0.0)
+    inverse = tl.where(sound, 1.0 / tl.sqrt(tl.where(sound, squared, 1.0)), 0.0)
+    return tl.where(squared == squared, inverse, squared)
 
 
 @triton.jit
 def normalise(x, inverse):
-    """`x * inverse` of rows; zero where `inverse` is, whatever x is."""
-    return tl.where((inverse > 0)[:, None], x, 0.0) * inverse[:, None]
+    """`x * inverse` of rows."""
+    return x * inverse[:, None]
+
+
+@triton.jit
+def unsound(x):
+    """Which numbers are NaN or infinite."""
+    return (x - x) != 0.0
 
 
 @triton.jit

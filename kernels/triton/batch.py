@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.selection import assign, choose, settle
-from kernels.triton.writing import write
+from kernels.triton.writing import spoil, write
 
 
 @triton.jit(do_not_specialize=("T", "N"))
@@ -97,4 +97,23 @@ def write_batch(
         k, v, k, v, line // G, line % G, 0, T, tl.program_id(0), codes + wide * T, means + wide * N * (DK + DV),
         counts + wide * N, codes, codes, means, means, 0, k_row, k_token, k_head, v_row, v_token, v_head, 0, 0, G,
         rate, False, LEARNING_RATE, False, DTYPE, PRECISION, DK, DV, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_I,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("T", "N"))
+def spoil_batch(
+    k, v, codes, means, k_row, k_token, k_head, v_row, v_token, v_head, T, N, G,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """`writing.spoil`, likewise."""
+    line = tl.program_id(1)
+    wide = line.to(tl.int64)
+    means += wide * N * (DK + DV)
+    spoil(
+        k, v, k, v, line // G, line % G, 0, T, tl.program_id(0), codes + wide * T, means, codes, means, k_row, k_token,
+        k_head, v_row, v_token, v_head, 0, 0, G, False, False, DK, DV, BLOCK_K, BLOCK_V, BLOCK_M,
     )  # fmt: skip

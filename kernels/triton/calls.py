@@ -119,7 +119,7 @@ class Call:
 
     def tile(self, kernel: str, rows: int, columns: int) -> Tile:
         """The tile of one of the call's kernels, see `tiles.tile`."""
-        return tile(kernel, self.dtype, self.head, rows, columns, plain=self.plain)
+        return tile(kernel, self.dtype, self.head, rows, columns, plain=self.plain, device=self.device)
 
     def tiles(self, rows: int, group: int, chunk: int) -> int:
         """Tiles of so many rows, `group` at each position, of all chunks before `chunk`."""

@@ -15,22 +15,18 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from kernels.options import DictionaryOptions
-from kernels.state import DictionaryState
-from kernels.triton import driver, writer
-from kernels.triton.calls import Call, Tensors
-from kernels.triton.launch import INTERPRETED, Launch, recording
+from kernels.triton.ahead import aiming_at, compiled, key
+from kernels.triton.launch import INTERPRETED
+from kernels.triton.observing import Launch, recording
+from kernels.triton.shapes import DTYPES, Shape, draw, run
 from kernels.triton.tiles import for_target
 
 TARGETS = {
@@ -46,27 +42,7 @@ SHARED_LIMIT = {
     "gfx942": 65_536,
 }  # bytes that one program may use
 MATRIX = ("tcgen05.mma", "wgmma.mma_async", "mma.sync", "v_mfma")
-WITHOUT_PRODUCTS = ("trace", "finish_tokens", "choose_batch")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.uint8: "u8",
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A call to compile for: one of `KINDS`, and what its kernels depend on."""
-
-    kind: str
-    dtype: str
-    head: int
-    chunk: int
-    choices: tuple[tuple[str, Any], ...] = ()
+WITHOUT_PRODUCTS = ("trace", "finish_tokens", "choose_batch", "spoil_batch")
 
 
 @dataclass(frozen=True)
@@ -98,64 +74,9 @@ class Report:
 
 def launches(shape: Shape, target: str) -> list[Launch]:
     """The launches that a call of this shape makes on a target, forward and backward."""
-    choices = dict(shape.choices)
-    group, biased = choices.pop("group", 1), choices.pop("biased", False)
-    options = DictionaryOptions(capacity=1024, chunk_size=shape.chunk, **choices)
-    dtype = DTYPES[shape.dtype]
-    heads, pending, masked, rows = 4, 0, False, 2
-    tokens = 16 * shape.chunk
-    if shape.kind == "decode":
-        pending, tokens = 17, 1
-    elif shape.kind == "resume":
-        pending, masked = 17, True
-    elif shape.kind in ("shared", "write"):
-        rows, tokens = 128, 16
-    with recording() as made, torch.device("meta"), for_target(target):
-        one = shape.kind in ("shared", "write")
-        q, k, v = (torch.empty(rows, tokens, h, shape.head, dtype=dtype) for h in (heads * group, heads, heads))
-        state = DictionaryState.empty(1 if one else rows, heads, 1024, shape.head, shape.head)
-        if shape.kind == "write":
-            k, v = (x.reshape(1, rows * tokens, heads, shape.head) for x in (k, v))
-            writer.update(state, k, v, options, None)
-            return made
-        state = state.replace(
-            pending_keys=torch.empty(rows, pending, heads, shape.head) if pending else state.pending_keys,
-            pending_values=torch.empty(rows, pending, heads, shape.head) if pending else state.pending_values,
-            pending_mask=torch.ones(rows, pending, dtype=torch.bool) if pending else state.pending_mask,
-        )
-        mask = torch.ones(rows, tokens, dtype=torch.bool) if masked else None
-        beta = torch.empty(heads * group)
-        x = Tensors(q, k, v, beta, beta if biased else None, mask, *state.state_dict().values())
-        call = Call(x, options, (pending + tokens) // shape.chunk if shape.kind in ("train", "resume") else 0)
-        result = driver.walk(call) if call.closes else None
-        o, lse = torch.empty_like(q), torch.empty(rows, tokens, heads * group)
-        driver.forward(call, result, o, None if shape.kind == "decode" else lse)
-        if shape.kind != "decode":
-            means = torch.empty(1 if one else rows, heads, 1024, 2 * shape.head)
-            grads = driver.Gradients(q, k, v, lse, lse, torch.empty(rows, heads, call.s, 2 * shape.head), means)
-            driver.backward(call, result, o, o, lse, means if call.closes else None, grads)
+    with recording() as made, for_target(target):
+        run(shape, draw(shape, "meta"))
     return made
-
-
-def source(made: Launch) -> ASTSource:
-    """The kernel specialised as a launch with these arguments specialises it, addresses aligned to 16 bytes."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(made.kernel.params):
-        name, value = parameter.name, made.arguments[parameter.name]
-        special = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
-            signature[name] = "constexpr"
-            constants[(index,)] = value
-        elif isinstance(value, Tensor):
-            signature[name] = "*" + NAMES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if special and value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    return ASTSource(made.kernel, signature, constants, attributes)
 
 
 def compile_for(made: Launch, shape: str, target: str) -> Report:
@@ -164,15 +85,14 @@ def compile_for(made: Launch, shape: str, target: str) -> Report:
     precise = dict(made.arguments)
     if target.startswith("gfx") and "PRECISION" in precise:
         precise["PRECISION"] = "ieee"
-    options = dict(made.options)
+    warps = made.options["num_warps"]
     try:
-        compiled = triton.compile(
-            source(Launch(made.kernel, made.grid, precise, options)), target=TARGETS[target], options=options
-        )
+        with aiming_at(TARGETS[target]):
+            found = compiled(replace(made, arguments=precise))
     except Exception as error:  # whatever stage of the compiler failed, it is what the report says
-        return Report(name, shape, target, 0, 0, 0, "", options["num_warps"], str(error).strip().splitlines()[-1][:200])
-    shared = compiled.metadata.shared
-    text = compiled.asm["amdgcn" if target.startswith("gfx") else "ptx"]
+        return Report(name, shape, target, 0, 0, 0, "", warps, str(error).strip().splitlines()[-1][:200])
+    shared = found.metadata.shared
+    text = found.asm["amdgcn" if target.startswith("gfx") else "ptx"]
     registers, spilled = _amd(text) if target.startswith("gfx") else _nvidia(text, target)
     matrix = next((word for word in MATRIX if word in text), "")
     problems = []
@@ -182,7 +102,7 @@ def compile_for(made: Launch, shape: str, target: str) -> Report:
         problems.append(f"{spilled} spilled")
     if not matrix and name not in WITHOUT_PRODUCTS:
         problems.append("no matrix instruction")
-    return Report(name, shape, target, shared, registers, spilled, matrix, options["num_warps"], "; ".join(problems))
+    return Report(name, shape, target, shared, registers, spilled, matrix, warps, "; ".join(problems))
 
 
 def _nvidia(ptx: str, target: str) -> tuple[int, int]:
@@ -218,26 +138,20 @@ def shapes(dtypes: Iterable[str], heads: Iterable[int], chunks: Iterable[int], *
     if variants:
         for dtype, head in itertools.product(dtypes, heads):
             found += [Shape(kind, dtype, head, 128) for kind in ("decode", "resume", "write")]
-            found += [Shape("shared", dtype, head, 128, (("biased", True),))]
+            found.append(Shape("shared", dtype, head, 128, biased=True))
         for dtype in dtypes:
             for choice in VARIANTS:
-                found.append(Shape("train", dtype, 64, 128, tuple(choice.items())))
+                found.append(Shape("train", dtype, 64, 128, **choice))
             found.append(Shape("train", dtype, 64, 256))
     return found
 
 
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"read_out": "gmr", "biased": True},
-    {"read_out": "unit", "group": 4},
-    {"learning_rate": "floored", "seeds": "random"},
-    {"growth": "novelty", "assignment": "old"},
+    {"choices": (("read_out", "gmr"),), "biased": True},
+    {"choices": (("read_out", "unit"),), "group": 4},
+    {"choices": (("learning_rate", "floored"), ("seeds", "random"))},
+    {"choices": (("growth", "novelty"), ("assignment", "old"))},
 )
-
-
-def words(shape: Shape) -> str:
-    """A shape in words."""
-    more = "".join(f" {name}={value}" for name, value in shape.choices)
-    return f"{shape.kind} {shape.dtype} D={shape.head} L={shape.chunk}{more}"
 
 
 def reports(wanted: Sequence[Shape], targets: Sequence[str], jobs: int = 1) -> list[Report]:
@@ -245,10 +159,9 @@ def reports(wanted: Sequence[Shape], targets: Sequence[str], jobs: int = 1) -> l
     work: dict[str, tuple[Shape, int, str]] = {}
     for shape in wanted:
         for target in targets:
-            for index, made in enumerate(launches(shape, target)):
-                fixed = source(made)
-                key = (made.kernel.__name__, fixed.signature, fixed.constants, fixed.attrs, made.options, target)
-                work.setdefault(str(key), (shape, index, target))
+            with aiming_at(TARGETS[target]):
+                for index, made in enumerate(launches(shape, target)):
+                    work.setdefault(f"{target} {key(made)}", (shape, index, target))
     items = list(work.values())
     if jobs == 1:
         return [_job(item) for item in items]
@@ -258,7 +171,7 @@ def reports(wanted: Sequence[Shape], targets: Sequence[str], jobs: int = 1) -> l
 
 def _job(item: tuple[Shape, int, str]) -> Report:
     shape, index, target = item
-    report = compile_for(launches(shape, target)[index], words(shape), target)
+    report = compile_for(launches(shape, target)[index], shape.words, target)
     print(f"{report.target} {report.kernel} {report.shape}: {report.problem or 'sound'}", file=sys.stderr, flush=True)
     return report
 

@@ -52,6 +52,7 @@ def spread(
             x = dot(narrow(seeded, DTYPE), narrow(d_means * seed_share[:, None], DTYPE), x, PRECISION)
         here = tl.sum(belongs.to(tl.int32), 1) > 0
         x += load_rows(d_tokens, start + j, here, STRIDE, D, BLOCK)
+        tl.debug_barrier()  # warps may hold the same elements: all must have loaded before one stores
         store_rows(d_tokens, start + j, here, STRIDE, x, D, BLOCK)
 
 

@@ -1,10 +1,8 @@
-"""How kernels are launched: which tiles they work in, and a way to learn what would be launched."""
+"""How kernels are launched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,32 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton import observing
+from kernels.triton.interpreter import mend
+from kernels.triton.observing import Launch, Span
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+if INTERPRETED:
+    mend()
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch: the kernel, its grid, its arguments by name, and how it is compiled."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    options: dict[str, int]
-
-
-_record: list[Launch] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Collect launches in place of making them; tensors may be on the `meta` device."""
-    global _record
-    before, _record = _record, []
-    try:
-        yield _record
-    finally:
-        _record = before
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: Triton launches there, whatever device the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def launch(
@@ -58,10 +43,17 @@ def launch(
     options = {"num_warps": warps, "num_stages": stages}
     if registers is not None:
         options["maxnreg"] = registers
-    if _record is not None:
-        _record.append(Launch(kernel, grid, arguments, options))
+    if observing.launches is not None:
+        observing.launches.append(Launch(kernel, grid, arguments, options))
         return
+    if observing.spans is None:
+        kernel[grid](**arguments, **options)
+        return
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
     kernel[grid](**arguments, **options)
+    end.record()
+    observing.spans.append(Span(kernel.__name__, begin, end))
 
 
 def power(x: int, least: int = 16, most: int = 1 << 30) -> int:

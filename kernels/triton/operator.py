@@ -4,6 +4,8 @@
 together around either. Letters: see `calls`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from kernels.state import DictionaryState
 from kernels.triton import driver
 from kernels.triton.calls import Call, Tensors
 from kernels.triton.driver import Gradients, Walk
-from kernels.triton.launch import widest
+from kernels.triton.launch import on, widest
+from kernels.triton.observing import is_recording
 
 
 def attention(
@@ -60,11 +63,11 @@ def _attention(
     Of the latter all but the final dictionary only to `differentiate`.
     """
     arguments = (q, k, v, beta, slot_bias, mask, counts, keys, values, size, tokens, pending_k, pending_v, pending_mask)
-    outputs = _outputs(*arguments, options, closes, differentiate)
+    outputs = _empty(*arguments, options, closes, differentiate)
     o, lse = outputs[0], outputs[-1]
     if not q.numel():
         return outputs
-    with torch.autocast(q.device.type, enabled=False), torch.no_grad(), _on(q.device):
+    with _launching(q.device):
         call = Call(Tensors(*arguments), options_of(options), closes)
         result = driver.walk(call) if closes else None
         driver.forward(call, result, o, lse if differentiate else None)
@@ -75,12 +78,16 @@ def _attention(
         return (o, *result[:3], *outputs[4:])
 
 
-def _on(device: torch.device) -> Any:
-    """Make a GPU the current one, which Triton launches on."""
-    return torch.cuda.device(device) if device.type == "cuda" else torch.no_grad()
+@contextmanager
+def _launching(device: torch.device) -> Iterator[None]:
+    """Without autocast or autograd, on the tensors' GPU."""
+    with torch.no_grad(), on(device), ExitStack() as stack:
+        if device.type != "meta":
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
-def _outputs(
+def _empty(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -168,7 +175,7 @@ def _attention_backward(
             keys.new_zeros(b, p, g, dv),
             keys.new_zeros(rows, g, n, dk + dv) if d_means is None else d_means.clone(),
         )
-    with torch.autocast(q.device.type, enabled=False), torch.no_grad(), _on(q.device):
+    with _launching(q.device):
         call = Call(x, options_of(options), closes)
         result = Walk(d_o, final_counts, size, codes, previous, last, versions, log_counts, sizes) if closes else None
         grads = Gradients(
@@ -240,6 +247,11 @@ def _gradients(
     )
 
 
+def _recorded(kernel: Callable[..., Any], shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function for calls without data: it gives shapes, and where launches are recorded it records them too."""
+    return lambda *arguments: (kernel if is_recording() else shapes)(*arguments)
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what the gradient needs: the inputs, the outputs, and what the scan left."""
     ctx.set_materialize_grads(False)
@@ -258,10 +270,10 @@ def _register() -> torch.library.Library:
     """Make operators of the functions above, as `chunked` does."""
     library = torch.library.Library("ovq", "FRAGMENT")
     for name, kernel, shapes in (
-        ("attention_triton", _attention, _outputs),
+        ("attention_triton", _attention, _empty),
         ("attention_triton_backward", _attention_backward, _gradients),
     ):
-        define(library, name, kernel, shapes)
+        define(library, name, kernel, _recorded(kernel, shapes))
     torch.library.register_autograd("ovq::attention_triton", _differentiate, setup_context=_remember, lib=library)
     torch.library.register_autograd("ovq::attention_triton_backward", no_second_derivative, lib=library)
     return library

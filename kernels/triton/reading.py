@@ -7,7 +7,7 @@ output that is rescaled when the maximum grows (Dao et al. 2022, arXiv 2205.1413
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, narrow
+from kernels.triton.arithmetic import dot, narrow, unsound
 from kernels.triton.sources import (
     load_narrow,
     load_queries,
@@ -32,6 +32,20 @@ def absorb(logits, values, most, total, out, DTYPE: tl.constexpr, PRECISION: tl.
     total = total * scale + tl.sum(weights, 1)
     out = dot(narrow(weights, DTYPE), values, out * scale[:, None], PRECISION)
     return new, total, out
+
+
+@triton.jit
+def set_apart(logits, values, out):
+    """Put zero for values `[n, D]` that are not finite, and NaN into the outputs that see one.
+
+    A later token's weight is zero, but zero times NaN is not. It is rare, so one token after the other: few registers.
+    """
+    i = tl.arange(0, values.shape[0])
+    for token in tl.range(0, values.shape[0], disable_licm=True):
+        sees = tl.max(((i == token)[None, :] & (logits != float("-inf"))).to(tl.int32), 1)
+        bad = tl.max(((i == token)[:, None] & unsound(values.to(tl.float32))).to(tl.int32), 0)
+        out = tl.where((sees[:, None] & bad[None, :]) > 0, float("nan"), out)
+    return tl.where(unsound(values.to(tl.float32)), 0.0, values).to(values.dtype), out
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -140,7 +154,10 @@ def read(
             v, pending_v, token_row, head, token, valid, v_row, v_token, v_head, pending_row * G * DV, P, G,
             DV, BLOCK_V, PENDING,
         )  # fmt: skip
-        most, total, out = absorb(logits, narrow(x, DTYPE), most, total, out, DTYPE, PRECISION)
+        x = narrow(x, DTYPE)
+        if tl.max(tl.max(unsound(x.to(tl.float32)).to(tl.int32), 1), 0) > 0:
+            x, out = set_apart(logits, x, out)
+        most, total, out = absorb(logits, x, most, total, out, DTYPE, PRECISION)
 
     if SHARED:
         line_row = 0 * line

@@ -112,12 +112,12 @@ def queries_backward(
     )
     asked = inside & (position >= P)
     query_head = head * GROUP + member
-    queries, inverse = load_queries(q, row, position - P, query_head, asked, q_row, q_token, q_head, DK, BLOCK_K)
+    answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
+    queries, inverse = load_queries(q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K)
     scale = tl.load(beta + query_head)
     bias = scale
     if BIASED:
         bias = tl.load(slot_bias + query_head)
-    answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
     at_query = (row.to(tl.int64) * T + position - P) * (G * GROUP) + query_head
     gradient = load_rows(d_o, at_query, answer, DV, DV, BLOCK_V)
     output = load_rows(o, at_query, answer, DV, DV, BLOCK_V)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.selection import assign, choose, first_token, settle
-from kernels.triton.writing import write
+from kernels.triton.writing import spoil, write
 
 _VARYING = ("T", "P", "N", "closes", "versions_of_line", "pending_row")
 
@@ -145,6 +145,13 @@ def scan(
                 BLOCK_M, BLOCK_I,
             )  # fmt: skip
         tl.debug_barrier()
+        for tile in tl.range(0, (L + BLOCK_M - 1) // BLOCK_M, disable_licm=True):
+            spoil(
+                k, v, pending_k, pending_v, row, head, start, L, tile, codes + start, means, last, versions, k_row,
+                k_token, k_head, v_row, v_token, v_head, pending_row, P, G, True, PENDING, DK, DV, BLOCK_K, BLOCK_V,
+                BLOCK_M,
+            )  # fmt: skip
+        tl.debug_barrier()
     tl.store(sizes + closes, n)
     tl.store(size + line, n.to(tl.int64))
 
@@ -185,4 +192,5 @@ def trace(
             first = tl.min(tl.where(code[:, None] == slot[None, :], j[:, None], 0x7FFFFFFF), 0)
             # A later tile's token leads only a slot that no earlier tile of the chunk touched.
             version = tl.where((first < 0x7FFFFFFF) & (version < N + start), N + start + first, version)
+    tl.debug_barrier()  # warps may hold the same slots: all must have loaded `versions_now` before one stores it
     tl.store(versions_now + line * N + slot, version, mask=held)

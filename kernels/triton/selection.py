@@ -26,7 +26,7 @@ def key_operand(x, inverse, DTYPE: tl.constexpr):
         x = normalise(x, inverse)
         inverse = tl.full(inverse.shape, 1.0, tl.float32)
     else:
-        x = tl.where((inverse > 0)[:, None], x, 0.0)
+        x = tl.where((inverse == 0)[:, None], x * 0.0, x)  # not zero where x is infinite: that matches nothing
     return x, inverse
 
 
@@ -58,7 +58,11 @@ def nearest_slots(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Largest similarity `[m]` of keys with the first n slots, and the lowest slot that has it."""
+    """Largest similarity `[m]` of keys with the first n slots, and the lowest slot that has it.
+
+    `tl.max` passes over NaN, and nothing is equal to or more than it: a key of NaN finds slot 0, a slot of NaN is not
+    found.
+    """
     column = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_K)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -177,6 +181,7 @@ def assign(
         y = normalise(y, inverse_norms(y, at, P, PENDING))
         like = tl.sum(normalise(x, inverse) * y, 1)
         slot = tl.zeros([BLOCK_M], tl.int32)
+    like = tl.where(like == like, like, float("-inf"))
     may = seen & (j != leader)
     if NOVELTY:
         may = may & (like < threshold)

@@ -73,7 +73,7 @@ def places_of_tokens(begin, end, line, G, S, SHARED: tl.constexpr, BLOCK: tl.con
 def load_queries(q, row, time, query_head, asked, q_row, q_token, q_head, DK: tl.constexpr, BLOCK_K: tl.constexpr):
     """Normalised queries `[m, BLOCK_K]` in fp32, and their inverse norms."""
     d = tl.arange(0, BLOCK_K)[None, :]
-    at = row.to(tl.int64) * q_row + time.to(tl.int64) * q_token + query_head * q_head
+    at = row.to(tl.int64) * q_row + time.to(tl.int64) * q_token + query_head.to(tl.int64) * q_head
     held = asked[:, None]
     if DK != BLOCK_K:
         held = held & (d < DK)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.options import DictionaryOptions
+from kernels.triton.observing import is_recording
 
 SEEDS_SERVED = ("spread", "random")
 LARGEST_HEAD = 128
@@ -18,11 +19,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or has no data and launches on one are recorded."""
+    return x.device.type == "cuda" or (x.device.type == "meta" and is_recording())
+
+
 def unserved(q: Tensor, k: Tensor, v: Tensor, options: DictionaryOptions) -> str | None:
     """Why the kernels cannot serve a call, in one line; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if q.device.type != "cuda" and not interpreted():
+    if not on_gpu(q) and q.device.type != "meta" and not interpreted():  # on `meta` there is nothing to run
         return (
             f"it needs tensors on a GPU, these are on {q.device.type} "
             "(or set TRITON_INTERPRET=1 before Python starts, to run kernels without one, slowly)"

@@ -14,6 +14,7 @@ from kernels.triton.launch import power
 from kernels.triton.tile_table import TILES
 
 _target: str | None = None
+_changes: dict[str, dict[str, int]] = {}
 
 
 class Tile(NamedTuple):
@@ -42,19 +43,31 @@ def for_target(name: str) -> Iterator[None]:
         _target = before
 
 
-def target() -> str:
-    """The target that tiles are chosen for: `sm_80`, `sm_90`, `sm_100` or `gfx942`, the nearest to the GPU there."""
+@contextmanager
+def replaced(kernel: str, **changes: int) -> Iterator[None]:
+    """Change fields of every tile of a kernel, to measure another choice."""
+    _changes[kernel] = changes
+    try:
+        yield
+    finally:
+        del _changes[kernel]
+
+
+def target(device: torch.device) -> str:
+    """The target that tiles are chosen for: `sm_80`, `sm_90`, `sm_100` or `gfx942`, the nearest to the tensors' GPU."""
     if _target is not None:
         return _target
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return "sm_90"
     if torch.version.hip:
         return "gfx942"
-    major = torch.cuda.get_device_capability()[0]
+    major = torch.cuda.get_device_capability(device)[0]
     return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
 
 
-def tile(kernel: str, dtype: torch.dtype, head: int, rows: int, columns: int, *, plain: bool) -> Tile:
+def tile(
+    kernel: str, dtype: torch.dtype, head: int, rows: int, columns: int, *, plain: bool, device: torch.device
+) -> Tile:
     """The tile of a kernel.
 
     Args:
@@ -64,8 +77,10 @@ def tile(kernel: str, dtype: torch.dtype, head: int, rows: int, columns: int, *,
         rows: as many as there are to work on at a time; a tile is no larger.
         columns: likewise.
         plain: whether the call has default options, for which less needs to be held at a time.
+        device: of the tensors.
     """
     wide = dtype == torch.float32
-    found = Tile(*TILES[kernel, target(), wide, 128 if head > 64 else 64, plain and not wide])
+    found = Tile(*TILES[kernel, target(device), wide, 128 if head > 64 else 64, plain and not wide])
+    found = found._replace(**_changes.get(kernel, {}))
     rows, columns = power(rows, most=found.rows), power(columns, most=found.columns)
     return found._replace(rows=rows, columns=columns, inner=min(found.inner, rows))

@@ -97,7 +97,7 @@ def load_tokens(
     """
     d = tl.arange(0, BLOCK)[None, :]
     held = columns(seen, D, BLOCK)
-    at = row.to(tl.int64) * row_stride + (position - P).to(tl.int64) * token_stride + head * head_stride
+    at = row.to(tl.int64) * row_stride + (position - P).to(tl.int64) * token_stride + head.to(tl.int64) * head_stride
     if PENDING:
         recent = (position >= P)[:, None]
         before = row.to(tl.int64) * pending_row + (position * G + head) * D

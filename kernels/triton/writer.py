@@ -9,12 +9,11 @@ from kernels.growth import target_size
 from kernels.options import DictionaryOptions
 from kernels.state import DictionaryState
 from kernels.triton import tiles
-from kernels.triton.batch import assign_batch, choose_batch, settle_batch, write_batch
+from kernels.triton.batch import assign_batch, choose_batch, settle_batch, spoil_batch, write_batch
 from kernels.triton.calls import random_ranks
-from kernels.triton.launch import TYPES, launch, power, precision, widest
+from kernels.triton.launch import TYPES, launch, on, power, precision, widest
 
 
-@torch.no_grad()
 def update(
     state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor | None
 ) -> tuple[DictionaryState, Tensor]:
@@ -23,6 +22,13 @@ def update(
     Returns:
         The new state, and the slots `[B, T, G]` int64.
     """
+    with torch.no_grad(), on(k.device):
+        return _update(state, k, v, options, mask)
+
+
+def _update(
+    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor | None
+) -> tuple[DictionaryState, Tensor]:
     (b, t, g, dk), dv, n = k.shape, v.shape[-1], options.capacity
     device = k.device
     if mask is None:
@@ -48,7 +54,7 @@ def update(
     new_size = size.clone()
     dtype = widest(k, v)
     usual = options.learning_rate == "adaptive" and options.seeds == "spread"
-    tile = tiles.tile("scan", dtype, max(dk, dv), t, n, plain=usual)
+    tile = tiles.tile("scan", dtype, max(dk, dv), t, n, plain=usual, device=device)
     grid = (-(-t // tile.rows), b * g)
     strides: dict[str, Any] = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False))
     v_strides: dict[str, Any] = dict(zip(("v_row", "v_token", "v_head"), v.stride(), strict=False))
@@ -115,6 +121,24 @@ def update(
         BLOCK_V=power(dv),
         **common,
         **inner,
+        **how,
+    )
+    launch(
+        spoil_batch,
+        grid,
+        k=k,
+        v=v,
+        codes=codes,
+        means=means,
+        **strides,
+        **v_strides,
+        T=t,
+        N=n,
+        G=g,
+        DK=dk,
+        DV=dv,
+        BLOCK_K=power(dk),
+        BLOCK_V=power(dv),
         **how,
     )
     slots = torch.where(codes < -1, -2 - codes, codes).long().transpose(1, 2)

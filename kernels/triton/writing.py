@@ -8,8 +8,8 @@ matrix of zeros and ones, and its product with the tokens their sum.
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import dot, dot_wide, narrow, normalise
-from kernels.triton.tokens import inverse_norms, load_rows, load_tokens, store_rows
+from kernels.triton.arithmetic import dot, dot_wide, narrow, normalise, unsound
+from kernels.triton.tokens import columns, inverse_norms, load_rows, load_tokens, store_rows
 
 
 @triton.jit
@@ -59,6 +59,7 @@ def sums(
     PRECISION: tl.constexpr,
 ):
     """Add to each row the rows of `x [m, D]` that are together with it, and those among them that seed."""
+    x = tl.where(unsound(x), 0.0, x)  # which zero weights would spread over all rows; `spoil` sees to it
     if EXACT:  # x came in 16 bits
         of_all = dot(narrow(together.to(tl.float32), DTYPE), narrow(x, DTYPE), of_all, PRECISION)
     else:
@@ -167,10 +168,14 @@ def write(
     stride: tl.constexpr = DK + DV
     old = load_rows(means, at, leads, stride, DK, BLOCK_K)
     new = moved(old, of_all, of_seeds, tokens, members, member_share, seed_share, ADAPTIVE)
+    if VERSIONS:
+        replaced = tl.load(last + at, mask=leads, other=-2)
+    # Several warps may hold the same elements of a tile: all must have loaded before one of them stores.
+    tl.debug_barrier()
     store_rows(means, at, leads, stride, new, DK, BLOCK_K)
     tl.store(counts + at, total, mask=leads)
     if VERSIONS:
-        tl.store(previous + j, tl.load(last + at, mask=leads, other=-2), mask=j < m)
+        tl.store(previous + j, replaced, mask=j < m)
         tl.store(last + at, first_version + j, mask=leads)
         tl.store(log_counts + first_version + j, tl.log(total.to(tl.float32)), mask=leads)
         store_rows(versions, first_version + j, leads, stride, narrow(new, DTYPE), DK, BLOCK_K)
@@ -189,6 +194,72 @@ def write(
         of_all, of_seeds = sums(x, together, seed, of_all, of_seeds, not PENDING, ADAPTIVE, DTYPE, PRECISION)
     old = load_rows(means + DK, at, leads, stride, DV, BLOCK_V)
     new = moved(old, of_all, of_seeds, tokens, members, member_share, seed_share, ADAPTIVE)
+    tl.debug_barrier()
     store_rows(means + DK, at, leads, stride, new, DV, BLOCK_V)
     if VERSIONS:
         store_rows(versions + DK, first_version + j, leads, stride, narrow(new, DTYPE), DV, BLOCK_V)
+
+
+@triton.jit
+def spoil(
+    k,
+    v,
+    pending_k,
+    pending_v,
+    row,
+    head,
+    start,
+    m,
+    tile,
+    codes,
+    means,
+    last,
+    versions,
+    row_stride,
+    token_stride,
+    head_stride,
+    v_row_stride,
+    v_token_stride,
+    v_head_stride,
+    pending_row,
+    P,
+    G,
+    VERSIONS: tl.constexpr,
+    PENDING: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Make NaN what tokens of a tile that are not finite were written to: their slots' means, in those features.
+
+    Arguments as of `write`, all of whose tiles must be done. Programs that meet here store the same.
+    """
+    j = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    code = tl.load(codes + j, mask=j < m, other=-1)
+    slot, _ = slots_of(code)
+    held = slot >= 0
+    at = tl.where(held, slot, 0).to(tl.int64)[:, None] * (DK + DV)
+    version = at
+    if VERSIONS:
+        version = tl.load(last + tl.where(held, slot, 0), mask=held, other=0).to(tl.int64)[:, None] * (DK + DV)
+    x = load_tokens(
+        k, pending_k, row, head, start + j, held, row_stride, token_stride, head_stride, pending_row * G * DK, P, G,
+        DK, BLOCK_K, PENDING,
+    )  # fmt: skip
+    x = normalise(x, inverse_norms(x, start + j, P, PENDING))
+    d = tl.arange(0, BLOCK_K)[None, :]
+    bad = columns(held, DK, BLOCK_K) & unsound(x)
+    tl.store(means + at + d, float("nan"), mask=bad)
+    if VERSIONS:
+        tl.store(versions + version + d, float("nan"), mask=bad)
+    x = load_tokens(
+        v, pending_v, row, head, start + j, held, v_row_stride, v_token_stride, v_head_stride, pending_row * G * DV,
+        P, G, DV, BLOCK_V, PENDING,
+    )  # fmt: skip
+    d = DK + tl.arange(0, BLOCK_V)[None, :]
+    bad = columns(held, DV, BLOCK_V) & unsound(x)
+    tl.store(means + at + d, float("nan"), mask=bad)
+    if VERSIONS:
+        tl.store(versions + version + d, float("nan"), mask=bad)

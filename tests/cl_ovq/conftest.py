@@ -14,9 +14,11 @@ from rich.console import Console
 
 from cl_ovq import cli
 from cl_ovq.config import load_config
-from cl_ovq.experiment import build_strategy, load_stream, run_experiment
+from cl_ovq.evaluation.logger import evaluator
 from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
+from cl_ovq.runs.run import run_experiment, schedule
+from cl_ovq.runs.setup import build_strategy, load_stream
 from cl_ovq.tracking import open_client
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `quick_settings`: pytest imports test files by path
@@ -25,8 +27,9 @@ TINY = """# Two experiences of digits and a model of a few thousand weights: a s
 stream: {name: split_digits, experiences: 2}
 model: {width: 16, depth: 2, heads: 2, patch_size: 4}
 dictionary: {capacity: 24, chunk_size: 4}
-strategy: {name: replay, epochs: 1, batch_size: 32, memory_size: 20}
+strategy: {name: replay, epochs: 1, batch_size: 32, buffer_size: 20}
 optimizer: {learning_rate: 1e-2}
+figures: false
 tracking: {enabled: false}
 """
 
@@ -87,11 +90,13 @@ class Session:
         self.model = build_model(config, self.stream)
         self.train = list(self.stream.benchmark.streams["train"])
         self.test = self.stream.benchmark.streams["test"]
-        self.strategy = build_strategy(config, self.stream, self.model, torch.device("cpu"), metrics=metrics)
+        self.strategy = build_strategy(
+            config, self.stream, self.model, torch.device("cpu"), evaluator=evaluator(*metrics)
+        )
 
     def parts(self):
         """Return what `strategy.train` is given in turn."""
-        return [self.train] if self.config.strategy.name == "joint" else self.train
+        return [data for _, data in schedule(self.config, self.train)]
 
     def learn(self, *plugins, last=()):
         """Train over the whole stream; plugins are asked before those of the platform, `last` after them."""

@@ -1,9 +1,29 @@
 """Settings under which every strategy takes its few steps in a second."""
 
-QUICK = (
-    "strategy.importance_samples=20",
-    "strategy.candidates=30",
-    "strategy.epochs=2",
-    "strategy.batch_size=150",
-    "strategy.memory_batch_size=15",
-)
+import dataclasses
+
+from cl_ovq.config import from_dict
+from cl_ovq.config.parts import current
+from cl_ovq.config.schema import StrategyConfig
+from cl_ovq.strategies import STRATEGIES
+
+QUICK = ("strategy.epochs=2", "strategy.batch_size=150")
+SMALL = ("strategy.importance_samples=20", "strategy.candidates=30", "strategy.buffer_batch_size=15")
+
+
+def fitting(strategy, overrides):
+    """Return the override that chooses a strategy, and those of others that it has a key for."""
+    fields = (*dataclasses.fields(STRATEGIES[strategy].Options), *dataclasses.fields(StrategyConfig))
+    known = {f"strategy.{field.name}" for field in fields}
+    kept = (text for text in overrides if not text.startswith("strategy.") or text.partition("=")[0] in known)
+    return (f"strategy.name={strategy}", *kept)
+
+
+def quick(strategy, *overrides):
+    """Return the overrides that choose a strategy and make it quick, and others."""
+    return (*fitting(strategy, (*QUICK, *SMALL)), *overrides)
+
+
+def built(stream="split_digits", **sections):
+    """Return a configuration of those of the given keys that the parts in it have."""
+    return from_dict(current({"stream": {"name": stream}, **sections}))

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
-from cl_ovq.catalogue import KINDS
+from cl_ovq.catalogue import KINDS, PARTS, options_of
 from cl_ovq.config import load_config, to_dict
-from streams import STREAMS
+from cl_ovq.config.parts import default_of
 
 SCRIPT = Path(sys.executable).with_name("cl-ovq")  # what the installation made
 
@@ -41,6 +41,7 @@ def cl_ovq(*arguments, folder):
         ("published", "fashion_naive", "--output"),
         ("study", "drift", "--output"),
         ("compare", "a", "b", "--html"),
+        ("compare", "a", "b", "--output"),
         ("bench", "sweep", "--output"),
         ("bench", "operations", "--output"),
         ("bench", "operator", "--output"),
@@ -48,10 +49,13 @@ def cl_ovq(*arguments, folder):
 )
 def test_where_a_result_cannot_be_written_is_said_before_the_work(call, tmp_path, command):
     (tmp_path / "file").write_text("")
-    code, out, error = call(*command, tmp_path / "file" / "below" / "result")
+    code, out, error = call(*command, tmp_path / "file" / "below" / "result.md")
     assert (code, out) == (2, "")
-    assert "file/below/result cannot be written: " in error.replace("\n", "")
+    assert "file/below/result.md cannot be written: " in error.replace("\n", "")
     assert len(error.splitlines()) == 1
+    code, _, error = call(*command, "/proc/x/y.md")  # whose folder looks as if it could be written
+    assert (code, error.count("\n")) == (2, 1)
+    assert "/proc/x/y.md cannot be written: " in error
     if "--html" in command:
         code, _, error = call(*command, tmp_path)
         assert (code, error) == (2, f"error: {tmp_path} cannot be written: it is a folder\n")
@@ -86,7 +90,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tiny_path, tmp_path, arguments
         (["model='[red]x[/]'"], "error: model: '[red]x[/]' is not a section"),
         (["seed"], "error: override 'seed' is not of the form key=value"),
         (["device=tpu"], "error: device: unknown device 'tpu': known: auto, cpu, cuda, cuda:N"),
-        (["output_dir=HERE"], "error: output_dir: HERE already holds the results of a run: name another directory"),
+        (["output_dir=HERE"], "error: output_dir: HERE already holds the results of a run: add --overwrite to replace"),
     ],
 )
 def test_every_mistake_is_one_line(call, tiny_path, tmp_path, command, overrides, line):
@@ -136,11 +140,26 @@ def test_list(call, kind):
         assert any(name in line and summary.split()[0] in line for line in out.splitlines()), name
 
 
-@pytest.mark.parametrize("name", list(STREAMS))
-def test_list_of_streams_has_every_option_with_its_default(name):
-    listed = KINDS["streams"]()[name].splitlines()[1]
-    options = {key: yaml.safe_load(value) for key, value in (option.split("=") for option in listed.split(" "))}
-    assert options == asdict(STREAMS[name].Options())
+@pytest.mark.parametrize("kind", PARTS)
+def test_every_option_of_a_part_is_listed_with_its_default(kind):
+    for name, part in PARTS[kind].items():
+        listed = options_of(kind, name)
+        for field in fields(part.Options):
+            texts = [text for key, text in listed.items() if key.endswith(f".{field.name}")]
+            assert texts  # more than one where parts of several sections are of this kind
+            for text in texts:
+                assert text.startswith(field.metadata["help"])
+                assert yaml.safe_load(text.rpartition("; default ")[2]) == default_of(field), text
+
+
+def test_the_options_of_a_part(call):
+    code, out, _ = call("list", "strategies", "derpp")
+    assert code == 0
+    assert re.search(r"strategy\.beta .*weight of past samples' own loss \(>= 0\); default 0\.5", out)
+    assert "it has no options of its own" in call("list", "strategies", "naive")[1]
+    code, _, error = call("list", "strategies", "derp")
+    assert (code, error.startswith("error: unknown strategy 'derp': did you mean 'derpp'?")) == (2, True)
+    assert "have no options of their own" in call("list", "studies", "drift")[2]
 
 
 def test_list_of_everything(call):
@@ -181,7 +200,9 @@ def test_help_loads_nothing_heavy(tmp_path, arguments):
 def json_run(tiny_path, tmp_path_factory):
     """A run with --json in a process and a directory of its own, tracked in the default store."""
     folder = tmp_path_factory.mktemp("json")
-    done = cl_ovq("run", tiny_path, "--json", "tracking.enabled=true", "output_dir=out", "seed=3", folder=folder)
+    done = cl_ovq(
+        "run", tiny_path, "--json", "tracking.enabled=true", "output_dir=out", "seed=3", "figures=true", folder=folder
+    )
     assert done.returncode == 0, done.stderr
     return done, folder
 

@@ -1,5 +1,6 @@
 """Whole runs: what they write, that a seed decides them, and every scenario, strategy and scope."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,19 +8,21 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from cl_ovq.checking import check_config
 from cl_ovq.config import load_config, to_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics
-from cl_ovq.experiment import describe, load_stream
 from cl_ovq.results import to_matrix
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import describe, load_stream
 
 LEARNED = ("matrix", "matrices", "metrics", "dictionary")
 
 
 def test_the_directory_holds_the_result(run):
-    result = run()
+    result = run("figures=true")
     folder = Path(result.output_dir)
     assert json.loads((folder / "results.json").read_text()) == json.loads(result.to_json())
     assert result.artifacts == {
@@ -30,7 +33,7 @@ def test_the_directory_holds_the_result(run):
         "dictionary_owners": "dictionary_owners.png",
         "dictionary_entries": "dictionary_entries.png",
     }
-    assert {path.name for path in folder.iterdir()} == {*result.artifacts.values(), "checkpoint.bin"}
+    assert {path.name for path in folder.iterdir()} == {*result.artifacts.values(), "checkpoint.bin", "history.jsonl"}
     assert yaml.safe_load((folder / "config.yaml").read_text()) == result.config
     for name in (name for name in result.artifacts.values() if name.endswith(".png")):
         with Image.open(folder / name) as picture:
@@ -96,6 +99,13 @@ def test_another_seed_gives_another_result(run):
     assert run("seed=3").dictionary["history"] != run("seed=4").dictionary["history"]
 
 
+def test_figures_are_drawn_if_asked_for(run):
+    with_figures, without = run("figures=true"), run()
+    assert set(without.artifacts) == {"results", "config"}
+    assert list(Path(without.output_dir).glob("*.png")) == []
+    assert without.matrix == with_figures.matrix
+
+
 def test_what_is_measured_changes_nothing(run):
     assert run("evaluation.dictionary_every=5").matrix == run().matrix
 
@@ -107,7 +117,7 @@ def test_every_scenario_and_scope(run, scope, scenario):
     assert np.shape(result.matrix) == (3, 2)
     assert result.config["stream"]["scenario"] == scenario
     assert result.dictionary["scope"] == ("sequence" if scope == "sequence" else "shared")
-    assert ("dictionary_growth" in result.artifacts) == (scope != "sequence")
+    assert bool(result.dictionary["history"]) == (scope != "sequence")
     chance = 0.1 if scenario == "class_incremental" else 0.2
     assert result.metrics["learning_accuracy"] > 1.5 * chance
     if scenario == "task_incremental":
@@ -132,7 +142,6 @@ def test_softmax_has_no_dictionary(run):
     result = run("model.mixer=softmax")
     assert result.dictionary["scope"] == "none"
     assert (result.provenance["dictionary_bytes"], result.dictionary["history"]) == (0, [])
-    assert "dictionary_growth" not in result.artifacts
 
 
 def test_one_experience(run):
@@ -142,7 +151,7 @@ def test_one_experience(run):
 
 
 def test_validation_stream(run):
-    result = run("evaluation.stream=validation")
+    result = run("evaluation.split=validation")
     assert result.matrix != run().matrix
     assert result.dictionary == run().dictionary
 
@@ -150,7 +159,7 @@ def test_validation_stream(run):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["evaluation.stream=validation", "stream.validation_fraction=0"], "evaluation.stream: .* known: train, test"),
+        (["evaluation.split=validation", "stream.validation_fraction=0"], "evaluation.split: .* known: train, test"),
         (["stream.experiences=11"], "stream: experiences=11: must be from 1 to 10"),
         (["stream.class_order=[0, 1]"], r"stream: class_order=\[0, 1\]: must name each class"),
     ],
@@ -162,7 +171,41 @@ def test_mistakes_that_show_with_the_data(tiny, overrides, line):
         load_stream(config)
 
 
+@pytest.mark.parametrize("tag", ["stream", "seed", "device"])
+def test_a_tag_that_every_run_has_is_not_overwritten(tiny, tag):
+    with pytest.raises(UserError, match=rf"^tracking\.tags\.{tag}: every run has this tag"):
+        check_config(tiny(f"tracking.tags.{tag}=mine"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["strategy.buffer_bytes=1"], "strategy.buffer_bytes: 1 is too small: one sample takes 64 bytes"),
+        (["strategy.name=der", "strategy.buffer_bytes=64"], "is too small: one sample takes 104 bytes"),
+        (["strategy.name=gem", "strategy.buffer_bytes=1"], "strategy.buffer_bytes: 1 is too small"),
+        (["strategy.name=agem", "strategy.buffer_bytes=1"], "strategy.buffer_bytes: 1 is too small"),
+        (["strategy.name=gdumb", "strategy.buffer_bytes=1"], "strategy.buffer_bytes: 1 is too small"),
+        (["dictionary.capacity=100000000000"], "model: there is not enough memory for it"),
+        (["evaluation.stop_after=3"], "evaluation.stop_after: 3 is too large: 'split_digits' has 2 experiences"),
+        (["device=cpu:3"], "device: 'cpu:3' is not there"),
+    ],
+)
+def test_what_cannot_run_leaves_nothing_behind(tiny, tmp_path, monkeypatch, overrides, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line):
+        run_experiment(tiny(*overrides, "tracking.enabled=true"), Console(file=io.StringIO()))
+    assert not list(tmp_path.rglob("results.json"))
+    assert not list(tmp_path.glob("runs/split_digits"))
+
+
 def test_names_of_runs(tiny):
     assert describe(tiny()) == "ovq-stream replay seed 0"
     assert describe(tiny("model.mixer=softmax", "seed=2", "strategy.name=naive")) == "softmax naive seed 2"
     assert describe(tiny("tracking.run_name=mine")) == "mine"
+
+
+def test_what_is_evaluated_does_not_change_what_is_learned(run):
+    """Its loaders draw random numbers, and its batches are as many as there is to evaluate."""
+    common = ("stream.experiences=5", "model.dropout=0.1")
+    whole, part = run(*common), run(*common, "evaluation.stop_after=3")
+    assert [row[:3] for row in part.matrix] == [row[:3] for row in whole.matrix[:4]]

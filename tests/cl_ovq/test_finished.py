@@ -8,8 +8,8 @@ from rich.console import Console
 
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import run_experiment
 from cl_ovq.finished import evaluate_finished
+from cl_ovq.runs.run import run_experiment
 
 
 @pytest.mark.parametrize("settings", [(), ("model.head=memory",), ("strategy.name=slda", "model.name=pixels")])
@@ -26,7 +26,7 @@ def test_its_own_stream_gives_what_the_run_measured(run, settings):
 
 def test_another_stream_is_judged_without_training(run):
     result = run()
-    found = evaluate_finished(result.output_dir, ["stream.experiences=5", "evaluation.stream=validation"])
+    found = evaluate_finished(result.output_dir, ["stream.experiences=5", "evaluation.split=validation"])
     assert not found.own
     assert len(found.values["accuracy"]) == len(found.values["linear_probe"]) == 5
     assert "forgetting" not in found.metrics
@@ -57,7 +57,7 @@ def test_a_model_of_sequences(tmp_path):
     assert set(found.values) == {"accuracy", "loss"}
     for name in ("accuracy", "forgetting", "backward_transfer"):
         assert found.metrics[name] == pytest.approx(result.metrics[name])
-    assert found.to_table().row_count == 2
+    assert len(found.to_table().rows) == 2
     other = evaluate_finished(result.output_dir, ["stream.length=32"])
     assert not other.own
     assert "forgetting" not in other.metrics
@@ -97,8 +97,8 @@ def test_mistakes_are_said(run, tmp_path):
         evaluate_finished(directory, ["model.width=3"])
     with pytest.raises(UserError, match=r"'evaluation\.every_steps=3': a finished run cannot be changed"):
         evaluate_finished(directory, ["evaluation.every_steps=3"])
-    with pytest.raises(UserError, match=r"evaluation\.sharpen: changes nothing without evaluation\.lengths"):
-        evaluate_finished(directory, ["evaluation.sharpen=true"])
+    with pytest.raises(UserError, match=r"evaluation\.log_length_scaling: changes nothing without evaluation\.lengths"):
+        evaluate_finished(directory, ["evaluation.log_length_scaling=true"])
     with pytest.raises(UserError, match=r"evaluation\.lengths: 'split_digits' has no sequences of other lengths"):
         evaluate_finished(directory, ["evaluation.lengths=[16]"])
     with pytest.raises(UserError, match="unknown stream 'split_digit'"):

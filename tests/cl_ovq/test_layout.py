@@ -3,8 +3,8 @@
 import pytest
 
 from cl_ovq.config.load import load_stream_config
-from cl_ovq.experiment import load_stream
 from cl_ovq.layout import experiment_of, scenario_of
+from cl_ovq.runs.setup import load_stream
 
 SMALL = ("train=8", "validation=4", "test=4")
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy import stats
 
 from cl_ovq.config import load_config
-from cl_ovq.experiment import run_experiment
+from cl_ovq.runs.run import run_experiment
 
 
 def test_images_are_counted_by_class_and_drawn(call, tmp_path):
@@ -44,7 +44,7 @@ def test_sequences_are_shown_in_words(call, tmp_path):
         (("recal",), "did you mean 'recall'?"),
         (("recall", "lenth=3"), "unknown key 'stream.lenth': did you mean 'stream.length'?"),
         (("recall", "pairs=40"), "40 bindings and 40 questions need at least 160 tokens"),
-        (("split_digits", "--output", "/proc/nothing/sheet.png"), "output: cannot write /proc/nothing/sheet.png"),
+        (("split_digits", "--output", "/proc/nothing/sheet.png"), "/proc/nothing/sheet.png cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(call, arguments, line):
@@ -79,7 +79,7 @@ def test_runs_are_compared_over_length(call, tmp_path):
     (line,) = [line for line in out.splitlines() if "linear naive " in line]
     assert line.split("│")[2].strip().startswith(f"{np.mean(values):.3f} +- ")
     assert (tmp_path / "new" / "figure.png").exists()
-    sharp = ["evaluation.lengths=[128]", "evaluation.sharpen=true", "evaluation.length_tokens=2048"]
+    sharp = ["evaluation.lengths=[128]", "evaluation.log_length_scaling=true", "evaluation.length_tokens=2048"]
     wanted = run("sharp", "model.mixer=softmax", *sharp)
     code, out, _ = call("lengths", "softmax", "--at", "128", "--tokens", "2048", "--sharpen")
     assert f"│ {wanted.lengths[0]['value']:.3f} │" in out
@@ -92,6 +92,10 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
         (("run",), "the run was not evaluated at other lengths: name lengths with --at"),
         (("run", "--at", "9"), "evaluation.lengths: 9: "),
         (("run", "--at", "64", "--output", "/proc/nothing/x.png"), "/proc/nothing/x.png cannot be written"),
+        (("run", "--output", "x.zzz"), "output: x.zzz has '.zzz', which names no kind of picture: known: .png, .pdf"),
+        (("run", "--output", "x"), "output: x has no ending, which names no kind of picture"),
+        (("run", "--at", "1000000000000"), "lengths[0]: 1000000000000 is too large: it must be at most 16777216"),
+        (("run", "--at", "64", "--tokens", "9000000000000"), "length_tokens: 9000000000000 is too large"),
         (("run", "--sharpen"), "--sharpen: needs --at"),
         (("rum",), "no file or directory 'rum'"),
     ):
@@ -101,4 +105,4 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
         assert len(err.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     code, out, _ = call("evaluate", "run", "evaluation.lengths=[64]", "evaluation.length_tokens=64")
-    assert (code, "over tokens of a sequence" in out, "over slots" in out) == (0, True, False)
+    assert (code, "state bytes at the first" in out, "at 64 tokens" in out) == (0, True, False)

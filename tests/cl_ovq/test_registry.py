@@ -4,24 +4,24 @@ import pytest
 
 from cl_ovq.catalogue import KINDS
 from cl_ovq.errors import UserError, nearest, unknown
-from cl_ovq.registry import Registry
+from cl_ovq.registry import Part, Registry
 
 
 @pytest.fixture
 def registry():
-    registry = Registry("fruit")
+    registry = Registry("fruit", Part)
     registry.enter("plum", "a stone fruit")("PLUM")
     registry.enter("apple", "a pome")("APPLE")
     return registry
 
 
 def test_parts_by_name(registry):
-    assert registry["plum"] == "PLUM"
+    assert registry["plum"].build == "PLUM"
     assert list(registry) == ["plum", "apple"]
     assert len(registry) == 2
     assert "apple" in registry
     assert "pear" not in registry
-    assert registry.summaries() == {"plum": "a stone fruit", "apple": "a pome"}
+    assert [part.summary for part in registry.values()] == ["a stone fruit", "a pome"]
 
 
 def test_unknown_name(registry):
@@ -34,7 +34,7 @@ def test_unknown_name(registry):
 def test_name_entered_twice(registry):
     with pytest.raises(ValueError, match="fruit 'plum' is entered twice"):
         registry.enter("plum", "again")("X")
-    assert registry["plum"] == "PLUM"
+    assert registry["plum"].build == "PLUM"
 
 
 def test_errors_are_one_line():
@@ -50,4 +50,4 @@ def test_everything_listed_has_a_line_that_says_what_it_is():
         assert names(), kind
         for name, summary in names().items():
             assert len(summary) > 5, (kind, name)
-            assert len(summary.splitlines()) == (2 if kind == "streams" else 1)  # of a stream also its options
+            assert len(summary.splitlines()) == 1

@@ -12,8 +12,9 @@ from rich.console import Console
 from scipy import stats
 
 from cl_ovq.errors import UserError
-from cl_ovq.experiment import run_experiment
-from cl_ovq.seeds import aggregate, run_seeds
+from cl_ovq.evaluation.aggregates import aggregate
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.seeds import run_seeds
 from cl_ovq.tracking.view import COMPARED as SUMMARY
 
 QUICK = ("model.name=pixels", "model.head=memory", "memory.capacity=50", "strategy.name=naive")

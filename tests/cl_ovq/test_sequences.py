@@ -14,10 +14,11 @@ from cl_ovq.checking import check_config
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.lengths import as_data, evaluate_capacities, evaluate_lengths, lengths_figure
-from cl_ovq.experiment import load_stream, run_experiment
 from cl_ovq.models.saving import load_model
-from cl_ovq.report import capacities_table, matrix_table, summary_table
+from cl_ovq.report.runs import capacities_table, matrix_table, summary_table
 from cl_ovq.results import undefined_metrics
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import load_stream
 from cl_ovq.tracking.notes import run_note
 from streams import IGNORED, rows_of
 
@@ -25,7 +26,7 @@ TINY = """# Two experiences of sequences and a model of a few thousand weights.
 stream: {name: recall, experiences: 2, length: 16, pairs: 2, keys: 12, values: 12, train: 64, validation: 8, test: 16}
 model: {name: sequence_model, width: 16, depth: 2, heads: 2, convolution: 3, pattern: [sliding_window, ovq], window: 4}
 dictionary: {scope: sequence, capacity: 8, chunk_size: 4}
-strategy: {name: replay, epochs: 1, batch_size: 16, memory_size: 8}
+strategy: {name: replay, epochs: 1, batch_size: 16, buffer_size: 8}
 tracking: {enabled: false}
 """
 TEXT = "stream={name: text, domains: [source, headers], length: 32, limit: 40000, train: 32, validation: 4, test: 8}"
@@ -96,18 +97,18 @@ def last_row(config, result, tmp_path):
 
 @pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
 def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkeypatch):
-    from cl_ovq import experiment
     from cl_ovq.models.saving import save_model
+    from cl_ovq.runs import finish
 
     file = path if stream is None else swap(path, tmp_path, stream)
     config = load_config(file, [f"output_dir={tmp_path / 'run'}", "evaluation.batch_size=5"])
-    draw = experiment.draw_figures
+    draw = finish.figures_of
 
     def keep(result, model, recorders):
         save_model(tmp_path / "model.pt", model, config, load_stream(config))
         return draw(result, model, recorders)
 
-    monkeypatch.setattr(experiment, "draw_figures", keep)
+    monkeypatch.setattr(finish, "figures_of", keep)
     result = run_experiment(config, Console(file=io.StringIO()))
     with torch.no_grad():
         expected = last_row(config, result, tmp_path)
@@ -236,9 +237,9 @@ def test_capacities_are_in_the_result_at_the_trained_length(run):
     assert result.lengths == []
     assert json.loads(result.to_json())["capacities"] == result.capacities
     console = Console(file=io.StringIO(), width=100)
-    console.print(capacities_table(result.capacities))
+    console.print(capacities_table([result.capacities]))
     for record in result.capacities:
-        line = rf"│ {record['capacity']} +│ +{record['value']:.3f} │ +{record['state_bytes']:,} │"
+        line = rf"│ +{record['capacity']} │ +{record['value']:.3f} │ +{record['state_bytes']:,} │"
         assert re.search(line, console.file.getvalue())
 
 
@@ -285,7 +286,7 @@ def test_validation_data_is_asked_for_only_where_it_is_needed(path, stream, tmp_
     file = path if stream is None else swap(path, tmp_path, stream)
     without = ["stream.validation=0", f"output_dir={tmp_path / 'x'}"]
     for override, line in (
-        ("evaluation.stream=validation", "has no stream 'validation' with these options: known: train, test"),
+        ("evaluation.split=validation", "has no stream 'validation' with these options: known: train, test"),
         ("strategy.name=early_stopping", "early_stopping needs a validation stream: stream.validation is 0"),
     ):
         with pytest.raises(UserError, match=line):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -28,10 +29,11 @@ from kernel_helpers import (
 )
 from test_operator import Model
 
-from kernels import DictionaryOptions, DictionaryState, ovq_attention, update
+from kernels import ASSIGNMENT, LEARNING_RATES, READ_OUTS, DictionaryOptions, DictionaryState, ovq_attention, update
 from kernels.attention import choose
 
 CLOSE = tolerance_of("triton")
+DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 def outputs_and_gradients(inputs, options, state, implementation):
@@ -70,10 +72,20 @@ def assert_any_case_is_the_same(inputs, options, before, shared):
     assert_same_as_chunked(inputs, options, state)
 
 
-@given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
-@examples(200 if ON_GPU else 6, shrink=False)
-def test_outputs_states_and_gradients(inputs, options, before, shared):
-    assert_any_case_is_the_same(inputs, options, before, shared)
+# Every example is compiled for itself on a GPU, so there the examples are shared out among many tests.
+PARTS = [
+    {"read_out": read_out, "learning_rate": learning_rate, "assignment": assignment}
+    for read_out, learning_rate, assignment in product(READ_OUTS, LEARNING_RATES, ASSIGNMENT)
+]
+PARTS = PARTS if ON_GPU else [{}]
+
+
+@pytest.mark.parametrize("fixed", PARTS, ids=str)
+@given(data=st.data())
+@examples(11 if ON_GPU else 6, shrink=False)
+def test_outputs_states_and_gradients(fixed, data):
+    inputs, options = data.draw(all_inputs(torch.float32)), data.draw(all_options(**fixed))
+    assert_any_case_is_the_same(inputs, options, data.draw(st.integers(0, 8)), data.draw(st.booleans()))
 
 
 @pytest.mark.slow
@@ -166,18 +178,19 @@ def test_a_strided_input_is_read_where_it_lies():
     assert_same_as_chunked(inputs, options, state.detach())
 
 
-@given(all_inputs(torch.float32), all_options(), st.booleans())
-@examples(200 if ON_GPU else 10, shrink=False)
-def test_update(inputs, options, shared):
+@pytest.mark.parametrize("fixed", PARTS, ids=str)
+@given(data=st.data())
+@examples(11 if ON_GPU else 10, shrink=False)
+def test_update(fixed, data):
     """Slots and states of two writes, and the state that was given left alone."""
-    device = "cuda" if ON_GPU else "cpu"
-    options = served(options, "triton")
+    inputs, shared = data.draw(all_inputs(torch.float32)), data.draw(st.booleans())
+    options = served(data.draw(all_options(**fixed)), "triton")
     expected = state = empty_state(inputs, options, 1 if shared else None)
     for i in range(2):
         before = state.clone()
         k = inputs.k * (i + 1) + i  # other keys than before, whose similarity to their own slots would tie
         written, slots = update(
-            state.to(device), k.to(device), inputs.v.to(device), options, inputs.mask.to(device), "triton"
+            state.to(DEVICE), k.to(DEVICE), inputs.v.to(DEVICE), options, inputs.mask.to(DEVICE), "triton"
         )
         assert_states_close(state, before, rtol=0, atol=0)
         expected, expected_slots = update(expected, k, inputs.v, options, inputs.mask, "chunked")
@@ -188,13 +201,12 @@ def test_update(inputs, options, shared):
 
 def test_update_in_many_tiles():
     """More tokens than a tile holds, seeds and members in all of them."""
-    device = "cuda" if ON_GPU else "cpu"
     options = DictionaryOptions(capacity=90, growth="linear", growth_rate=0.3)
     inputs = random_inputs(b=7, t=31, h=1, dtype=torch.float32)
     state = empty_state(inputs, options, 1)
     expected, expected_slots = update(state, inputs.k, inputs.v, options, implementation="chunked")
     written, slots = update(
-        state.to(device), inputs.k.to(device), inputs.v.to(device), options, implementation="triton"
+        state.to(DEVICE), inputs.k.to(DEVICE), inputs.v.to(DEVICE), options, implementation="triton"
     )
     assert torch.equal(slots.cpu(), expected_slots)
     assert_states_close(written.to("cpu"), expected, **CLOSE)
@@ -223,10 +235,9 @@ def test_as_an_operator():
     from kernels.triton import operator  # noqa: F401  (registers it)
 
     options = DictionaryOptions(capacity=6, chunk_size=5)
-    device = "cuda" if ON_GPU else "cpu"
-    state = DictionaryState.empty(1, 1, 6, 4, 3, device=device)
+    state = DictionaryState.empty(1, 1, 6, 4, 3, device=DEVICE)
     inputs = random_inputs(b=2, t=7, h=1, dtype=torch.float32)
-    tensors = [x.detach().to(device).requires_grad_() for x in inputs.leaves()]
+    tensors = [x.detach().to(DEVICE).requires_grad_() for x in inputs.leaves()]
     arguments = (*tensors, None, None, *state.state_dict().values(), options.text, 1, True)
     torch.library.opcheck(torch.ops.ovq.attention_triton.default, arguments)
 
@@ -238,9 +249,8 @@ def test_compiles_without_a_graph_break(monkeypatch):
         test_operator, "ovq_attention", lambda *args, **kw: ovq_attention(*args, **kw, implementation="triton")
     )
     torch.manual_seed(0)
-    device = "cuda" if ON_GPU else "cpu"
-    model = Model(DictionaryOptions(capacity=6, chunk_size=5), kv_heads=1).to(device)
-    x = torch.randn(1, 7, 8, device=device)
+    model = Model(DictionaryOptions(capacity=6, chunk_size=5), kv_heads=1).to(DEVICE)
+    x = torch.randn(1, 7, 8, device=DEVICE)
     results = []
     for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
@@ -265,7 +275,13 @@ def test_what_kernels_do_not_serve(choices, dtype, dk, message):
         inputs.run(options, "triton")
     if "inputs" not in message:
         with pytest.raises(ValueError, match=message):
-            update(empty_state(inputs, options), inputs.k, inputs.v, options, implementation="triton")
+            update(
+                empty_state(inputs, options).to(DEVICE),
+                inputs.k.to(DEVICE),
+                inputs.v.to(DEVICE),
+                options,
+                implementation="triton",
+            )
 
 
 def test_auto_takes_what_serves():
@@ -287,11 +303,34 @@ def test_auto_takes_what_serves():
     assert choose("auto", OnGpu, OnGpu, OnGpu, options) == "chunked"
 
 
+def test_heads_that_lie_far_apart(tmp_path):
+    """2^31 elements and more from the first head to the last, in a file that is nearly all holes."""
+    h, t, d, apart = 4, 9, 4, 2**30
+    far = torch.from_file(str(tmp_path / "heads"), shared=True, size=h * apart, dtype=torch.float16)
+    near = torch.randn(3, h, t, d, generator=torch.Generator().manual_seed(0)).half()
+    heads = far.view(h, apart)[:, : 3 * t * d].view(h, 3, t, d)
+    heads.copy_(near.transpose(0, 1))
+    options, beta = DictionaryOptions(capacity=4, chunk_size=3), torch.ones(h, device=DEVICE)
+    results = []
+    for x in (heads.transpose(0, 1), near):
+        q, k, v = (y.transpose(0, 1)[None].to(DEVICE) for y in x)  # [1, T, H, D]
+        o, state = ovq_attention(q, k, v, beta, options, output_final_state=True, implementation="triton")
+        written, _ = update(state, k, v, options, implementation="triton")
+        results.append((o, *state.state_dict().values(), *written.state_dict().values()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_update_passes_no_gradient_on():
     inputs = random_inputs(dtype=torch.float32)
     options = DictionaryOptions(capacity=4)
     with pytest.raises(ValueError, match="a gradient is wanted"):
-        update(empty_state(inputs, options), inputs.k.requires_grad_(), inputs.v, options, implementation="triton")
+        update(
+            empty_state(inputs, options).to(DEVICE),
+            inputs.k.to(DEVICE).requires_grad_(),
+            inputs.v.to(DEVICE),
+            options,
+            implementation="triton",
+        )
 
 
 def test_a_cpu_without_the_interpreter_is_told_so():

@@ -27,7 +27,10 @@ def compiled(tmp_path, *arguments):
     return reports
 
 
-@pytest.mark.parametrize("target", INSTRUCTIONS)
+# CI compiles a quarter of all kernels for every target as well, see `make kernels-some`.
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in INSTRUCTIONS if name != "sm_90")]
+)
 def test_the_usual_size_compiles_soundly(tmp_path, target):
     """A training step: no spills, all fits, products are the matrix units'. `make kernels` compiles the whole set."""
     usual = ["--targets", target, "--dtypes", "bfloat16", "--heads", "64", "--chunks", "128", "--no-variants"]
@@ -47,6 +50,45 @@ def test_the_usual_size_compiles_soundly(tmp_path, target):
     assert not problems
     assert next(r for r in reports if r["kernel"] == "read")["matrix"] == INSTRUCTIONS[target]
     assert all(r["registers"] > 0 for r in reports)
+
+
+AHEAD = """
+from kernels.triton.ahead import aiming_at, compiled
+from kernels.triton.compile import TARGETS, launches
+from kernels.triton.shapes import Shape
+shape = Shape("resume", "bfloat16", 20, 16, rows=1, tokens=40, heads=3)
+with aiming_at(TARGETS["sm_90"]):
+    for made in launches(shape, "sm_90"):
+        compiled(made)
+"""
+# The same call on tensors with data, launched as ever; only that there is no GPU to hand the compiled kernel to.
+LAUNCHED = """
+from triton.compiler import CompiledKernel
+import kernels.attention, kernels.triton.support
+from kernels.triton.ahead import aiming_at
+from kernels.triton.compile import TARGETS
+from kernels.triton.shapes import Shape, draw, run
+launched = []
+CompiledKernel.run = property(lambda self: lambda *arguments: launched.append(self.name))
+CompiledKernel.launch_metadata = lambda *arguments: None
+CompiledKernel.function = None
+kernels.triton.support.on_gpu = lambda x: True
+shape = Shape("resume", "bfloat16", 20, 16, rows=1, tokens=40, heads=3)
+with aiming_at(TARGETS["sm_90"]):
+    run(shape, draw(shape, "cpu"))
+print(len(launched))
+"""
+
+
+def test_what_is_compiled_ahead_is_what_a_launch_looks_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert python("-c", AHEAD).returncode == 0
+    ahead = sorted(tmp_path.rglob("*.cubin"))
+    assert len(ahead) >= 7
+    run = python("-c", LAUNCHED)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout) >= len(ahead)
+    assert sorted(tmp_path.rglob("*.cubin")) == ahead
 
 
 OVERSIZED = """

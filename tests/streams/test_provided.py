@@ -68,7 +68,7 @@ def test_a_stream_of_provided_data_is_the_stream(monkeypatch):
     monkeypatch.setattr(provided, "_PROVIDED", {})
     expected = build_stream("split_digits", seed=3)
     with collecting() as data:
-        read_digits(None)
+        read_digits()
     for images in data.values():
         images.images.flags.writeable = False  # as Ray's object store hands it over
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("read again"))

@@ -108,10 +108,16 @@ def test_data_dir_comes_first_packed_or_not(unpacked, tmp_path):
 
 
 @needs_package
-def test_an_incomplete_data_dir_is_passed_over(tmp_path):
+def test_a_data_dir_without_the_files_is_not_passed_over(tmp_path, monkeypatch):
     folder = copy_package(tmp_path / "incomplete")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    assert read_fashion_mnist(str(folder)).source == "Debian package dataset-fashion-mnist"
+
+    def offline(root):
+        raise OSError("no network")
+
+    monkeypatch.setattr(fashion_mnist, "_download", offline)
+    with pytest.raises(StreamDataError, match=f"not all in {folder}.*no network"):
+        read_fashion_mnist(str(folder))
 
 
 @needs_package

@@ -98,6 +98,36 @@ def test_options_are_validated(changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [name for name in streams.STREAMS if name.endswith("_digits")])
+def test_an_option_that_a_stream_does_not_use_is_refused(name):
+    """Digits come installed: a folder for them would be passed over, and other data be trained on than was named."""
+    options = dataclasses.make_dataclass("Options", [*fields_of(name), ("data_dir", str, "my/images")])
+    with pytest.raises(
+        streams.StreamDataError, match=r"^data_dir='my/images': this stream has no such option: known: "
+    ):
+        streams.build_stream(name, options(), seed=0)
+    nothing = dataclasses.make_dataclass("Options", [*fields_of(name), ("data_dir", str, None)])
+    assert streams.build_stream(name, nothing(), seed=0).n_classes == 10
+
+
+def fields_of(name):
+    return [(field.name, field.type, field) for field in dataclasses.fields(streams.STREAMS[name].Options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("split_digits", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
+        ("rotated_digits", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
+        ("recall", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
+        ("text", {"data": ["."], "domains": ["source"]}, "domains: not used with data"),
+    ],
+)
+def test_an_option_that_would_do_nothing_beside_another_is_refused(name, changes, line):
+    with pytest.raises(streams.StreamDataError, match=f"^{line}"):
+        streams.build_stream(name, streams.STREAMS[name].Options(**changes), seed=0)
+
+
 def test_exclusive_minimum():
     @dataclasses.dataclass
     class Options:

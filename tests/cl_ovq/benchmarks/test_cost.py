@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from cl_ovq.benchmarks.cost import MACHINES, cost, decode_seconds, flash_seconds
 from cl_ovq.benchmarks.operator import Case, operations
-from cl_ovq.benchmarks.operator_report import markdown
 from cl_ovq.benchmarks.run import run_operator_benchmark
 from cl_ovq.cli import app
 from cl_ovq.errors import UserError
@@ -46,15 +45,3 @@ def test_a_modelled_device_is_said_to_be_modelled(tmp_path):
     assert "modelled, not measured" in (tmp_path / "modelled_h200.md").read_text()
     with pytest.raises(UserError, match="unknown modelled device 'h201': did you mean 'h200'"):
         run_operator_benchmark({}, {}, device="model:h201", rounds=1, output=None, as_json=False)
-
-
-def test_what_a_gpu_adds_stands_in_the_tables():
-    row = dict.fromkeys(("ovq_seconds", "sdpa_seconds", "speedup", "matmul_share"), 1.0)
-    row |= {"tokens": 8, "direction": "forward", "dtype": "bfloat16", "device": "cuda", **SHAPE}
-    row |= {f"{name}_{what}": 1 for name in ("ovq", "sdpa") for what in ("peak_bytes",)}
-    row |= {"ovq_seconds_range": [1.0, 1.0], "sdpa_seconds_range": [1.0, 1.0]}
-    row |= {"peers": {"gsa": 0.5, "mamba2": "OutOfMemoryError: no"}, "predicted_seconds": 0.25, "memory_share": 0.5}
-    decode = [{"context": 1024, "median_seconds": 1e-4, "tokens_per_second": 9876.0}]
-    text = markdown({"rows": [row], "decode": decode})
-    assert "| 8 | 0.25 | 50% | 0.5 | OutOfMemoryError: no |" in text
-    assert "| 1024 | 0.0001 | 9876 |" in text

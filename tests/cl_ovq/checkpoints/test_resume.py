@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,89 +11,41 @@ import time
 from unittest.mock import patch
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from quick_settings import QUICK
+from quick_settings import QUICK, quick
+from resume_helpers import FAST, MEMORY, PARTS, Killed, final, killed_at
 from rich.console import Console
 
-from cl_ovq.checkpoints import NAME, read_checkpoint
+from cl_ovq.checkpoints import NAME
 from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation import figures
-from cl_ovq.experiment import run_experiment
-from cl_ovq.learning import STRATEGIES
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.strategies import STRATEGIES
 
-FAST = (*QUICK, "model.dropout=0.1")
-MEMORY = ("model.name=mlp", "model.head=memory", "memory.capacity=60", "strategy.name=naive")
-PARTS = ("matrix", "matrices", "metrics", "dictionary")
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    """Raise at the end of a training step, as late as can be."""
-    own = Checkpoints.after_training_iteration
-
-    def after_training_iteration(self, strategy, **kwargs):
-        own(self, strategy, **kwargs)
-        if strategy.clock.train_iterations == step:
-            raise Killed
-
-    return patch.object(Checkpoints, "after_training_iteration", after_training_iteration)
-
-
-@pytest.fixture(scope="module")
-def fast():
-    """Figures take longer than these runs."""
-    drawn = figures.matrix_figure
-    blank = lambda *args: drawn(torch.zeros(2, 1).numpy(), "")  # noqa: E731
-    names = ("matrix_figure", "growth_figure", "ownership_figure", "entries_figure")
-    with patch.multiple(figures, **dict.fromkeys(names, blank)):
-        yield
-
-
-@pytest.fixture
-def quiet():
-    return Console(file=io.StringIO(), width=500)
-
-
-def leaves(tree, path=""):
-    if isinstance(tree, dict | list | tuple):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {key: leaf for name, part in items for key, leaf in leaves(part, f"{path}/{name}").items()}
-    return {path: tree.numpy().tobytes() if isinstance(tree, torch.Tensor) else repr(tree)}
-
-
-def final(folder):
-    return leaves(read_checkpoint(folder / NAME)["state"])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny, tmp_path_factory, fast):
-    done = {}
-
-    def undisturbed(*overrides):
-        if overrides not in done:
-            folder = tmp_path_factory.mktemp("whole")
-            result = run_experiment(tiny(*overrides, f"output_dir={folder}"), Console(file=io.StringIO()))
-            done[overrides] = result, final(folder)
-        return done[overrides]
-
-    return undisturbed
-
-
-@pytest.mark.parametrize(
+every_strategy = pytest.mark.parametrize(
     "overrides",
-    [(f"strategy.name={name}",) for name in STRATEGIES] + [MEMORY],
-    ids=lambda o: o[-1].split("=")[1] if len(o) == 1 else "memory_head",
+    [quick(name, "model.dropout=0.1") for name in STRATEGIES] + [(*MEMORY, *QUICK)],
+    ids=[*STRATEGIES, "memory_head"],
 )
-@settings(max_examples=2, suppress_health_check=list(HealthCheck), deadline=None)
+
+
+@every_strategy
+@settings(max_examples=1, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_killed_anywhere(tiny, tmp_path_factory, undisturbed, overrides, data):
-    overrides = (*overrides, *FAST)
+    _kill_and_go_on(tiny, tmp_path_factory, undisturbed, overrides, data)
+
+
+@pytest.mark.slow
+@every_strategy
+@settings(max_examples=8, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_killed_at_many_moments(tiny, tmp_path_factory, undisturbed, overrides, data):
+    _kill_and_go_on(tiny, tmp_path_factory, undisturbed, overrides, data)
+
+
+def _kill_and_go_on(tiny, tmp_path_factory, undisturbed, overrides, data):
     whole, expected = undisturbed(*overrides)
     steps = whole.provenance["train_steps"]
     every = data.draw(st.sampled_from([None, 1, 3]))
@@ -109,6 +62,16 @@ def test_killed_anywhere(tiny, tmp_path_factory, undisturbed, overrides, data):
     found = final(folder)
     assert found.keys() == expected.keys()
     assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def test_an_encoder_that_was_frozen_is_frozen_when_the_run_goes_on(tiny, tmp_path, undisturbed):
+    overrides = ("model.train_encoder=first_experience", "strategy.batch_size=150", "model.dropout=0.5")
+    whole, expected = undisturbed(*overrides)
+    config = tiny(*overrides, f"output_dir={tmp_path}")
+    with killed_at(whole.provenance["train_steps"]), pytest.raises(Killed):
+        run_experiment(config, Console(file=io.StringIO()), resume=True)
+    run_experiment(config, Console(file=io.StringIO()), resume=True)
+    assert final(tmp_path) == expected
 
 
 def command(*arguments):
@@ -147,18 +110,18 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(tiny, tmp_path, un
 
 
 @pytest.fixture(scope="module")
-def begun(tiny, tmp_path_factory, fast):
-    """The bytes of the checkpoint of a run that was killed."""
+def begun(tiny, tmp_path_factory):
+    """The folder of a run that was killed."""
     folder = tmp_path_factory.mktemp("begun")
     config = tiny("strategy.name=replay", *FAST, f"output_dir={folder}")
     with killed_at(15), pytest.raises(Killed):
         run_experiment(config, Console(file=io.StringIO()))
-    return (folder / NAME).read_bytes()
+    return folder
 
 
 @pytest.mark.parametrize("cut", [1, 1000])
 def test_a_truncated_checkpoint_is_refused(tiny, tmp_path, begun, quiet, cut):
-    (tmp_path / NAME).write_bytes(begun[:-cut])
+    (tmp_path / NAME).write_bytes((begun / NAME).read_bytes()[:-cut])
     with pytest.raises(UserError, match=r"checkpoint .* is truncated or damaged"):
         run_experiment(tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}"), quiet, resume=True)
 
@@ -171,7 +134,7 @@ def test_a_foreign_file_is_refused(tiny, tmp_path, quiet, content):
 
 
 def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
-    (tmp_path / NAME).write_bytes(begun)
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     for change, line in (
         ("strategy.epochs=3", "strategy.epochs is 2 there, and 3 here"),
         ("seed=4", "seed is 0 there, and 4 here"),
@@ -185,7 +148,7 @@ def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
     assert run_experiment(moved, quiet, resume=True).matrix  # what decides nothing may differ
 
 
-def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store, fast):
+def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store):
     from mlflow import MlflowClient
 
     tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=resumed")
@@ -204,7 +167,7 @@ def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store, fast):
         assert len(set(history)) == len(history), name
 
 
-def test_seeds_go_on(tiny, tmp_path, fast):
+def test_seeds_go_on(tiny, tmp_path):
     from cl_ovq.seeds import run_seeds
 
     overrides = ("strategy.name=naive", *FAST, "seeds=2")

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cl_ovq.config.files import files_by_name, read_override
+from cl_ovq.config.files import files_by_name
+from cl_ovq.config.reading import read_override
 from cl_ovq.errors import UserError
 from cl_ovq.studies import load_study
 from cl_ovq.studies.published import load_published

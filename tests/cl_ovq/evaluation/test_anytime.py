@@ -7,16 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quick_settings import QUICK
+from quick_settings import quick
 
 from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation import metrics
 from cl_ovq.evaluation.anytime import AnytimeEvaluation, anytime_figure, as_array
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
-from cl_ovq.learning import STRATEGIES
-
-FAST = (*QUICK, "model.dropout=0.1")
+from cl_ovq.strategies import STRATEGIES
 
 
 def learned(session, every, *overrides):
@@ -32,7 +30,7 @@ def learned(session, every, *overrides):
 def test_training_goes_on_as_if_nothing_had_been(session, name):
     states, steps = [], []
     for every in (None, 2):
-        trained, matrix = learned(session, every, f"strategy.name={name}", *FAST)
+        trained, matrix = learned(session, every, *quick(name, "model.dropout=0.1"))
         found = {key: value.numpy().tobytes() for key, value in trained.model.state_dict().items()}
         states.append(found | {"generator": torch.get_rng_state().numpy().tobytes()})
         steps.append(trained.strategy.clock.train_iterations)

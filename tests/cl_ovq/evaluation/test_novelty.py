@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from cl_ovq.config import load_config
-from cl_ovq.experiment import run_experiment
+from cl_ovq.runs.run import run_experiment
 
 
 def sizes(tmp_path, *overrides):

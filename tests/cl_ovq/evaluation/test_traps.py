@@ -14,7 +14,7 @@ from torch import nn
 
 from cl_ovq.evaluation import metrics
 from cl_ovq.evaluation.matrix import MatrixRecorder
-from cl_ovq.experiment import run_experiment
+from cl_ovq.runs.run import run_experiment
 from streams import SplitOptions, build_stream, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -28,7 +28,7 @@ class FirstStep(SupervisedPlugin):
 
 def test_the_commitment_of_every_layer_is_part_of_the_loss_and_its_gradient(session):
     trained, first = (
-        session("model.mixer=vq", "model.commitment=3", "strategy.name=naive", "model.codes=6"),
+        session("model.mixer=vq", "model.commitment=3", "strategy.name=naive", "model.codebook_size=6"),
         FirstStep(),
     )
     # A codebook that has started: the first step would put its codes at random keys.

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import qpsolvers
 import torch
+from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
+from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.training import ACECriterion
 from avalanche.training.plugins import (
     EvaluationPlugin,
@@ -66,6 +68,12 @@ def train(stream, *plugins, kind=Naive, **options):
     for experience in stream.benchmark.streams["train"]:
         strategy.train(experience, eval_streams=[])
     return strategy, seen
+
+
+def test_a_batch_of_joint_training_cannot_be_smaller_than_the_number_of_tasks():
+    tasks = [experience.dataset for experience in stream_of("task_incremental").benchmark.streams["train"]]
+    with pytest.raises(AssertionError):
+        TaskBalancedDataLoader(concat_datasets(tasks), batch_size=1)
 
 
 def test_si_sees_no_step_since_it_keeps_the_weights_themselves_and_no_copy():

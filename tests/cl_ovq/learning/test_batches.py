@@ -5,10 +5,10 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
-from cl_ovq.config.schema import StrategyConfig
-from cl_ovq.learning import STRATEGIES
+from cl_ovq.config import StrategyConfig, from_dict
 from cl_ovq.learning.batches import BatchedData
 from cl_ovq.models.heads import TaskMaskedModel
+from cl_ovq.strategies import STRATEGIES, Context
 from streams import SplitOptions, build_stream
 
 
@@ -59,7 +59,7 @@ def batches(stream, config, plugins):
         "device": torch.device("cpu"),
         "evaluator": EvaluationPlugin(loggers=[]),
     }
-    strategy = STRATEGIES[config.name](config, [*plugins, seen], common, stream)
+    strategy = STRATEGIES[config.name].build(config, Context([*plugins, seen], common, stream))
     train = list(stream.benchmark.streams["train"])
     for part in [train] if config.name == "joint" else train:
         strategy.train(part, eval_streams=[])
@@ -72,17 +72,18 @@ def batches(stream, config, plugins):
     "changes",
     [
         {"name": "naive", "epochs": 2},
-        {"name": "replay", "memory_policy": "class_balanced"},
-        {"name": "replay", "memory_policy": "experience_balanced", "epochs": 2},
-        {"name": "replay", "memory_policy": "reservoir", "memory_batch_size": 7},
-        {"name": "replay", "memory_size": 3, "memory_batch_size": 8},
+        {"name": "replay", "buffer_policy": "class_balanced"},
+        {"name": "replay", "buffer_policy": "experience_balanced", "epochs": 2},
+        {"name": "replay", "buffer_policy": "reservoir", "buffer_batch_size": 7},
+        {"name": "replay", "buffer_size": 3, "buffer_batch_size": 8},
         {"name": "cumulative"},
         {"name": "joint"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_batches_are_avalanches(stream, scenario, changes):
-    config = StrategyConfig(**{"batch_size": 64, "memory_size": 30} | changes)
+    settings = {"batch_size": 64} | ({"buffer_size": 30} if changes["name"] == "replay" else {}) | changes
+    config = from_dict({"stream": {"name": "split_digits"}, "strategy": settings}).strategy
     expected, expected_weights = batches(stream(scenario), config, [])
     found, weights = batches(stream(scenario), config, [BatchedData(stream(scenario).samples)])
     assert len(found) == len(expected) > 10
@@ -95,7 +96,7 @@ def test_batches_are_avalanches(stream, scenario, changes):
 
 
 def test_batches_differ_between_epochs(stream):
-    config = StrategyConfig(name="naive", batch_size=2000, epochs=2)
+    config = StrategyConfig("naive", batch_size=2000, epochs=2)
     found, _ = batches(stream("class_incremental"), config, [BatchedData(stream("class_incremental").samples)])
     (_, first, _, _), (_, second, _, _) = [batch for batch in found if batch[0] == "train"][:2]
     assert first.shape == second.shape

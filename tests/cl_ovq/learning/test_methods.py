@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quick_settings import fitting
 from scipy.optimize import minimize
 from sklearn.neighbors import NearestCentroid
 from torch import nn
@@ -16,7 +17,8 @@ from cl_ovq.learning.projection import nearest_multipliers
 from cl_ovq.learning.replay import Memory, MemoryBatch
 from cl_ovq.models.discriminant import NearestMean, StreamingDiscriminant
 
-MLP = ("model.name=mlp", "model.width=12", "model.depth=1", "strategy.importance_samples=60")
+MLP = ("model.name=mlp", "model.width=12", "model.depth=1")
+FEW = "strategy.importance_samples=60"
 
 
 def test_fisher_information_of_a_linear_model(session):
@@ -38,7 +40,7 @@ def test_fisher_information_of_a_linear_model(session):
 @pytest.mark.parametrize("name", ["ewc", "online_ewc"])
 def test_one_quadratic_is_the_sum_over_experiences(session, name):
     """The gradient of the penalty is that of `lambda / 2 sum_e F_e (w - w_e)^2`, each F_e and w_e kept apart."""
-    run = session(f"strategy.name={name}", *MLP, "stream.experiences=4", "strategy.importance_decay=0.5")
+    run = session(*fitting(name, (*MLP, FEW, "stream.experiences=4", "strategy.importance_decay=0.5")))
     (ewc,) = (plugin for plugin in run.strategy.plugins if isinstance(plugin, ElasticWeights))
     terms, mean = [], ewc.mean
 
@@ -174,16 +176,16 @@ def test_er_ace_tells_the_classes_that_it_is_learning_from_old_ones(run, session
         def before_training_epoch(self, strategy, **kwargs):
             held.append(set(seen.stream.samples.targets[strategy.memory.rows].tolist()))
 
-    seen = session("strategy.name=er_ace", *MLP, "strategy.memory_size=40")
+    seen = session("strategy.name=er_ace", *MLP, "strategy.buffer_size=40")
     seen.learn(Look())
     first, second = (set(classes) for classes in seen.stream.classes_per_experience)
     assert held == [first, first | second]
-    result = run("strategy.name=er_ace", *MLP, "strategy.memory_size=100", "strategy.epochs=4")
+    result = run("strategy.name=er_ace", *MLP, "strategy.buffer_size=100", "strategy.epochs=4")
     assert result.matrix[2][1] > 0.5
 
 
 def test_mir_takes_the_samples_that_a_step_harms_most(session):
-    run = session("strategy.name=mir", *MLP, "strategy.candidates=20", "strategy.memory_batch_size=5")
+    run = session("strategy.name=mir", *MLP, "strategy.candidates=20", "strategy.buffer_batch_size=5")
     strategy = run.strategy
     strategy.train(run.train[0], eval_streams=[])
     rows = torch.arange(30)

@@ -25,12 +25,12 @@ class Buffers(SupervisedPlugin):
 
 
 @pytest.mark.parametrize("policy", ["class_balanced", "experience_balanced", "reservoir"])
-@pytest.mark.parametrize("memory_size", [1, 7, 40])
-def test_buffer(session, policy, memory_size):
+@pytest.mark.parametrize("buffer_size", [1, 7, 40])
+def test_buffer(session, policy, buffer_size):
     trained = session(
-        f"strategy.memory_policy={policy}",
-        f"strategy.memory_size={memory_size}",
-        "strategy.memory_batch_size=16",
+        f"strategy.buffer_policy={policy}",
+        f"strategy.buffer_size={buffer_size}",
+        "strategy.buffer_batch_size=16",
         "stream.experiences=5",
         "model.mixer=softmax",
         "model.depth=1",
@@ -40,12 +40,12 @@ def test_buffer(session, policy, memory_size):
     classes = trained.stream.classes_per_experience
     for experience, held in enumerate(buffers.before):
         past = {label for part in classes[:experience] for label in part}
-        assert len(held) == (memory_size if experience else 0)
+        assert len(held) == (buffer_size if experience else 0)
         assert set(held) <= past
         groups = {"class_balanced": [(label,) for label in past], "experience_balanced": classes[:experience]}
         shares = [sum(held.count(label) for label in group) for group in groups.get(policy, [])]
         assert not shares or max(shares) - min(shares) <= 1
-    assert replay_samples(trained.strategy) == memory_size
+    assert replay_samples(trained.strategy) == buffer_size
     for experience, new, old in buffers.steps:
-        assert (0 < old <= min(16, memory_size)) if experience else old == 0
+        assert (0 < old <= min(16, buffer_size)) if experience else old == 0
         assert 0 < new <= 32

@@ -5,22 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from quick_settings import fitting
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
 from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.matrix import MatrixRecorder
-from cl_ovq.learning import STRATEGIES
 from cl_ovq.learning.criteria import has_target
 from cl_ovq.learning.footprint import replay_bytes, replay_samples
 from cl_ovq.learning.passes import gradient, trained
-from cl_ovq.learning.strategies import BUFFERED, OF_CLASSES
 from cl_ovq.mixers import dictionaries
+from cl_ovq.strategies import STRATEGIES
 from streams import rows_of
 
 MODEL = ("model.name=sequence_model", "model.width=8", "model.depth=1", "model.convolution=2")
-SIZES = ("stream.train=24", "stream.validation=6", "stream.test=8", "strategy.memory_size=10", "strategy.batch_size=8")
+SIZES = ("stream.train=24", "stream.validation=6", "stream.test=8", "strategy.batch_size=8")
 STREAMS = {
     "recall": (
         *("stream.name=recall", "stream.length=16", "stream.pairs=2", "stream.keys=12", "stream.values=12"),
@@ -32,13 +32,18 @@ STREAMS = {
 QUICK = (
     "strategy.importance_samples=10",
     "strategy.candidates=8",
-    "strategy.memory_batch_size=4",
+    "strategy.buffer_batch_size=4",
     "strategy.epochs=2",
 )
 PENALTIES = ("l2", "ewc", "online_ewc", "si", "mas")
 
-on_sequences = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in OF_CLASSES])
+on_sequences = pytest.mark.parametrize("name", STRATEGIES.having(lambda strategy: not strategy.needs_classes))
 both_streams = pytest.mark.parametrize("stream", STREAMS)
+
+
+def on(stream, name, *overrides):
+    """Return the overrides that choose a stream and a strategy, with the others that the strategy has a key for."""
+    return fitting(name, ("strategy.buffer_size=10", *STREAMS[stream], *overrides))
 
 
 def plugin_of(run, attribute):
@@ -58,25 +63,23 @@ def test_it_trains_and_two_runs_are_the_same_run(session, name, stream, scope):
     for _ in range(2):
         kind = {"recall": "tokens", "regression": "values"}[stream]
         matrix = MatrixRecorder([(0,), (1,)], kind)
-        run = session(f"strategy.name={name}", f"dictionary.scope={scope}", *STREAMS[stream], *QUICK, metrics=[matrix])
+        run = session(*on(stream, name, *QUICK), f"dictionary.scope={scope}", metrics=[matrix])
         before = state_of(run.model)
         run.learn()
         run.strategy.eval(run.test)
         assert all(np.isfinite(values[0]).all() for values in matrix.result().values())
         assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
         assert state_of(run.model)["head.weight"] != before["head.weight"]
-        assert replay_samples(run.strategy) == (10 if name in BUFFERED else 0)
+        assert replay_samples(run.strategy) == (10 if STRATEGIES[name].keeps_samples else 0)
         for dictionary in dictionaries(run.model).values():
             assert dictionary.writes == run.strategy.clock.train_iterations
         found.append((state_of(run.model), {key: value.tobytes() for key, value in matrix.result().items()}))
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", OF_CLASSES)
+@pytest.mark.parametrize("name", STRATEGIES.having(lambda strategy: strategy.needs_classes))
 def test_what_needs_classes_is_refused(tiny, name):
-    with pytest.raises(
-        UserError, match=f"'{name}' tells classes of images apart, and 'recall' has sequences: known: naive"
-    ):
+    with pytest.raises(UserError, match=f"'{name}' needs class labels, and 'recall' has sequences: known: naive"):
         check_config(tiny(f"strategy.name={name}", *STREAMS["recall"]))
 
 
@@ -94,7 +97,7 @@ def features(run, rows):
 @both_streams
 def test_fisher_information_of_the_head_by_its_formula(session, stream):
     """Per target: `p (1 - p) h^2` for logits `W h`, and `2 h^2` for a value, whose Gaussian has variance 1/2."""
-    run = session("strategy.name=ewc", *STREAMS[stream], "stream.train=600", "strategy.importance_samples=600")
+    run = session(*on(stream, "ewc", "stream.train=600", "strategy.importance_samples=600"))
     run.strategy.experience = run.train[0]
     ewc = plugin_of(run, "importance")
     torch.manual_seed(0)
@@ -113,7 +116,7 @@ def test_fisher_information_of_the_head_by_its_formula(session, stream):
 
 @both_streams
 def test_importance_of_the_head_in_mas_by_its_formula(session, stream):
-    run = session("strategy.name=mas", *STREAMS[stream], "strategy.importance_samples=100")
+    run = session(*on(stream, "mas", "strategy.importance_samples=100"))
     run.strategy.experience = run.train[0]
     mas = plugin_of(run, "importance")
     mas.after_training_exp(run.strategy)
@@ -125,7 +128,7 @@ def test_importance_of_the_head_in_mas_by_its_formula(session, stream):
 @pytest.mark.parametrize("name", PENALTIES)
 @both_streams
 def test_a_penalty_pulls_back_by_the_gradient_of_its_formula(session, name, stream):
-    run = session(f"strategy.name={name}", *STREAMS[stream], *QUICK)
+    run = session(*on(stream, name, *QUICK))
     run.learn()
     plugin = plugin_of(run, "importance")
     weights = trained(run.model)
@@ -147,7 +150,7 @@ def test_a_penalty_pulls_back_by_the_gradient_of_its_formula(session, name, stre
 
 @both_streams
 def test_the_teacher_of_lwf_is_kept_at_every_target(session, stream):
-    run = session("strategy.name=lwf", *STREAMS[stream], "strategy.strength=0.7", "strategy.temperature=3")
+    run = session(*on(stream, "lwf", "strategy.strength=0.7", "strategy.temperature=3"))
     run.strategy.train(run.train[0], eval_streams=[])
     lwf, strategy, samples = plugin_of(run, "teacher"), run.strategy, run.stream.samples
     with torch.no_grad():
@@ -173,7 +176,7 @@ def test_the_teacher_of_lwf_is_kept_at_every_target(session, stream):
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_der_keeps_outputs_where_there_are_targets(session, stream, beta):
     name = "derpp" if beta else "der"
-    run = session(f"strategy.name={name}", *STREAMS[stream], "strategy.alpha=0.3", f"strategy.beta={beta}")
+    run = session(*on(stream, name, "strategy.alpha=0.3", f"strategy.beta={beta}"))
     strategy = run.strategy
     strategy.train(run.train[0], eval_streams=[])
     memory = strategy.memory
@@ -197,7 +200,7 @@ def test_der_keeps_outputs_where_there_are_targets(session, stream, beta):
 
 @both_streams
 def test_mir_takes_the_sequences_that_a_step_harms_most(session, stream):
-    run = session("strategy.name=mir", *STREAMS[stream], "strategy.candidates=10", "strategy.memory_batch_size=3")
+    run = session(*on(stream, "mir", "strategy.candidates=10", "strategy.buffer_batch_size=3"))
     strategy, samples = run.strategy, run.stream.samples
     strategy.train(run.train[0], eval_streams=[])
     rows = rows_of(run.train[1].dataset)
@@ -221,7 +224,7 @@ def test_mir_takes_the_sequences_that_a_step_harms_most(session, stream):
 @both_streams
 @pytest.mark.parametrize("name", ["gem", "agem"])
 def test_no_step_raises_the_loss_on_past_sequences(session, stream, name):
-    run = session(f"strategy.name={name}", *STREAMS[stream], "strategy.memory_batch_size=10", "strategy.epochs=3")
+    run = session(*on(stream, name, "strategy.buffer_batch_size=10", "strategy.epochs=3"))
     plugin, dots = plugin_of(run, "references"), []
     project = plugin.project
 
@@ -245,7 +248,7 @@ def test_no_step_raises_the_loss_on_past_sequences(session, stream, name):
 @pytest.mark.parametrize("name", ["replay", "derpp"])
 def test_memory_policies(session, name, policy):
     """Sequences have no classes: `class_balanced` keeps as many of every experience."""
-    run = session(f"strategy.name={name}", *STREAMS["recall"], f"strategy.memory_policy={policy}", "stream.train=60")
+    run = session(*on("recall", name, f"strategy.buffer_policy={policy}", "stream.train=60"))
     run.learn()
     memory = run.strategy.memory if name == "derpp" else plugin_of(run, "storage_policy")
     rows = rows_of(memory.storage_policy.buffer)
@@ -258,7 +261,7 @@ def test_memory_policies(session, name, policy):
 def test_a_memory_in_bytes_pays_for_the_outputs_too(session, stream):
     tokens, outputs, sample = {"recall": (16, 32, 16 * (4 + 8)), "regression": (8, 1, 8 * (8 + 1) * 4)}[stream]
     size = sample + 4 * tokens * outputs
-    run = session("strategy.name=der", *STREAMS[stream], f"strategy.memory_bytes={4 * size + size - 1}")
+    run = session(*on(stream, "der", f"strategy.buffer_bytes={4 * size + size - 1}"))
     run.learn()
     assert replay_samples(run.strategy) == 4
     assert replay_bytes(run.strategy, run.stream.samples) == 4 * size
@@ -266,7 +269,7 @@ def test_a_memory_in_bytes_pays_for_the_outputs_too(session, stream):
 
 @both_streams
 def test_early_stopping_looks_at_the_validation_loss(session, stream):
-    run = session("strategy.name=early_stopping", *STREAMS[stream])
+    run = session(*on(stream, "early_stopping"))
     run.strategy.experience = run.train[1]
     rows = rows_of(list(run.stream.benchmark.streams["validation"])[1].dataset)
     samples = run.stream.samples

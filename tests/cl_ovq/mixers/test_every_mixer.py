@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
+from quick_settings import built
 
-from cl_ovq.config.schema import DictionaryConfig, ModelConfig
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, OVQAttention, auxiliary_losses, build_mixers, layer_mixers
 
@@ -17,8 +17,11 @@ POSITIONED = ("sliding_window",)
 
 def make(name, **changes):
     torch.manual_seed(0)
-    sizes = {"width": WIDTH, "heads": 2, "window": 6, "codes": 5, "slots": 4, "state_size": 3, **changes}
-    mixer = MIXERS[name](ModelConfig(**sizes), DictionaryConfig(scope="sequence", capacity=6, chunk_size=8)).double()
+    sizes = {"width": WIDTH, "heads": 2, "window": 6, "codebook_size": 5, "slots": 4, "state_size": 3, **changes}
+    dictionary = {"scope": "sequence", "capacity": 6, "chunk_size": 8}
+    config = built(model={"mixer": name, "depth": 1, **sizes}, dictionary=dictionary)
+    (mixer,) = build_mixers(config.model, config.dictionary)
+    mixer = mixer.double()
     if getattr(mixer, "convolution", None) is not None:
         torch.nn.init.normal_(mixer.convolution.weight)
     return mixer.eval()
@@ -95,6 +98,24 @@ def test_masked_tokens_are_as_good_as_absent(name):
             torch.testing.assert_close(y[row : row + 1, mask[row]], alone, **tolerance(name))
 
 
+@pytest.mark.parametrize("convolution", [0, 4])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", MIXERS)
+def test_nothing_that_masked_tokens_hold_reaches_outputs_state_or_gradients(name, value, convolution):
+    layer, mask = make(name, convolution=convolution), some_mask()
+
+    def results(held):
+        x = torch.where(mask[..., None], tokens(), held).requires_grad_()
+        y, state = layer(x, mask=mask, return_state=True)
+        after, _ = layer(tokens(seed=3, length=9), state=state)
+        weights = [weight for weight in layer.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(y.square().sum() + after.square().sum(), [x, *weights])
+        return [y, after, *gradients]
+
+    for found, expected in zip(results(value), results(0.0), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_are_finite_where_a_query_sees_nothing(name):
     layer, x = make(name), tokens().requires_grad_()
@@ -128,15 +149,16 @@ def test_every_mixer_keeps_shape_and_type_and_describes_itself(name):
 
 
 def test_a_pattern_is_repeated_over_the_layers():
-    model = ModelConfig(width=WIDTH, heads=2, depth=3, mixer="linear", pattern=["sliding_window", "ovq"])
+    sizes = {"width": WIDTH, "heads": 2, "depth": 3, "mixer": "linear"}
+    config = built(model=sizes | {"pattern": ["sliding_window", "ovq"]})
+    model = config.model
     assert layer_mixers(model) == ["sliding_window", "ovq", "sliding_window"]
-    assert [type(mixer).__name__ for mixer in build_mixers(model, DictionaryConfig())] == [
+    assert [type(mixer).__name__ for mixer in build_mixers(model, config.dictionary)] == [
         "SlidingWindowAttention",
         "OVQAttention",
         "SlidingWindowAttention",
     ]
-    model.pattern = None
-    assert layer_mixers(model) == ["linear"] * 3
+    assert layer_mixers(built(model=sizes).model) == ["linear"] * 3
 
 
 def test_losses_are_collected_from_the_mixers_that_have_them_and_only_then():

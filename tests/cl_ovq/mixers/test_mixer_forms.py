@@ -258,7 +258,7 @@ def test_the_longest_step_bounds_what_a_token_makes_a_state_forget(mixer):
     def steps(longest):
         torch.manual_seed(0)
         made = {"gated_delta": GatedDeltaNet, "mamba2": partial(Mamba2, state_size=4)}[mixer]
-        return functional.softplus(made(width=64, heads=64, longest_step=longest).step_bias)
+        return functional.softplus(made(width=64, heads=64, dt_max=longest).step_bias)
 
     wide, narrow = steps(0.1), steps(0.001)
     assert ((wide > 0.99e-3) & (wide < 0.101)).all()

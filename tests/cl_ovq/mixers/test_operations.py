@@ -136,7 +136,7 @@ def test_merged_where_all_fits_is_the_union():
 def layer_of(capacity):
     torch.manual_seed(0)
     options = DictionaryOptions(capacity=capacity, chunk_size=8)
-    layer = OVQAttention(width=8, heads=HEADS, options=options, persistent=True)
+    layer = OVQAttention(width=8, heads=HEADS, options=options, persistent=True, dictionary_weight=None)
     for seed in range(4):
         with layer.dictionary.recording():
             layer(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(seed)))

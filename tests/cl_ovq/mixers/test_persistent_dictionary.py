@@ -1,11 +1,13 @@
 """The dictionary that outlives its sequences: who reads it, who writes it, and how it is kept."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 
-from cl_ovq.mixers import OVQAttention, dictionaries
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import OVQAttention, dictionaries, writing
 from cl_ovq.mixers.ovq import OVQState
 from kernels import DictionaryOptions, DictionaryState, update
 
@@ -16,7 +18,7 @@ OPTIONS = DictionaryOptions(capacity=6, chunk_size=4)
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
-    return OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+    return OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=None)
 
 
 def tokens(batch=3, length=4, seed=1):
@@ -90,7 +92,8 @@ def test_evaluation_leaves_every_byte(layer, length):
     layer.eval()
     with layer.dictionary.recording():
         layer(tokens(length=length), return_state=True)
-    layer.dictionary.write()
+    with pytest.raises(UserError, match="nothing to write"):
+        layer.dictionary.write()
     assert unchanged(layer, before)
     assert layer.dictionary.writes == 1
 
@@ -105,23 +108,56 @@ def test_training_passes_write_nothing_by_themselves(layer):
 
 def test_passes_outside_recording_are_not_written(layer):
     layer(tokens())
-    layer.dictionary.write()
-    assert layer.dictionary.writes == 0
     with layer.dictionary.recording():
         layer(tokens())
     layer(tokens())
     layer.dictionary.write()
-    layer.dictionary.write()
     assert layer.dictionary.writes == 1
     assert layer.dictionary.state.tokens.tolist() == [12]
+
+
+def test_a_write_without_anything_recorded_is_a_mistake(layer):
+    layer(tokens())
+    with pytest.raises(UserError, match=r"nothing to write.*dictionary\.recording\(\)"):
+        layer.dictionary.write()
+    train_step(layer, tokens())
+    with pytest.raises(UserError, match="nothing to write"):  # twice in a step
+        layer.dictionary.write()
+    assert layer.dictionary.writes == 1
+    layer.dictionary.write([])  # tokens that were taken, of which there are none
+    assert layer.dictionary.writes == 1
+
+
+@pytest.mark.parametrize("passes", ["none", "of evaluation"])
+def test_a_recording_of_nothing_is_a_mistake(layer, passes):
+    layer.eval()
+    with layer.dictionary.recording():
+        if passes == "of evaluation":
+            layer(tokens())
+    with pytest.raises(UserError, match=r"nothing to write.*training mode"):
+        layer.dictionary.write()
+    with layer.dictionary.recording(evaluation=True):
+        layer(tokens())
+    layer.dictionary.write()
+    assert layer.dictionary.writes == 1
+
+
+def test_a_recording_within_a_recording_does_not_end_it(layer):
+    with layer.dictionary.recording():
+        with layer.dictionary.recording(evaluation=True):
+            layer(tokens())
+        layer(tokens())
+        layer.eval()(tokens())  # the outer one is of training passes alone
+    layer.dictionary.write()
+    assert layer.dictionary.state.tokens.tolist() == [24]
 
 
 def test_recording_ends_with_an_error(layer):
     with pytest.raises(RuntimeError, match="stop"), layer.dictionary.recording():
         raise RuntimeError("stop")
     layer(tokens())
-    layer.dictionary.write()
-    assert layer.dictionary.writes == 0
+    with pytest.raises(UserError, match="nothing to write"):
+        layer.dictionary.write()
 
 
 def test_it_holds_no_graph(layer):
@@ -133,7 +169,7 @@ def test_it_holds_no_graph(layer):
 
 def test_state_dict_round_trip(layer):
     train_step(layer, tokens())
-    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=None)
     other.load_state_dict(layer.state_dict())
     layer.eval(), other.eval()
     assert torch.equal(other(tokens())[0], layer(tokens())[0])
@@ -172,7 +208,8 @@ def test_reset_empties_it_and_what_was_recorded(layer):
     with layer.dictionary.recording():
         layer(tokens())
     layer.dictionary.reset()
-    layer.dictionary.write()
+    with pytest.raises(UserError, match="nothing to write"):
+        layer.dictionary.write()
     empty["dictionary.writes" if "dictionary.writes" in empty else "writes"] += 1  # the count of writes goes on
     assert unchanged(layer, empty)
 
@@ -214,7 +251,7 @@ def test_the_diary_says_which_task_wrote_what_and_when(layer):
 def test_a_diary_of_several_tasks_loads_into_a_new_layer(layer):
     layer.dictionary.begin_task(3)
     train_step(layer, tokens())
-    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True)
+    other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=None)
     other.load_state_dict(layer.state_dict())
     assert unchanged(other, bytes_of(layer))
 
@@ -257,3 +294,52 @@ def test_the_weight_is_learned():
 def test_without_a_shared_dictionary_there_is_no_weight():
     layer = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, dictionary_weight=2.0)
     assert layer.log_weight is None
+
+
+class TestWriting:
+    """One's own training loop: a block is a step, and a step one write."""
+
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        options = DictionaryOptions(capacity=8, chunk_size=4)
+        return torch.nn.Sequential(
+            *(
+                OVQOnly(OVQAttention(width=8, heads=2, options=options, persistent=True, dictionary_weight=None))
+                for _ in "12"
+            )
+        )
+
+    def test_a_step_of_two_passes_is_one_write_of_every_layer(self, model):
+        with writing(model):
+            loss = model(torch.randn(3, 4, 8)).sum() + model(torch.randn(3, 4, 8)).sum()
+            loss.backward()
+            assert not any(dictionary.writes for dictionary in dictionaries(model).values())
+        for dictionary in dictionaries(model).values():
+            assert dictionary.writes == 1
+            assert dictionary.written.sum() == 2 * 2 * 3 * 4  # heads, passes, sequences, tokens
+
+    def test_evaluation_writes_nothing(self, model):
+        before = copy.deepcopy(model.state_dict())
+        with writing(model.eval()):
+            model(torch.randn(3, 4, 8))
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+    def test_a_step_that_fails_writes_nothing_now_or_later(self, model):
+        with contextlib.suppress(ZeroDivisionError), writing(model):
+            model(torch.randn(3, 4, 8))
+            _ = 1 / 0
+        with writing(model):
+            model(torch.randn(1, 4, 8))
+        assert all(dictionary.written.sum() == 2 * 4 for dictionary in dictionaries(model).values())
+
+
+class OVQOnly(torch.nn.Module):
+    """A mixer's outputs without its state."""
+
+    def __init__(self, mixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x):
+        return self.mixer(x)[0]

@@ -23,8 +23,13 @@ def pooled(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return deviations.T @ deviations / len(x)
 
 
+def plain(**options) -> MemoryHead:
+    """A head whose statistics are those of the features as they are."""
+    return MemoryHead(**{"features": 6, "classes": 4, "normalise": False, "shrinkage": 0.1} | options)
+
+
 def filled(n: int = 300, seed: int = 0, **options) -> tuple[MemoryHead, torch.Tensor, torch.Tensor]:
     x, y = samples(n, seed=seed)
-    head = MemoryHead(**{"features": 6, "classes": 4, "capacity": 40, **options})
+    head = plain(**{"capacity": 40, **options})
     head.observe(x, y)
     return head, x, y

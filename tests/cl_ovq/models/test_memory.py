@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_helpers import filled, pooled, samples
+from memory_helpers import filled, plain, pooled, samples
 from scipy.stats import multivariate_normal
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -19,6 +19,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from cl_ovq.models.memory import MemoryHead
 from cl_ovq.models.read_out import FLOOR, default_beta
 from cl_ovq.models.slots import ClassSlots
+from kernels import DictionaryOptions
 
 
 def bytes_of(module: torch.nn.Module) -> bytes:
@@ -71,7 +72,7 @@ def test_one_slot_a_class_is_lda(prior, class_weight):
     if prior == "balanced":
         keep = torch.cat([(y == c).nonzero()[:50] for c in range(4)]).squeeze(1)
         x, y = x[keep], y[keep]
-        head = MemoryHead(features=6, classes=4, beta=1.0 - class_weight, class_weight=class_weight, **options)
+        head = plain(features=6, classes=4, beta=1.0 - class_weight, class_weight=class_weight, **options)
         head.observe(x, y)
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1, priors=priors).fit(x.double().numpy(), y.numpy())
     queries, _ = samples(100, seed=2)
@@ -80,7 +81,7 @@ def test_one_slot_a_class_is_lda(prior, class_weight):
 
 def test_every_sample_a_slot_and_no_covariance_is_a_kernel_density():
     x, y = samples(40)
-    head = MemoryHead(
+    head = plain(
         features=6, classes=4, capacity=160, growth="all", shrinkage=1.0, beta=0.5, class_weight=0.0, confidence=1.0
     )
     head.observe(x, y)
@@ -94,7 +95,7 @@ def test_every_sample_a_slot_and_no_covariance_is_a_kernel_density():
 
 
 def test_far_features_are_read_as_near_ones():
-    near, far = (MemoryHead(features=6, classes=4, capacity=40) for _ in range(2))
+    near, far = (plain(features=6, classes=4, capacity=40) for _ in range(2))
     x, y = samples(300)
     near.observe(x, y)
     far.observe(x + 256, y)
@@ -116,7 +117,7 @@ def test_gradients_reach_the_features_and_nothing_else():
 
 def test_slots_are_means_of_the_samples_that_they_count():
     x, y = samples(500)
-    slots, given_to = ClassSlots(features=6, classes=4, slots=10, growth="plateau", storage="float32"), []
+    slots, given_to = ClassSlots(features=6, classes=4, options=DictionaryOptions(capacity=10), storage="float32"), []
     seen = torch.zeros(4, dtype=torch.int64)
     choose = slots._choose
     slots._choose = lambda *a: given_to.append(choose(*a)) or given_to[-1]
@@ -133,7 +134,7 @@ def test_slots_are_means_of_the_samples_that_they_count():
 
 
 def test_a_sample_goes_to_the_nearest_slot_of_its_class():
-    head = MemoryHead(features=2, classes=2, capacity=4, chunk_size=1, growth="all")
+    head = plain(features=2, classes=2, capacity=4, chunk_size=1, growth="all")
     head.observe(torch.tensor([[0.0, 0], [10, 0], [0, 1], [0, -1]]), torch.tensor([0, 0, 1, 1]))
     head.observe(torch.tensor([[1.0, 0.5]]), torch.tensor([0]))
     assert head.slots.counts.tolist() == [[2, 1], [1, 1]]
@@ -142,7 +143,7 @@ def test_a_sample_goes_to_the_nearest_slot_of_its_class():
 
 def test_growth_resumes_with_new_classes_and_plateaus_on_known_ones():
     x, y = samples(4000)
-    head, sizes = MemoryHead(features=6, classes=4, capacity=80), []
+    head, sizes = plain(features=6, classes=4, capacity=80), []
     for classes in ([0, 1], [0, 1], [2, 3], [2, 3]):
         for half in range(2):
             mine = torch.isin(y, torch.tensor(classes))
@@ -161,7 +162,7 @@ def test_growth_resumes_with_new_classes_and_plateaus_on_known_ones():
 @given(cuts=st.lists(st.integers(0, 150), max_size=6))
 def test_batches_do_not_matter(cuts):
     x, y = samples(150)
-    whole, pieces = (MemoryHead(features=6, classes=4, capacity=40) for _ in range(2))
+    whole, pieces = (plain(features=6, classes=4, capacity=40) for _ in range(2))
     whole.observe(x, y)
     edges = [0, *sorted(cuts), 150]
     for start, end in itertools.pairwise(edges):
@@ -172,7 +173,7 @@ def test_batches_do_not_matter(cuts):
 
 def test_single_samples_are_as_good_as_batches():
     whole, x, y = filled(storage="int8")
-    single = MemoryHead(features=6, classes=4, capacity=40, storage="int8")
+    single = plain(features=6, classes=4, capacity=40, storage="int8")
     for row, label in zip(x, y, strict=True):
         single.observe(row[None], label[None])
     assert bytes_of(single) == bytes_of(whole)
@@ -180,19 +181,19 @@ def test_single_samples_are_as_good_as_batches():
 
 def test_normalised_features_have_no_length():
     head, x, y = filled(normalise=True)
-    scaled = MemoryHead(features=6, classes=4, capacity=40, normalise=True)
+    scaled = plain(features=6, classes=4, capacity=40, normalise=True)
     scaled.observe(x * torch.rand(300, 1).add(0.5), y)
     torch.testing.assert_close(scaled(3 * x), head(x), rtol=1e-3, atol=1e-3)
     assert head(torch.zeros(1, 6)).isfinite().all()
 
 
 def test_what_waits_is_read():
-    head = MemoryHead(features=6, classes=4, capacity=40, chunk_size=64)
+    head = plain(features=6, classes=4, capacity=40, chunk_size=64)
     x, y = samples(63)
     head.observe(x, y)
     assert head.size == 0
     assert head.tokens == 63
-    closed = MemoryHead(features=6, classes=4, capacity=40, chunk_size=63)
+    closed = plain(features=6, classes=4, capacity=40, chunk_size=63)
     closed.observe(x, y)
     torch.testing.assert_close(head(x), closed(x))
 
@@ -209,7 +210,7 @@ def test_reading_and_calibrating_write_nothing():
 
 
 def test_an_empty_memory_knows_nothing():
-    head = MemoryHead(features=3, classes=5, capacity=5)
+    head = plain(features=3, classes=5, capacity=5)
     torch.testing.assert_close(head(torch.randn(4, 3)).exp(), torch.full((4, 5), 0.2))
     head.observe(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
     assert head.tokens == head.size == 0
@@ -218,7 +219,7 @@ def test_an_empty_memory_knows_nothing():
 
 def test_classes_come_at_any_time():
     x, y = samples(400)
-    head = MemoryHead(features=6, classes=4, capacity=40)
+    head = plain(features=6, classes=4, capacity=40)
     head.observe(x[:1], y[:1])  # a single sample: no variance at all
     assert head(x).isfinite().all()
     assert (head(x).argmax(1) == y[0]).all()
@@ -233,7 +234,7 @@ def test_classes_come_at_any_time():
 
 
 def test_repeated_and_constant_samples_make_no_nan():
-    head = MemoryHead(features=6, classes=4, capacity=8, storage="int8")
+    head = plain(features=6, classes=4, capacity=8, storage="int8")
     head.observe(torch.ones(100, 6), torch.arange(100) % 2)
     torch.testing.assert_close(head(torch.ones(1, 6)).exp()[0, :2], torch.tensor([0.5, 0.5]), rtol=1e-3, atol=1e-3)
 
@@ -242,7 +243,7 @@ def test_repeated_and_constant_samples_make_no_nan():
 def test_state_survives(storage):
     head, x, _ = filled(storage=storage)
     expected = head(x)
-    other = MemoryHead(features=6, classes=4, capacity=40, storage=storage)
+    other = plain(features=6, classes=4, capacity=40, storage=storage)
     other(x)  # a reading made before must not outlive the load
     buffer = io.BytesIO()
     torch.save(head.state_dict(), buffer)
@@ -261,7 +262,7 @@ def test_state_survives(storage):
 def test_parents_move_and_load_it_too():
     head, x, _ = filled()
     expected = head(x)
-    parent = torch.nn.Sequential(MemoryHead(features=6, classes=4, capacity=40))
+    parent = torch.nn.Sequential(plain(features=6, classes=4, capacity=40))
     parent(x)
     parent.load_state_dict({f"0.{k}": v for k, v in head.state_dict().items()})
     assert torch.equal(parent.to(torch.float64)(x), expected)
@@ -282,7 +283,7 @@ def test_fewer_bytes(storage, per_entry, per_slot):
 
 def test_int8_means_follow_many_samples():
     """Each of the last of 600 samples moves the mean by less than a step of int8, and still it arrives."""
-    slots = ClassSlots(features=8, classes=1, slots=1, growth="plateau", storage="int8")
+    slots = ClassSlots(features=8, classes=1, options=DictionaryOptions(capacity=1), storage="int8")
     ends = torch.tensor([[0.0, 1.0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], [0.0, 1.0, 0.7, 0.6, 0.5, 0.4, 0.3, 0.1]])
     seen = torch.zeros(1, dtype=torch.int64)
     for turn in range(600):
@@ -329,7 +330,7 @@ def test_state_is_a_dictionary_of_one_row_a_class():
 )
 def test_errors_name_what_is_wrong(options, message):
     with pytest.raises(ValueError, match=message):
-        MemoryHead(**{"features": 6, "classes": 4, "capacity": 40, **options})
+        plain(**{"features": 6, "classes": 4, "capacity": 40, **options})
 
 
 def test_wrong_data_is_refused_and_not_written():

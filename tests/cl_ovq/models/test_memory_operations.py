@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_helpers import filled, samples
+from memory_helpers import filled, plain, samples
 
-from cl_ovq.models.memory import MemoryHead
 from cl_ovq.models.read_out import FLOOR
 
 
 def test_merged_heads_know_what_both_learned():
     x, y = samples(600)
-    a, b, whole = (MemoryHead(features=6, classes=4, capacity=80) for _ in range(3))
+    a, b, whole = (plain(features=6, classes=4, capacity=80) for _ in range(3))
     first = y < 2
     a.observe(x[first], y[first])
     b.observe(x[~first], y[~first])
@@ -29,7 +28,7 @@ def test_merged_heads_know_what_both_learned():
     used = a.slots.counts > 0
     assert (used.int().diff(dim=1) <= 0).all()  # no holes
     with pytest.raises(ValueError, match="equal slots"):
-        a.merge_(MemoryHead(features=6, classes=4, capacity=40))
+        a.merge_(plain(features=6, classes=4, capacity=40))
 
 
 def test_forgetting_a_class_leaves_the_others():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from quick_settings import built
 from torch import nn
 
-from cl_ovq.config.schema import DictionaryConfig, ExperimentConfig, ModelConfig, StreamConfig
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import SoftmaxAttention, dictionaries
 from cl_ovq.models import MODELS, PatchTransformer, build_model
@@ -79,11 +79,8 @@ def test_every_model_of_the_registry_is_built_for_every_scenario(head, scope, sc
     stream = build_stream("split_digits", SplitOptions(scenario=scenario, experiences=2), seed=0)
     x = stream.samples.gather(torch.arange(4))
     for name in MODELS.keys() - {"sequence_model"}:  # which reads no images
-        config = ExperimentConfig(
-            stream=StreamConfig("split_digits", SplitOptions()),
-            model=ModelConfig(name=name, width=8, heads=2, depth=3, head=head),
-            dictionary=DictionaryConfig(scope=scope),
-        )
+        sizes = {"name": name, "width": 8, "heads": 2, "depth": 3, "head": head}
+        config = built(model=sizes, dictionary={"scope": scope})
         model = build_model(config, stream).eval()
         logits = model(x, 1) if scenario == "task_incremental" else model(x)
         assert logits.shape == (4, 5 if scenario == "domain_incremental" else 10)

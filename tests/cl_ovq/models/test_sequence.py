@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from quick_settings import built
 from torch import nn
 
-from cl_ovq.config.schema import DictionaryConfig, ExperimentConfig, ModelConfig, StreamConfig
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, dictionaries
 from cl_ovq.models import SequenceModel, build_model
@@ -29,12 +29,9 @@ def regression():
 
 def build(stream, scope="sequence", **changes):
     torch.manual_seed(0)
-    config = ExperimentConfig(
-        stream=StreamConfig(stream.name, RecallOptions()),
-        model=ModelConfig(name="sequence_model", **{"width": 16, "heads": 2, "convolution": 3, **changes}),
-        dictionary=DictionaryConfig(scope=scope, capacity=8, chunk_size=4),
-    )
-    return build_model(config, stream)
+    sizes = {"width": 16, "heads": 2, "convolution": 3, **changes}
+    dictionary = {"scope": scope, "capacity": 8, "chunk_size": 4}
+    return build_model(built("recall", model={"name": "sequence_model", **sizes}, dictionary=dictionary), stream)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -56,7 +53,7 @@ def test_vectors_have_one_number_for_an_output(regression):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_pieces_are_the_whole(recall, mixer):
-    model = build(recall, mixer=mixer, state_size=4, slots=4, codes=6, window=5).eval()
+    model = build(recall, mixer=mixer, state_size=4, slots=4, codebook_size=6, window=5).eval()
     x = recall.samples.gather(torch.arange(3))
     with torch.no_grad():
         whole, _ = model.go_on(x)
@@ -68,7 +65,7 @@ def test_pieces_are_the_whole(recall, mixer):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_padding_changes_nothing(recall, mixer):
-    model = build(recall, mixer=mixer, state_size=4, slots=4, codes=6, window=5).eval()
+    model = build(recall, mixer=mixer, state_size=4, slots=4, codebook_size=6, window=5).eval()
     x = recall.samples.gather(torch.arange(3))
     padded = torch.cat((x, torch.full((3, 5), PADDING)), 1)
     with torch.no_grad():
@@ -119,17 +116,16 @@ def test_models_and_streams_that_do_not_fit_are_mistakes(recall, regression):
 
 
 def _build_named(stream, name):
-    config = ExperimentConfig(stream=StreamConfig(stream.name, RecallOptions()), model=ModelConfig(name=name))
-    return build_model(config, stream)
+    return build_model(built("recall", model={"name": name}), stream)
 
 
 @pytest.mark.parametrize("kind", ["recall", "regression"])
 def test_a_saved_model_answers_as_before(kind, recall, regression, tmp_path):
     stream = recall if kind == "recall" else regression
-    config = ExperimentConfig(
-        stream=StreamConfig(stream.name, RecallOptions(**SMALL) if kind == "recall" else RegressionOptions(**SMALL)),
-        model=ModelConfig(name="sequence_model", width=16, heads=2, pattern=["vq", "ovq"], codes=5),
+    config = built(
+        kind, model={"name": "sequence_model", "width": 16, "heads": 2, "pattern": ["vq", "ovq"], "codebook_size": 5}
     )
+    config.stream.options = (RecallOptions if kind == "recall" else RegressionOptions)(**SMALL)
     torch.manual_seed(0)
     model = build_model(config, stream).eval()
     save_model(tmp_path / "model.pt", model, config, stream)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from study_helpers import run
 
-from cl_ovq.studies.lengths import comparable_rows, lengths_table
+from cl_ovq.studies.lengths import comparable_rows, comparable_tables
 
 LENGTHS = """
 title: Recall
@@ -33,7 +33,10 @@ def test_rows_over_length_are_means_over_seeds(tmp_path):
     (tmp_path / "lengths.yaml").write_text(LENGTHS.format(recall=tmp_path / "recall.yaml"))
     result, _ = run(tmp_path / "lengths.yaml", tmp_path / "runs")
     paths = result.write(tmp_path / "out")
-    assert [path.name for path in paths[2:]] == ["lengths.png", "lengths_recall.png"]
+    assert [path.name for path in paths] == [
+        *("lengths.json", "lengths.md", "lengths.tex", "lengths.csv", "lengths_recall.csv"),
+        *("lengths.png", "lengths_recall.png"),
+    ]
     text = paths[1].read_text()
     assert "| recall: accuracy over tokens | 16 | 64 |" in text
     assert "Trained at 16 tokens." in text
@@ -69,5 +72,5 @@ def test_rows_over_length_are_means_over_seeds(tmp_path):
         "recall_16": ["softmax"],
         "recall_16_64": ["OVQ"],
     }
-    assert "| recall, softmax |" in lengths_table("recall_16", groups["recall_16"])
+    assert "| recall, softmax |" in comparable_tables(result.rows)["recall_16"].to_markdown()
     assert all(path.exists() for path in result.write(tmp_path / "apart"))

@@ -7,14 +7,13 @@ import pytest
 from rich.console import Console
 
 from cl_ovq.errors import UserError
+from cl_ovq.evaluation.aggregates import Aggregate
 from cl_ovq.results import FILE_NAME, Result
-from cl_ovq.seeds import Aggregate
 from cl_ovq.studies.published import (
     Reproduction,
     list_published,
     load_published,
     reproduce,
-    to_markdown,
     to_table,
 )
 
@@ -44,7 +43,7 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     first = reproduce(load_published([row("one")]), 2, tmp_path, Console(file=io.StringIO()))[0]
     runs = [Result.read(path) for path in sorted((tmp_path / "one").rglob(FILE_NAME))]
     assert [run.config["seed"] for run in runs] == [0, 1]
-    assert {run.config["evaluation"]["stream"] for run in runs} == {"test"}
+    assert {run.config["evaluation"]["split"] for run in runs} == {"test"}
     assert first.measured.mean == pytest.approx(np.mean([run.metrics["accuracy"] for run in runs]))
     measured = first.measured.mean
     names = [row(*pair) for pair in (("one", measured + 0.009), ("two", measured - 0.02), ("three", measured + 0.02))]
@@ -55,10 +54,10 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     again = reproduce(load_published([names[0]]), 2, tmp_path, Console(file=io.StringIO()))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob(FILE_NAME)} == before  # nothing is run again
     assert again[0].verdict == "reproduced"
-    text = to_markdown(again)
+    text = to_table(again, sources=True).to_markdown()
     assert f"| one | {measured + 0.009:.4f} | 0.010 | {measured:.4f} +- " in text
     assert "| 2 | reproduced | somebody |" in text
-    assert to_table(again).row_count == 1
+    assert len(to_table(again).rows) == 1
 
 
 def test_data_that_is_not_there_is_said_and_the_rest_is_measured(row, tmp_path):

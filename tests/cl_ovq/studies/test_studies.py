@@ -52,13 +52,13 @@ def test_tuning_is_on_validation_data_with_other_seeds_and_takes_the_best(done):
     result, folder = done
     tuned = [Result.read(path) for path in results(folder) if "validation" in path.parent.name]
     assert {run.config["seed"] for run in tuned} == {7}
-    assert {run.config["evaluation"]["stream"] for run in tuned} == {"validation"}
+    assert {run.config["evaluation"]["split"] for run in tuned} == {"validation"}
     scores = {run.config["optimizer"]["learning_rate"]: run.metrics["accuracy"] for run in tuned}
     assert set(scores) == {1e-6, 1e-2}
     naive, replay = result.rows
     assert replay.chosen == {"optimizer.learning_rate": max(scores, key=scores.get)}
     assert naive.chosen == {}
-    assert {run.config["evaluation"]["stream"] for row in result.rows for run in row.runs} == {"test"}
+    assert {run.config["evaluation"]["split"] for row in result.rows for run in row.runs} == {"test"}
     assert [[run.config["seed"] for run in row.runs] for row in result.rows] == [[0, 1]] * 2
 
 
@@ -76,7 +76,7 @@ def test_the_table_holds_mean_and_interval_over_seeds(done):
     ]
     assert beyond.mean == pytest.approx(np.mean(differences))
     assert result.metric(replay, "forgetting_beyond_refit") is None
-    json_path, markdown, figure = result.write(folder / "out")
+    json_path, markdown, _, _, figure = result.write(folder / "out")
     saved = json.loads(json_path.read_text())
     assert saved["rows"][1]["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert f"{np.mean(values):.3f}" in markdown.read_text()
@@ -163,18 +163,18 @@ def test_a_row_without_validation_data_cannot_be_tuned(sequences):
     ("old", "new", "message"),
     [
         ("tuning:", "tunin:", "unknown key of a study 'tunin': did you mean 'tuning'?"),
-        ("seeds: [7],", "protocol: frist, seeds: [7],", "unknown protocol at tuning.protocol 'frist'"),
-        ("seeds: [7],", "protocol: [end], seeds: [7],", r"unknown protocol at tuning.protocol '\['end'\]'"),
-        ("seeds: [7],", "metric: {{a: 1}}, seeds: [7],", "metric at tuning.metric "),
-        ("seeds: [7],", "over_lengths: 3, seeds: [7],", "tuning.over_lengths: 3 is neither true nor false"),
+        ("seeds: [7],", "protocol: frist, seeds: [7],", "tuning.protocol: unknown choice 'frist'"),
+        ("seeds: [7],", "protocol: [end], seeds: [7],", r"tuning.protocol: \['end'\] is not text"),
+        ("seeds: [7],", "metric: {{a: 1}}, seeds: [7],", "tuning.metric: {'a': 1} is not text or null"),
+        ("seeds: [7],", "over_lengths: 3, seeds: [7],", "tuning.over_lengths: 3 is not true or false"),
         ("seeds: [7],", "metric: accuracy, over_lengths: true, seeds: [7],", "are two ways to choose"),
         ("seeds: [7],", "experiences: 2, seeds: [7],", "tuning.experiences: first_k_experiences needs a number"),
         ("[7]", "[0, 7]", r"tuning.seeds: \[0\] are reported too"),
         ("seeds: 2", "seeds: -1", "seeds: -1 is neither a positive whole number nor a list of seeds"),
         ("seeds: 2", "seeds: true", "seeds: True is neither"),
-        ("seeds: 2", "seeds: [3, 3]", r"seeds: \[3, 3\] is not a list of different whole numbers"),
-        ("seeds: 2", "seeds: [3, -1]", r"seeds: \[3, -1\] is not a list of different whole numbers"),
-        ("seeds: 2", "seeds: []", r"seeds: \[\] is not a list of different whole numbers"),
+        ("seeds: 2", "seeds: [3, 3]", "seeds: 3 stands there twice"),
+        ("seeds: 2", "seeds: [3, -1]", r"seeds: \[3, -1\] is not a list of whole numbers from 0"),
+        ("seeds: 2", "seeds: []", "seeds: name at least one seed"),
         ("seeds: 2", "seeds: [5, 7]", r"tuning.seeds: \[7\] are reported too"),
         ("model.name: mlp", "model.name: mpl", "row 'digits, mlp, naive': model.name: unknown model 'mpl'"),
         (
@@ -182,13 +182,13 @@ def test_a_row_without_validation_data_cannot_be_tuned(sequences):
             "model.dept: 1",
             "row 'digits, mlp, naive': unknown key 'model.dept': did you mean 'model.depth'?",
         ),
-        ("[1e-6, 1e-2]", "1e-2", "tuning.grid.optimizer.learning_rate: 0.01 is not a list of values"),
+        ("[1e-6, 1e-2]", "1e-2", "tuning.grid.optimizer.learning_rate: 0.01 is not a list"),
         ("refit: {{strategy: replay}}", "refit: {{strategy: replai}}", "refit: no row has the labels"),
         ("    replay:", "    naive :", None),
         (
             "{{seeds: [7],",
             "{{metric: acuracy, seeds: [7],",
-            "metric at tuning.metric 'acuracy': did you mean 'accuracy'",
+            "tuning.metric: unknown choice 'acuracy': did you mean 'accuracy'",
         ),
     ],
 )

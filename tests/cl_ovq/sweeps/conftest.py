@@ -28,7 +28,8 @@ def sweep_file(tiny_path, tmp_path_factory):
     def sweep_file(**sections):
         path = tmp_path_factory.mktemp("sweep") / "small.yaml"
         tree = {"experiment": str(tiny_path)} | SWEEP | sections
-        path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value is not None}))
+        given = {key: value for key, value in tree.items() if value is not None}
+        path.write_text(yaml.safe_dump(given, sort_keys=False))
         return path
 
     return sweep_file

@@ -28,8 +28,8 @@ def test_the_digits_sweep_is_one_of_16_trials():
 def test_a_trial_is_on_validation_data_and_the_test_is_not(sweep_file):
     sweep = load_sweep(str(sweep_file(selection={"seeds": [7], "test_seeds": 2})))
     trial, test = sweep.config({"optimizer.learning_rate": 0.5}, 7), sweep.config({}, 0, stream="test")
-    assert (trial.evaluation.stream, trial.seed, trial.optimizer.learning_rate) == ("validation", 7, 0.5)
-    assert test.evaluation.stream == "test"
+    assert (trial.evaluation.split, trial.seed, trial.optimizer.learning_rate) == ("validation", 7, 0.5)
+    assert test.evaluation.split == "test"
 
 
 def test_the_first_experiences_alone_choose_and_the_test_is_on_all(sweep_file):
@@ -110,10 +110,10 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
             },
             "unknown key that a trial can change as it goes .scheduler pbt. 'model.depth'",
         ),
-        ({"set": {"evaluation.stream": "test"}}, "chosen on the validation stream, never on 'test'"),
+        ({"set": {"evaluation.split": "test"}}, "chosen on the validation stream, never on 'test'"),
         (
-            {"space": {"evaluation.stream": {"choice": ["test"]}}},
-            "space.evaluation.stream: the sweep decides this itself",
+            {"space": {"evaluation.split": {"choice": ["test"]}}},
+            "space.evaluation.split: the sweep decides this itself",
         ),
         ({"space": {"seed": {"choice": [1, 2]}}}, "space.seed: the sweep decides this itself"),
         ({"set": {"stream.validation_fraction": 0}}, "0 leaves no validation data"),
@@ -132,6 +132,14 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
             "which must be one of those above it",
         ),
         ({"space": {"model.depth": {"choice": [1, 1]}}}, "a value stands there twice"),
+        (
+            {"space": {"strategy.name": {"choice": ["naive", "der"]}, "strategy.alpha": {"choice": [0.1, 0.2]}}},
+            r"strategy.alpha: 'naive' does not use it: .*: add to it in the space: when: {strategy.name: \[der\]}$",
+        ),
+        (
+            {"space": {"strategy.name": {"choice": ["gem", "der"]}}, "set": {"strategy.margin": 0.1}},
+            r"strategy.margin: 'der' .*: move it from set to space as {choice: \[0.1\], when: {strategy.name: ",
+        ),
         ({"space": None}, "space: a sweep needs it"),
         ({"resources": {"gpus": 1.5}}, "neither a whole number nor a fraction"),
         ({"compare": ["model.width"]}, "unknown key at compare"),
@@ -142,6 +150,21 @@ def test_a_mistake_is_one_line(sweep_file, sections, message):
     with pytest.raises(UserError, match=message) as raised:
         load_sweep(str(sweep_file(**sections)))
     assert "\n" not in str(raised.value)
+
+
+def test_keys_of_parts_that_only_some_trials_have(sweep_file):
+    space = {
+        "strategy.name": {"choice": ["naive", "replay", "der"]},
+        "strategy.buffer_size": {"choice": [10, 20], "when": {"strategy.name": ["replay", "der"]}},
+        "strategy.alpha": {"uniform": [0.1, 0.9], "when": {"strategy.name": ["der"]}},
+    }
+    sweep = load_sweep(str(sweep_file(space=space, search={"name": "random", "trials": 30})))
+    found = [(point, sweep.config(point, 0).strategy) for point in sweep.points()]
+    assert {strategy.name for _, strategy in found} == {"naive", "replay", "der"}
+    for point, strategy in found:
+        assert hasattr(strategy, "alpha") == ("strategy.alpha" in point) == (strategy.name == "der")
+        assert hasattr(strategy, "buffer_size") == ("strategy.buffer_size" in point) == (strategy.name != "naive")
+        assert all(getattr(strategy, key.removeprefix("strategy.")) == value for key, value in point.items())
 
 
 def test_an_unknown_sweep_is_named():

@@ -83,3 +83,18 @@ def test_optuna_suggests_points_of_the_space():
     points = [space.suggest(study.ask()) for _ in range(20)]
     assert {point["b"] for point in points} == {"x", "y"}
     assert all(("c" in point) == (point["b"] == "x") for point in points)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_combinations_are_counted_without_making_them(data):
+    tree = {}
+    for key in "abcde"[: data.draw(st.integers(1, 5))]:
+        values = data.draw(st.lists(st.integers(0, 3) | st.lists(st.integers(0, 1)), min_size=1, max_size=3))
+        values = list({repr(value): value for value in values}.values())
+        tree[key] = {data.draw(st.sampled_from(["grid", "choice"])): values}
+        if len(tree) > 1 and data.draw(st.booleans()):
+            tree[key]["when"] = {data.draw(st.sampled_from(list(tree)[:-1])): data.draw(st.lists(st.integers(0, 3)))}
+    space = read_space(tree)
+    for kinds in (("grid",), ("grid", "choice")):
+        assert space.count(kinds) == len(space.combinations(kinds))

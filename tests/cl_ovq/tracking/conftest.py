@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cl_ovq.experiment import run_experiment
+from cl_ovq.runs.run import run_experiment
 
 SRC = Path(__file__).resolve().parents[3]
 

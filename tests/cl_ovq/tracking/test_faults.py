@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.journal import JournalReader, JournalWriter
 from cl_ovq.tracking.process import SenderProcess
+from cl_ovq.tracking.records import JournalMalformed
 from cl_ovq.tracking.sender import INTERVAL
 from cl_ovq.tracking.sync import find_journals, sync
 
@@ -88,17 +89,19 @@ def test_everything_killed_is_put_right_later(store, tmp_path):
     client = MlflowClient(tracking_uri=store)
     assert client.get_run(run_id).info.status == "RUNNING"
     outcomes = []
-    until(lambda: outcomes.append(sync(tmp_path)) or outcomes[-1][0].outcome != "running")  # it dies when it dies
+    until(
+        lambda: outcomes.append(sync(tmp_path, store)) or outcomes[-1][0].outcome != "running"
+    )  # it dies when it dies
     assert [(found.outcome, found.run_id) for found in outcomes[-1]] == [("sent", run_id)]
     assert client.get_run(run_id).info.status == "KILLED"
     assert_complete(client, run_id)
-    assert sync(tmp_path) == []
+    assert sync(tmp_path, store) == []
 
 
 def test_a_run_that_goes_on_is_left_alone(store, tmp_path):
     process = start(tmp_path, store)
     run_id, _ = process.stdout.readline().split()
-    assert [run.outcome for run in sync(tmp_path)] == ["running"]
+    assert [run.outcome for run in sync(tmp_path, store)] == ["running"]
     assert MlflowClient(tracking_uri=store).get_run(run_id).info.status == "RUNNING"
     process.kill()
     process.wait()
@@ -141,19 +144,19 @@ def test_server_that_is_down_stops_nothing(run_in, tiny, tmp_path, relay, capfd)
     assert result.run_id is None
     out = tmp_path / "out"
     assert "cl-ovq sync" in capfd.readouterr().err
-    assert [run.outcome for run in sync(tmp_path)] == ["kept"]
+    assert [run.outcome for run in sync(tmp_path, relay.address)] == ["kept"]
     copy = {path.name: path.read_bytes() for path in out.glob("tracking-*")}
     assert len(copy) == 2
 
     relay.open()
-    (found,) = sync(tmp_path)
+    (found,) = sync(tmp_path, relay.address)
     assert found.outcome == "sent", found
     client = MlflowClient(tracking_uri=relay.address)
     first = client.get_run(found.run_id)
     assert first.info.status == "FINISHED"
     assert first.data.metrics["accuracy"] == result.metrics["accuracy"]
     assert json.loads((out / "results.json").read_text())["run_id"] == found.run_id
-    assert {"results.json", "matrix.png"} <= {file.path for file in client.list_artifacts(found.run_id)}
+    assert {"results.json", "config.yaml"} <= {file.path for file in client.list_artifacts(found.run_id)}
     losses = history(client, found.run_id, "loss/train")
     assert [step for step, _ in losses] == list(range(1, result.provenance["train_steps"] + 1))
 
@@ -161,7 +164,7 @@ def test_server_that_is_down_stops_nothing(run_in, tiny, tmp_path, relay, capfd)
     for name, content in copy.items():
         state = {**json.loads(content), "attempted": True} if name.endswith(".json") else None
         (out / name).write_bytes(json.dumps(state).encode() if state else content)
-    (again,) = sync(tmp_path)
+    (again,) = sync(tmp_path, relay.address)
     assert (again.outcome, again.run_id) == ("sent", found.run_id)
     assert len(client.search_runs([first.info.experiment_id])) == 1
     assert history(client, found.run_id, "loss/train") == losses
@@ -176,7 +179,7 @@ def test_server_that_hangs_does_not_hold_up_a_run(tmp_path, monkeypatch):
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr("cl_ovq.tracking.tracker.FINISHING_SECONDS", 2.0)
+        monkeypatch.setattr("cl_ovq.tracking.tracker.ENDING_SECONDS", 2.0)
         tracker = Tracker(tmp_path, uri=uri, experiment="e", run_name="r", tags={}, parameters={})
         begun = time.monotonic()
         for step in range(1000):
@@ -239,7 +242,7 @@ def test_resumed_run_that_was_never_sent(store, tmp_path):
             for step in steps:
                 tracker.log({"m": step}, step)
     assert tracker.run_id is None
-    (found,) = sync(tmp_path, store)
+    (found,) = sync(tmp_path, store, anyway=True)
     assert found.outcome == "sent", found
     client = MlflowClient(tracking_uri=store)
     assert history(client, found.run_id, "m") == [(step, step) for step in range(1, 9)]
@@ -268,21 +271,36 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(store, tmp_path, capfd):
         tracker.tag({"after": "it"})
     run = MlflowClient(tracking_uri=store).get_run(tracker.run_id)
     assert (run.info.status, run.data.tags["after"]) == ("FINISHED", "it")
-    assert "tracking: MLflow refused something: " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "tracking: MLflow refused 2 of what was logged: metric 'not a na!me': " in said.replace("file: ", "")
 
 
 def test_line_cut_short_is_passed_over(tmp_path):
+    """A run goes on after it, and only a run that goes on may stand after it."""
     writer = JournalWriter(tmp_path)
     writer.write("tags", values={"a": "1"})
     writer._file.write(b'{"kind":"tags","val')
     writer.close()
     reader = JournalReader(writer.path)
-    assert [record["kind"] for record, _ in reader.records(0)] == ["tags"]
-    reader.append("end", status="KILLED", time=0)
-    assert [record["kind"] for record, _ in reader.records(0)] == ["tags", "nothing", "end"]
-    reader.close()
+    assert [record.kind for record, _ in reader.records(0)] == ["tags"]
     again = JournalWriter(tmp_path, resume=True)
-    assert again.key == writer.key
+    assert (again.key, again.resumed) == (writer.key, True)
+    again.write("resume", uri="sqlite:///a.db")
+    assert [record and record.kind for record, _ in reader.records(0)] == ["tags", None, "resume"]
+    again._file.write(b'{"kind":"tags","val\n')
+    again.write("tags", values={})
+    with pytest.raises(JournalMalformed, match="is no JSON"):
+        reader.records(0)
+    again.close()
+    reader.close()
+
+
+def test_a_run_that_was_killed_in_its_first_line_begins_anew(tmp_path):
+    writer = JournalWriter(tmp_path)
+    writer._file.write(b'{"kind":"run","uri')
+    writer.close()
+    again = JournalWriter(tmp_path, resume=True)
+    assert (again.key, again.resumed, again.path.read_bytes()) == (writer.key, False, b"")
     again.close()
 
 

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 import zlib
 from contextlib import chdir
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -38,7 +39,8 @@ def test_latest_runs_are_those_of_the_last_experiment_without_aggregates(named):
 
 def test_runs_are_found_by_id_name_and_directory(named, tmp_path):
     client, ids, _ = named
-    (tmp_path / "results.json").write_text(json.dumps({"run_id": ids["second"]}))
+    shipped = json.loads((Path(__file__).parents[3] / "docs/results/quickstart_stream.json").read_text())["runs"][0]
+    (tmp_path / "results.json").write_text(json.dumps(shipped | {"run_id": ids["second"]}))
     for name, wanted in ((ids["first"], "first"), ("third", "third"), (str(tmp_path), "second")):
         assert interface.find_run(client, name).info.run_id == ids[wanted]
     with pytest.raises(UserError, match="unknown run 'thrid': did you mean 'third'"):

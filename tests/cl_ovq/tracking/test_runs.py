@@ -12,9 +12,9 @@ from mlflow.artifacts import download_artifacts
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.layout import run_color
-from cl_ovq.learning import STRATEGIES
 from cl_ovq.results import summary_metrics
-from cl_ovq.tracking import StoreCheck, Tracker, artifact_location
+from cl_ovq.strategies import STRATEGIES
+from cl_ovq.tracking import StoreCheck, Tracker, artifact_location, open_client
 from cl_ovq.tracking.process import SenderProcess
 from cl_ovq.tracking.view import COMPARED as SUMMARY
 
@@ -26,7 +26,7 @@ def tracked(request, run_in, tiny, tmp_path_factory):
     """A tracked run: its result, a client of its store, and the working directory."""
     uri = request.getfixturevalue(request.param)
     folder = tmp_path_factory.mktemp("tracked")
-    result = run_in(folder, tiny(*OVERRIDES, f"tracking.uri={uri}"))
+    result = run_in(folder, tiny(*OVERRIDES, f"tracking.uri={uri}", "figures=true"))
     return result, MlflowClient(tracking_uri=uri), folder
 
 
@@ -204,7 +204,9 @@ def test_a_second_run_joins_the_experiment_and_says_nothing(tracked, run_in, tin
     assert result.output_dir != second.output_dir
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////dev/null/store.db", "nonsense://somewhere", "no_such_folder"])
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////dev/null/store.db", "nonsense://somewhere", "no_such_folder", "sqlite://x.db"]
+)
 def test_store_that_cannot_be_opened(run_in, tiny, tmp_path, uri):
     with pytest.raises(UserError, match=rf"^tracking\.uri: cannot open the store '{uri}': .+"):
         run_in(tmp_path, tiny("tracking.enabled=true", f"tracking.uri={uri}", f"output_dir={tmp_path / 'result'}"))
@@ -212,6 +214,12 @@ def test_store_that_cannot_be_opened(run_in, tiny, tmp_path, uri):
     with pytest.raises(UserError, match=r"^tracking\.uri: "):
         run_in(tmp_path, tiny("tracking.enabled=true", f"tracking.uri={uri}"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["runs/mine.db", "sqlite:runs/mine.db", "sqlite://runs/mine.db"])
+def test_an_address_that_lacks_its_beginning_is_told(uri):
+    with pytest.raises(UserError, match=r"^tracking\.uri: .* write sqlite:///runs/mine\.db[, ]"):
+        open_client(uri)
 
 
 def test_output_directory_that_cannot_be_made(run_in, tiny, tmp_path):
@@ -226,7 +234,7 @@ def test_training_that_fails_marks_the_run(run_in, tiny, tmp_path, store):
     name = "fails_in_its_third_step"
 
     @STRATEGIES.enter(name, "raises, to see what is left of the run")
-    def _fails(config, plugins, common, stream):
+    def _fails(options, context):
         from avalanche.training.plugins import SupervisedPlugin
 
         class Fail(SupervisedPlugin):
@@ -234,14 +242,15 @@ def test_training_that_fails_marks_the_run(run_in, tiny, tmp_path, store):
                 if strategy.clock.train_iterations == 2:
                     raise ZeroDivisionError("in training")
 
-        return STRATEGIES["naive"](config, [*plugins, Fail()], common, stream)
+        context.plugins.append(Fail())
+        return context.naive()
 
     overrides = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=fails", f"strategy.name={name}")
     try:
         with pytest.raises(ZeroDivisionError, match="in training"):
             run_in(tmp_path, tiny(*overrides))
     finally:
-        del STRATEGIES._parts[name], STRATEGIES._summaries[name]
+        del STRATEGIES._parts[name]
     client = MlflowClient(tracking_uri=store)
     (found,) = client.search_runs([client.get_experiment_by_name("fails").experiment_id])
     assert found.info.status == "FAILED"

@@ -1,8 +1,7 @@
-"""From the run's one seed to every source of randomness.
+"""From a run's one seed to every source of randomness.
 
-The seed for a purpose is the first four bytes (big endian) of the SHA-256 of `"<seed>/<purpose>"`, so that no two
-purposes share a sequence of random numbers, and adding one changes no other. Purposes: `stream` (order of classes),
-`model` (initial weights), `training` (order of batches, replay, dropout).
+Purposes: `stream` (order of classes), `model` (initial weights), `training` (order of batches, replay, dropout), and
+`dictionary/<layer>` (tokens that seed slots, `mixers.ovq.seed_dictionaries`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,11 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """Return the seed for one purpose, in 0 .. 2^32 - 1."""
+    """Return the seed for one purpose, in 0 .. 2^32 - 1.
+
+    It is the first four bytes (big endian) of the SHA-256 of `"<seed>/<purpose>"`, so that no two purposes share a
+    sequence of random numbers, and adding one changes no other.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4])
 
 

@@ -1,0 +1,141 @@
+"""What keeps a figure small and readable whatever it shows: sizes, ticks, curves, legends, heat maps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+    from cl_ovq.evaluation.metrics import Matrix
+
+INCHES = 14.0  # a figure's longest side
+NUMBERED = 15  # columns and rows of a heat map with a number in every cell
+TICKS = 20  # of an axis
+CELLS = 500  # rows and columns of an image; about its pixels
+VERTICES = 2000  # of a curve; more than twice the pixels of an axis
+LISTED = 12  # entries of a legend
+LABEL = 40  # characters of a label
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches; a side that is too long is cut to `INCHES`."""
+    return Figure(figsize=(min(width, INCHES), min(height, INCHES)), layout="constrained")
+
+
+def marked(first: int, last: int, most: int = TICKS) -> list[int]:
+    """Return the whole numbers to mark on an axis: all of them, or the first and at most half of `most` round ones."""
+    if last - first < most:
+        return list(range(first, last + 1))
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    step = next(step for step in steps if (last - first) / step <= most / 2)
+    return [first, *(number for number in range(0, last + 1, step) if number >= first + step / 2)]
+
+
+def mark_names(axis: Any, names: Sequence[str], most: int = 3 * TICKS) -> None:
+    """Mark places 0, 1, ... of an axis with names; every few of them, where there is no room for more than `most`."""
+    step = math.ceil(len(names) / most)
+    places = range(0, len(names), step)
+    axis.set_ticks(places, [shortened(names[place]) for place in places], fontsize="small")
+
+
+def shortened(text: str) -> str:
+    """Return a label, cut in its middle where it is too long to be shown."""
+    return text if len(text) <= LABEL else f"{text[: LABEL // 2]}...{text[3 - LABEL // 2 :]}"
+
+
+def thinned(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return a curve of at most `VERTICES` points that looks like the given one: its lows and peaks are kept.
+
+    Args:
+        x: `[P]`, in order.
+        y: `[P]`.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) <= VERTICES:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), VERTICES // 4)
+    low, high = np.where(np.isnan(y), np.inf, y), np.where(np.isnan(y), -np.inf, y)
+    found = [(part[0], part[low[part].argmin()], part[high[part].argmax()], part[-1]) for part in parts]
+    kept = np.unique(np.array(found))
+    return x[kept], y[kept]
+
+
+def mark_experiences(axes: Axes, places: Sequence[float], label: str) -> None:
+    """Label the horizontal axis, and draw dotted lines where experiences begin, unless they are too many."""
+    drawn = places if len(places) <= 2 * TICKS else ()
+    for place in drawn:
+        axes.axvline(place, color="grey", linestyle=":", linewidth=0.8)
+    axes.set_xlabel(f"{label} (dotted: a new experience)" if drawn else label)
+
+
+def legend(owner: Axes | Figure, axes: Axes | None = None, **options: Any) -> None:
+    """Draw a legend, of which the last entry says how many there are for which there is no room.
+
+    Args:
+        owner: what the legend is drawn in.
+        axes: whose curves it names; the owner's if None.
+        options: of matplotlib's legend.
+    """
+    handles, labels = (axes or owner).get_legend_handles_labels()  # type: ignore[union-attr]
+    if not handles:
+        return
+    labels = [shortened(label) for label in labels]
+    if len(handles) > LISTED:
+        labels = [*labels[: LISTED - 1], f"... and {len(labels) - LISTED + 1} more"]
+        handles = [*handles[: LISTED - 1], Line2D([], [], linestyle="none")]
+    owner.legend(handles, labels, fontsize="small", **options)
+
+
+def task_color(task: int, tasks: int) -> Any:
+    """Return the colour of an experience, the same in every figure."""
+    return colormaps["viridis"](task / max(1, tasks - 1))
+
+
+def raster(matrix: Matrix) -> Matrix:
+    """Return a matrix of at most `CELLS` rows and columns: means over blocks of a larger one, NaN where all are NaN."""
+    for axis, size in enumerate(matrix.shape):
+        if size > CELLS:
+            starts = np.linspace(0, size, CELLS, endpoint=False).astype(int)
+            counts = np.add.reduceat(~np.isnan(matrix), starts, axis=axis, dtype=float)
+            sums = np.add.reduceat(np.nan_to_num(matrix), starts, axis=axis)
+            matrix = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return matrix
+
+
+def heat_map(
+    axes: Axes, cells: Matrix, experiences: int, scale: tuple[float, float], *, numbered: bool, ticks: int = TICKS
+) -> AxesImage:
+    """Draw a results matrix: row i is after experience i (0: before training), column j is test experience j.
+
+    Args:
+        axes: to draw in.
+        cells: `raster` of the matrix.
+        experiences: T, the columns of the matrix.
+        scale: ends of the scale of colours.
+        numbered: whether each cell holds its number.
+        ticks: of an axis, see `marked`.
+    """
+    low, high = scale
+    extent = (0.5, experiences + 0.5, experiences + 0.5, -0.5)
+    image = axes.imshow(cells, vmin=low, vmax=high, cmap="viridis", aspect="auto", extent=extent)
+    if numbered:
+        for (i, j), value in np.ndenumerate(cells):
+            if not np.isnan(value):
+                color = "white" if value < low + 0.6 * (high - low) else "black"
+                axes.text(j + 1, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize="small")
+    axes.set_xticks(marked(1, experiences, ticks))
+    moments = marked(0, experiences, ticks)
+    names = [f"after {i}" if experiences < ticks else str(i) for i in moments[1:]]
+    axes.set_yticks(moments, ["before", *names])
+    return image

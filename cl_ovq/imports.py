@@ -1,0 +1,130 @@
+"""Parts from outside: modules and files of the user's own, whose import enters parts into the registries.
+
+Importing runs code. So nothing is imported but what the person names: in a configuration that is given by name, with
+`--import`, or in the environment variable `CL_OVQ_IMPORTS`; and the packages that are installed with an entry point of
+the group `cl_ovq.parts`. What a file names that came from elsewhere (a result, a checkpoint, a study's experiment) is
+never imported because of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from cl_ovq.errors import UserError, first_line
+from cl_ovq.paths import expanded, is_file
+
+VARIABLE = "CL_OVQ_IMPORTS"  # a JSON list of modules and absolute paths: processes that are started inherit it
+GROUP = "cl_ovq.parts"
+SUFFIX = ".py"
+
+
+def import_parts(names: Sequence[str], folder: Path | None = None) -> list[str]:
+    """Import modules and files now, and in every process that is started from here on.
+
+    Args:
+        names: modules (`my_lab.parts`) and files (`./parts.py`). One that was imported before is not run again.
+        folder: what a file's path is relative to; the working directory if None.
+
+    Returns:
+        The names, files by their absolute paths.
+
+    Raises:
+        UserError: there is no such file or module, or it fails when it is imported.
+    """
+    absolute = []
+    for name in names:
+        found = _absolute(name, folder or Path())
+        _import(found, name)
+        known = _inherited()
+        if found not in known:
+            os.environ[VARIABLE] = json.dumps([*known, found])
+        absolute.append(found)
+    return absolute
+
+
+def check_imported(names: Sequence[str], folder: Path) -> list[str]:
+    """Return the absolute names of imports that a file asks for which the person did not name.
+
+    Raises:
+        UserError: one of them is not imported already.
+    """
+    absolute = [_absolute(name, folder) for name in names]
+    if missing := [name for name in absolute if name not in _inherited()]:
+        raise UserError(
+            f"imports: {missing[0]} is asked for by what was not given as a file by name, and importing runs code: "
+            f"add --import {missing[0]}, or call cl_ovq.import_parts"
+        )
+    return absolute
+
+
+def import_inherited() -> None:
+    """Import what installed packages enter, and what `CL_OVQ_IMPORTS` names.
+
+    Raises:
+        UserError: one of them fails.
+    """
+    for point in entry_points(group=GROUP):
+        _import(point.value.partition(":")[0], f"{GROUP}: {point.name}")
+    for name in _inherited():
+        _import(_absolute(name, Path()), f"{VARIABLE}: {name}")
+
+
+def stored_hint(imports: object) -> str:
+    """Return what to add to the message of a mistake in a stored configuration, which may be that parts are missing."""
+    missing = [name for name in imports if name not in _inherited()] if isinstance(imports, list) else []
+    return f" (it was made with --import {' --import '.join(map(str, missing))})" if missing else ""
+
+
+def _inherited() -> list[str]:
+    text = os.environ.get(VARIABLE, "")
+    if not text.strip():
+        return []
+    try:
+        names = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
+    except ValueError as error:
+        raise UserError(f"{VARIABLE}: it is no JSON list of modules and files") from error
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{VARIABLE}: it is no list of modules and files")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """Return a module's name as it is, and a file's as an absolute path."""
+    if not name.endswith(SUFFIX) and os.sep not in name:
+        return name
+    path = (folder / expanded(name)).resolve()
+    if not is_file(path):
+        raise UserError(f"imports: there is no file {path}")
+    return str(path)
+
+
+def _import(name: str, given: str) -> None:
+    module = name if os.sep not in name else f"cl_ovq_parts_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    if module in sys.modules:
+        return
+    warnings.filterwarnings("ignore", message="no QP solver found")  # what Avalanche imports says of itself
+    try:
+        if os.sep not in name:
+            importlib.import_module(module)
+            return
+        spec = importlib.util.spec_from_file_location(module, name)
+        assert spec is not None
+        assert spec.loader is not None
+        made = importlib.util.module_from_spec(spec)
+        sys.modules[module] = made  # before it runs: its dataclasses look themselves up there
+        try:
+            spec.loader.exec_module(made)
+        except BaseException:
+            del sys.modules[module]
+            raise
+    except Exception as error:  # of whatever kind: it is their code
+        raise UserError(f"imports: {given}: {type(error).__name__}: {first_line(error)}") from error

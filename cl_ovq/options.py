@@ -1,0 +1,58 @@
+"""How a part declares its options: dataclass fields with a meaning and a range, beside the part itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cl_ovq.registry import Registry
+
+# Values beyond these can only fail: no machine has the memory, or the run never ends.
+WIDEST = 65_536  # features
+COUNT = 10**11  # slots, samples
+LONGEST = 2**24  # tokens in a sequence
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    maximum: float | None = None,
+    parts: Registry[Any] | None = None,
+    replaces: str | None = None,
+) -> Any:
+    """Declare a field of an options dataclass.
+
+    Args:
+        default: the value when the configuration says nothing; a list or dict is copied for each use.
+        help: what the field means, with its unit.
+        choices: the names it may hold.
+        minimum: the smallest value.
+        exclusive_minimum: a bound that the value must exceed.
+        maximum: the largest value.
+        parts: the field names a part, or a list of parts, of this registry. The options of the named parts join the
+            section that the field is in.
+        replaces: another field of the same dataclass, whose part is not used where this field is set.
+    """
+    given = {
+        "choices": choices,
+        "minimum": minimum,
+        "exclusive_minimum": exclusive_minimum,
+        "maximum": maximum,
+        "parts": parts,
+        "replaces": replaces,
+    }
+    metadata = {"help": help} | {name: value for name, value in given.items() if value is not None}
+    if isinstance(default, list | dict):
+        kind = type(default)
+        return field(default_factory=lambda: kind(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class NoOptions:
+    """The options of a part that has none."""

@@ -1,0 +1,1 @@
+"""Runs of experiments: start with `run.py`, where one run stands on one page."""

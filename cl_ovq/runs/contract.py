@@ -1,0 +1,76 @@
+"""What a model that was given from Python must be, for the run that it is given to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cl_ovq.config import ExperimentConfig
+from cl_ovq.errors import UserError, first_line
+from cl_ovq.models.freezing import learns
+from cl_ovq.seeding import unchanged_randomness
+from cl_ovq.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from streams import Stream
+
+
+def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream) -> None:
+    """Check a model on two samples of the stream: its outputs, and what configuration and strategy need of it.
+
+    Args:
+        network: maps a batch to logits `[B, n_classes]`; of a stream of sequences `[B, T, n_classes]`, or numbers
+            `[B, T]`. Its last layer is called `head`, and what comes before it `features`, where that is needed.
+        config: names strategy and head.
+        stream: to be learned.
+
+    Raises:
+        UserError: saying what is missing, and what for.
+    """
+    name, reasons = type(network).__name__, _needs_head(network, config)
+    head = getattr(network, "head", None)
+    if reasons and not isinstance(head, nn.Linear):
+        raise UserError(f"model: {name} has no last layer `head` that is an nn.Linear, which {reasons[0]} needs")
+    if config.memory is not None and config.memory.calibrate and not hasattr(network, "features"):
+        raise UserError(f"model: {name} has no method `features`, which memory.calibrate needs")
+    if config.evaluation.lengths and not (hasattr(network, "go_on") and hasattr(network, "state_bytes")):
+        raise UserError(f"model: {name} has no methods `go_on` and `state_bytes`, which evaluation.lengths needs")
+    called: list[Any] = []
+    watch = head.register_forward_hook(lambda *_: called.append(True)) if isinstance(head, nn.Module) else None
+    training = {module: module.training for module in network.modules()}
+    rows = torch.arange(min(2, len(stream.samples)))
+    try:
+        with torch.no_grad(), unchanged_randomness():
+            outputs = network.eval()(stream.samples.gather(rows))
+    except Exception as error:  # of whatever kind: it is theirs
+        raise UserError(
+            f"model: {name} does not take a batch of the stream '{stream.name}': {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        if watch is not None:
+            watch.remove()
+    targets = stream.samples.targets[rows]
+    wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
+    if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != wanted:
+        found = list(outputs.shape) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+        raise UserError(
+            f"model: {name} maps {len(rows)} samples of '{stream.name}' to {found}, and must to {list(wanted)}"
+        )
+    if reasons and not called:
+        raise UserError(f"model: {name} does not call its `head` in its forward pass, which {reasons[0]} needs")
+
+
+def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:
+    """Return what replaces a model's head or freezes all but it."""
+    found = {
+        f"strategy.name={config.strategy.name}": STRATEGIES[config.strategy.name].is_head,
+        "model.head=memory": config.memory is not None,
+        f"model.train_encoder={config.model.train_encoder}": config.model.train_encoder != "always",
+        "a model of which nothing is to be trained": not learns(network),
+    }
+    return [reason for reason, needed in found.items() if needed]

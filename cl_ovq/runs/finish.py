@@ -1,0 +1,105 @@
+"""Ends a run: from what it has found to its result, its files and its figures."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from cl_ovq.config import to_dict
+from cl_ovq.errors import UnwrittenError
+from cl_ovq.findings import describe_findings, draw_figures, figures_of, warn
+from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes
+from cl_ovq.results import FILE_NAME, Result, carried_bytes, write_atomically
+
+if TYPE_CHECKING:
+    from cl_ovq.runs.run import Run
+
+
+def finish(run: Run) -> Result:
+    """Evaluate at other lengths, put the result together, write it, draw it, and let the callbacks have it.
+
+    Raises:
+        UnwrittenError: the result cannot be written.
+    """
+    from cl_ovq.evaluation.lengths import NotFiniteError, evaluate_beside
+    from cl_ovq.learning.divergence import DivergedError
+
+    strategy, stream, asked = run.strategy, run.stream, run.config.evaluation
+    beside: dict[str, Any] = {}
+    if run.diverged is None:
+        try:
+            beside = evaluate_beside(run.model, stream, asked, run.device)
+        except NotFiniteError as error:
+            step, experiences = strategy.clock.train_iterations, len(stream.classes_per_experience)
+            run.diverged = DivergedError(step, experiences, str(error))
+    anytime = asked.every_steps is not None
+    found = describe_findings(stream, strategy, run.recorders, asked.stop_after, anytime=anytime, diverged=run.diverged)
+    result = Result(
+        run_id=run.tracker.run_id,
+        run_name=run.name,
+        output_dir=str(run.directory),
+        config=to_dict(run.config),
+        **found,
+        **beside,
+        provenance=_provenance(run),
+    )
+    result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
+    result.provenance["memory_bytes"] = carried_bytes(result)
+    write_result(result, run.directory, run.console)
+    run.callbacks.result_written(run, result)
+    if run.config.figures:
+        draw_figures(result, figures_of(result, run.model, run.recorders), run.console)
+        try:
+            result.write(run.directory)
+        except UnwrittenError as error:
+            warn(run.console, "results", f"{error}: it stays without the names of the figures")
+    run.callbacks.run_end(run, result)
+    return result
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """Return what a result must say of how it came about, but for the bytes of dictionaries."""
+    from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
+
+    return {
+        "seed": run.config.seed,
+        "code": code_revision(),
+        "packages": package_versions(),
+        "data": run.stream.provenance,
+        "device": device_name(run.device),
+        "wall_seconds": time.perf_counter() - run.started,
+        "train_seconds": run.about["train_seconds"],
+        "train_steps": run.strategy.clock.train_iterations,
+        "peak_memory_bytes": peak_memory_bytes(run.device),
+        "replay_samples": replay_samples(run.strategy),
+        "replay_bytes": replay_bytes(run.strategy, run.stream.samples),
+        "method_bytes": method_bytes(run.strategy),
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_result(result: Result, directory: Path, console: Console) -> None:
+    """Write a run's configuration and results: before anything else is done with them, so that nothing loses them.
+
+    Raises:
+        UnwrittenError: the results cannot be written.
+    """
+    result.artifacts = {Path(FILE_NAME).stem: FILE_NAME}
+    try:
+        write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(result.config)))
+        result.artifacts["config"] = "config.yaml"
+    except UnwrittenError as error:
+        warn(console, "configuration", str(error))
+    try:
+        result.write(directory)
+    except UnwrittenError as error:
+        way = (
+            "make room, and repeat the command with --resume" if result.config["checkpoint"]["enabled"] else "make room"
+        )
+        raise UnwrittenError(f"{error}: {way}; this is the result", result.to_json()) from error

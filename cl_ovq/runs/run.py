@@ -1,0 +1,305 @@
+"""One run, from configuration to result: `run_experiment` is the whole of it on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from cl_ovq.checking import check_config, find_device
+from cl_ovq.checkpoints.resume import check_same, find_checkpoint
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.errors import UserError
+from cl_ovq.evaluation.metrics import all_task_accuracy
+from cl_ovq.findings import Recorders, stream_metrics, warn
+from cl_ovq.folder import clear, run_folder
+from cl_ovq.layout import check_store, open_tracker
+from cl_ovq.learning import OBJECTIVES, seed_everything
+from cl_ovq.models import build_model
+from cl_ovq.provenance import reset_peak_memory
+from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
+from cl_ovq.runs.finish import finish
+from cl_ovq.runs.setup import build_strategy, describe, load_stream, quiet
+from cl_ovq.seeding import unchanged_randomness
+from cl_ovq.strategies import STRATEGIES
+from cl_ovq.tracking import RunKey, Tracker, warm_up
+
+if TYPE_CHECKING:
+    # These import Avalanche, which `cl-ovq show` does not need.
+    from avalanche.training.templates import SupervisedTemplate
+
+    from cl_ovq.checkpoints.plugin import Checkpoints
+    from cl_ovq.checkpoints.resume import Begun
+    from cl_ovq.learning.divergence import DivergedError
+    from streams import Stream
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    console: Console,
+    parent: Tracker | RunKey | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Run an experiment from data to tracking. One that diverges is a result too, see `Result.diverged`.
+
+    Args:
+        config: a loaded configuration.
+        console: where progress is drawn; standard error, where standard output carries the result.
+        parent: the MLflow run that this one belongs to.
+        resume: whether to go on from the checkpoint in `output_dir`, if there is one; a run that is finished is read.
+        overwrite: whether to take the place of the run in `output_dir`, if there is one.
+        callbacks: called as the run goes, after its checkpoint is written and MLflow has its metrics.
+
+    Raises:
+        UserError: the configuration is wrong, or data is missing, or the checkpoint is damaged or another run's, or
+            another run holds the folder. Nothing has been written then.
+    """
+    with Run.open(config, console, parent, resume=resume, overwrite=overwrite, callbacks=callbacks) as run:
+        if run.result is not None:  # it was finished before
+            return run.result
+        with run.until_divergence():
+            if not run.resumed:
+                run.evaluate(row=0)
+            for row, data in run.remaining():
+                run.strategy.train(data, eval_streams=[])
+                run.evaluate(row)
+                run.callbacks.experience_end(run, row)
+        return finish(run)
+
+
+def schedule(config: ExperimentConfig, train: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Return what the strategy trains on in turn: the row of the results matrix that comes after, and the data.
+
+    Args:
+        config: names the strategy; joint training has all data at once, and every other one an experience at a time.
+        train: the experiences.
+    """
+    if STRATEGIES[config.strategy.name].at_once:
+        return [(len(train), train)]
+    return list(enumerate(train, start=1))
+
+
+class Run:
+    """A run that is going on, made by `Run.open`.
+
+    Of a run that was finished before, only the first five attributes are there.
+
+    Attributes:
+        config: its configuration.
+        name: model, strategy and seed in words.
+        directory: where its files go; no other run writes there meanwhile.
+        console: where progress is drawn.
+        result: of a run that was finished before; None for any other.
+        resumed: whether it goes on from a checkpoint.
+        stream, model, device, strategy: what is learned, by what, where and how.
+        tracker: the MLflow run; one that forgets everything where tracking is off.
+        recorders: what is measured.
+        checkpoints: counts the experiences that are over, and the seconds.
+        callbacks: called as the run goes.
+        about: what a checkpoint tells of the run: configuration, `train_seconds`, `wall_seconds`.
+        started: when it began, by `time.perf_counter`, as if it had never been interrupted.
+        experiences: that are learned altogether.
+        metrics: of the experiences so far, by name; empty before the first one is over.
+        diverged: how training ended, if it did not come to its end.
+    """
+
+    resumed: bool
+    stream: Stream
+    model: torch.nn.Module
+    device: torch.device
+    strategy: SupervisedTemplate
+    tracker: Tracker
+    recorders: Recorders
+    checkpoints: Checkpoints
+    callbacks: Callback
+    about: dict[str, Any]
+    started: float
+    experiences: int
+
+    def __init__(self, config: ExperimentConfig, directory: Path, console: Console) -> None:
+        self.config = config
+        self.name = describe(config)
+        self.directory = directory
+        self.console = console
+        self.result: Result | None = None
+        self.metrics: dict[str, float] = {}
+        self.diverged: DivergedError | None = None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        config: ExperimentConfig,
+        console: Console,
+        parent: Tracker | RunKey | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> Iterator[Run]:
+        """Check everything, hold the folder, and make what is needed to train: see `run_experiment`."""
+        check_config(config)
+        if config.seeds > 1:
+            raise UserError(
+                f"seeds: {config.seeds} runs are more than run_experiment makes: use cl_ovq.seeds.run_seeds"
+            )
+        if resume and config.output_dir is None:
+            raise UserError("--resume needs output_dir=DIR, the directory of the run that is to go on")
+        with ExitStack() as held:
+            folder = run_folder(config, describe(config), resume=resume, overwrite=overwrite)
+            run = cls(config, held.enter_context(folder), console)
+            begun = run._find_earlier() if resume else None
+            if run.result is None:
+                run._load()
+                if overwrite:
+                    clear(run.directory)
+                tracker = open_tracker(config, run.directory, run.name, run.device, parent, resume=begun is not None)
+                run.tracker = held.enter_context(tracker)
+                run._begin(begun, callbacks)
+            yield run
+
+    def _find_earlier(self) -> Begun | None:
+        """Take the result of the folder's run if it is finished, and otherwise return its checkpoint if there is one.
+
+        Raises:
+            UserError: it is damaged, or another run's.
+        """
+        if (self.directory / FILE_NAME).exists():
+            self.result = Result.read(self.directory)
+            check_same(self.directory / FILE_NAME, self.result.config, self.config)
+            line = f"the run in {self.directory} is finished: this is its result"
+            self.console.print(line, soft_wrap=True, markup=False)
+            return None
+        begun = find_checkpoint(self.directory, self.config)
+        if begun is None:
+            line = f"no checkpoint in {self.directory}: the run starts from the beginning"
+            self.console.print(line, soft_wrap=True, markup=False)
+        return begun
+
+    def _load(self) -> None:
+        """Build stream and model, and see whether MLflow's store would take the run.
+
+        Raises:
+            UserError: one of them cannot be had as it is configured.
+        """
+        config = self.config
+        quiet()
+        if config.tracking.enabled:
+            warm_up()  # MLflow is imported over there while data and model are made here
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.device = find_device(config.device)
+        self.stream = load_stream(config)
+        seed_everything(config.seed, "model")
+        self.model = build_model(config, self.stream)
+        if config.tracking.enabled:
+            check_store(config, self.name, self.console)
+
+    def _begin(self, begun: Begun | None, callbacks: Sequence[Callback]) -> None:
+        """Build the strategy with all that watches it, and put it where a checkpoint was taken, if there is one.
+
+        Raises:
+            UserError: the checkpoint does not fit this run.
+        """
+        from cl_ovq.checkpoints.plugin import Checkpoints
+        from cl_ovq.checkpoints.state import RunState
+        from cl_ovq.evaluation.anytime import AnytimeEvaluation
+        from cl_ovq.evaluation.census import CensusRecorder
+        from cl_ovq.evaluation.dictionaries import DictionaryRecorder
+        from cl_ovq.evaluation.logger import evaluator
+        from cl_ovq.evaluation.matrix import MatrixRecorder
+        from cl_ovq.evaluation.training import TrainingLoss
+        from cl_ovq.learning.progress import ExperienceProgress
+
+        config, stream, console = self.config, self.stream, self.console
+        earlier = begun.run["about"] if begun else {"train_seconds": 0.0, "wall_seconds": 0.0}
+        self.about = {"config": to_dict(config), "train_seconds": earlier["train_seconds"], "wall_seconds": 0.0}
+        self.started = time.perf_counter() - earlier["wall_seconds"]
+        reset_peak_memory(self.device)
+        seed_everything(config.seed, "training")
+        self.recorders = Recorders(
+            MatrixRecorder(stream.classes_per_experience, stream.kind),
+            DictionaryRecorder(config.evaluation.dictionary_every),
+            CensusRecorder(),
+        )
+        console.print(f"[bold]{escape(self.name)}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
+
+        learned = slice(config.evaluation.stop_after)
+        train = list(stream.benchmark.streams["train"])[learned]
+        self._test = stream.benchmark.streams[config.evaluation.split][learned]
+        self.experiences, self._schedule = len(train), schedule(config, train)
+
+        bar = ExperienceProgress(console, len(self._schedule))
+        metrics = evaluator(*self.recorders, TrainingLoss(), log=self.tracker.log)
+        self.strategy = build_strategy(config, stream, self.model, self.device, evaluator=metrics, plugins=[bar])
+        self.checkpoints = Checkpoints(
+            RunState(self.strategy, stream, self.recorders),
+            self.directory if config.checkpoint.enabled else None,
+            config.checkpoint.every_steps,
+            self.about,
+            self.started,
+            tell=lambda line: warn(console, "checkpoint", line),
+            settle=self.tracker.flush,
+        )
+        if config.evaluation.every_steps is not None:
+            every = config.evaluation.every_steps
+            self.strategy.plugins.append(AnytimeEvaluation(self.recorders.matrix, self._test, every))
+        self.strategy.plugins.append(self.checkpoints)
+
+        tracking = [Tracking()] if config.tracking.enabled else []
+        self.callbacks = Callbacks([Progress(bar), *tracking, Checkpointing(self.checkpoints), *callbacks])
+        self.callbacks.run_begin(self)
+        self.resumed = begun is not None
+        if begun is not None:
+            self.checkpoints.resume(begun, len(self._schedule))
+            line = f"going on after {self.checkpoints.done} of {len(self._schedule)} experiences"
+            console.print(line, highlight=False)
+
+    def remaining(self) -> list[tuple[int, Any]]:
+        """Return the part of the strategy's schedule that is still to come, see `schedule`."""
+        return self._schedule[self.checkpoints.done :]
+
+    def evaluate(self, row: int) -> None:
+        """Fill a row of the results matrix; after training, `metrics` are then those of the experiences so far.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
+        self.recorders.matrix.row = row
+        with unchanged_randomness():  # what is evaluated must not change how training goes on
+            self.strategy.eval(self._test)
+        if row == 0:
+            return
+        objective = OBJECTIVES[self.stream.kind]
+        self.metrics = stream_metrics(self.recorders.so_far(row), objective)
+        if objective.quantity == "accuracy":
+            whole = self.recorders.so_far(self.config.evaluation.stop_after)["accuracy"]
+            self.metrics["all_task_accuracy"] = all_task_accuracy(whole)[row - 1]
+
+    @contextmanager
+    def until_divergence(self) -> Iterator[None]:
+        """Train in the `with` block, which is left without an error when training diverges; say so in a line."""
+        from cl_ovq.learning.divergence import DivergedError
+
+        try:
+            yield
+        except DivergedError as error:
+            self.diverged = error
+            if self.strategy.is_training:  # cut short before it could count its seconds
+                self.checkpoints.after_training(self.strategy)
+        finally:
+            self.callbacks.training_end(self)
+        if self.diverged is not None:
+            line = f"[bold red]{escape(str(self.diverged))}[/]: the run ends here"
+            self.console.print(line, highlight=False, soft_wrap=True)
+        self.model.eval()

@@ -1,0 +1,127 @@
+"""What a run is made of: its name, its stream, and the strategy that trains its model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cl_ovq.checking import check_end
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.errors import UserError
+from cl_ovq.learning import OBJECTIVES, derive_seed
+from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
+from cl_ovq.protocols import lacking_validation
+from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
+from streams import StreamDataError, build_stream
+
+if TYPE_CHECKING:
+    # These import Avalanche, which `cl-ovq show` does not need.
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+    from streams import Stream
+
+
+def describe(config: ExperimentConfig) -> str:
+    """Return the name of a run: model, strategy and seed."""
+    named: str | None = to_dict(config)["tracking"]["run_name"]
+    if named is not None:
+        return named
+    scope, mixers = scope_of(config.dictionary), dict.fromkeys(layer_mixers(config.model))
+    parts = (f"{name}-{scope}" if MIXERS[name].has_dictionary else name for name in mixers)
+    model = "+".join(parts) or getattr(config.model, "source", "").rpartition(".")[2] or config.model.name
+    if config.memory is not None:
+        model += "-memory"
+    return f"{model} {config.strategy.name} seed {config.seed}"
+
+
+def load_stream(config: ExperimentConfig) -> Stream:
+    """Build the configured stream.
+
+    Raises:
+        UserError: its data is missing or damaged, or its options do not fit it.
+    """
+    quiet()  # before Avalanche is imported
+    from cl_ovq.evaluation.lengths import sequences_of
+
+    try:
+        stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
+    except StreamDataError as error:
+        raise UserError(f"stream: {error}") from error
+    for length in config.evaluation.lengths:
+        sequences_of(stream, length, 1, config.evaluation.split)
+    if "validation" not in stream.benchmark.streams:
+        option = lacking_validation(config.stream.options)
+        empty = f"needs a validation stream: {f'{option} is 0' if option else f'{stream.name} has none'}"
+        if config.memory is not None and config.memory.calibrate:
+            raise UserError(f"memory.calibrate: {empty}")
+        if STRATEGIES[config.strategy.name].needs_validation:
+            raise UserError(f"strategy.name: {config.strategy.name} {empty}")
+    if config.evaluation.split not in stream.benchmark.streams:
+        raise UserError(
+            f"evaluation.split: '{stream.name}' has no stream '{config.evaluation.split}' with these options: "
+            f"known: {', '.join(stream.benchmark.streams)}"
+        )
+    check_end(config, len(stream.classes_per_experience))
+    if isinstance(config.strategy, BufferOptions):
+        buffer_samples(config.strategy, stream, logits=STRATEGIES[config.strategy.name].keeps_logits)
+    return stream
+
+
+def build_strategy(
+    config: ExperimentConfig,
+    stream: Stream,
+    model: torch.nn.Module,
+    device: torch.device,
+    *,
+    evaluator: EvaluationPlugin | None = None,
+    plugins: Sequence[Any] = (),
+) -> SupervisedTemplate:
+    """Return the configured Avalanche strategy, with the plugins that this platform adds to it.
+
+    Args:
+        config: the configuration.
+        stream: its stream.
+        model: its model.
+        device: where to compute.
+        evaluator: computes metrics, see `evaluation.logger.evaluator`; none if None.
+        plugins: further ones. They see a loss before it is checked for divergence.
+    """
+    from cl_ovq.evaluation.logger import evaluator as evaluator_of
+    from cl_ovq.learning.auxiliary import AuxiliaryLoss
+    from cl_ovq.learning.batches import BatchedData
+    from cl_ovq.learning.dictionary import DictionaryScope
+    from cl_ovq.learning.divergence import DivergenceGuard
+    from cl_ovq.learning.drift import DictionaryRefresh, FirstExperienceEncoder
+    from cl_ovq.learning.memory import MemoryWrites
+
+    ours: list[Any] = [BatchedData(stream.samples), DictionaryScope(scope_of(config.dictionary)), AuxiliaryLoss()]
+    if config.memory is not None:
+        ours.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
+    if config.model.train_encoder == "first_experience":
+        ours.append(FirstExperienceEncoder())
+    if isinstance(config.dictionary, SharedOptions) and config.dictionary.refresh:
+        ours.append(DictionaryRefresh(stream))
+    ours += [*plugins, DivergenceGuard()]
+    common = {
+        "model": model,
+        "optimizer": OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters()),
+        "criterion": OBJECTIVES[stream.kind].criterion(),
+        "train_mb_size": config.strategy.batch_size,
+        "train_epochs": config.strategy.epochs,
+        "eval_mb_size": config.evaluation.batch_size,
+        "device": device,
+        "evaluator": evaluator_of() if evaluator is None else evaluator,
+    }
+    return STRATEGIES[config.strategy.name].build(config.strategy, Context(ours, common, stream))
+
+
+def quiet() -> None:
+    """Silence what the libraries say about themselves; none of it concerns the run."""
+    warnings.filterwarnings("ignore", message="No loggers specified")
+    warnings.filterwarnings("ignore", message="no QP solver found")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)

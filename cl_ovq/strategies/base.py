@@ -1,0 +1,83 @@
+"""The registry of continual-learning strategies, and what a strategy's builder is given.
+
+`docs/strategies.md` says of each strategy what it is, where it comes from, and where it cannot work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cl_ovq.registry import Part, Registry
+from cl_ovq.strategies.buffer import BufferOptions
+
+if TYPE_CHECKING:
+    # Avalanche takes seconds to import, and listing the strategies does not need it.
+    from avalanche.training.plugins import SupervisedPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+    from streams import Stream
+
+
+@dataclass
+class Context:
+    """What a strategy is built from beside its options.
+
+    Attributes:
+        plugins: the platform's plugins, which every strategy is to be given.
+        common: arguments of every Avalanche strategy: model, optimizer, criterion, batch sizes, epochs, device.
+        stream: what will be learned.
+    """
+
+    plugins: list[SupervisedPlugin]
+    common: dict[str, Any]
+    stream: Stream
+
+    def naive(self, *plugins: SupervisedPlugin) -> SupervisedTemplate:
+        """Return fine-tuning with the plugins of a method, which run before those of the platform."""
+        from cl_ovq.learning.baselines import Naive
+
+        return Naive(plugins=[*plugins, *self.plugins], **self.common)
+
+
+StrategyBuilder = Callable[[Any, Context], "SupervisedTemplate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(Part[StrategyBuilder]):
+    """A strategy of the registry.
+
+    Attributes:
+        needs_classes: whether it needs class labels of whole samples, which sequences do not have.
+        needs_validation: whether it learns with the help of validation data.
+        is_head: whether it is a classifier itself, in the place of the model's head.
+        sees_all: whether it learns from all data so far, so that others are measured against it.
+        at_once: whether it is trained once, on the whole stream.
+        keeps_logits: whether past samples keep the logits that the model gave them.
+        no_first_experience: why there is no encoder of the first experience to keep; None where there is.
+        no_memory_head: why a memory head cannot be written; None where it can.
+    """
+
+    needs_classes: bool = False
+    needs_validation: bool = False
+    is_head: bool = False
+    sees_all: bool = False
+    at_once: bool = False
+    keeps_logits: bool = False
+    no_first_experience: str | None = None
+    no_memory_head: str | None = None
+
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether it has a replay buffer."""
+        return issubclass(self.Options, BufferOptions)
+
+
+STRATEGIES: Registry[Strategy] = Registry("strategy", Strategy, plural="strategies")
+
+
+def sees_all(config: Mapping[str, Any]) -> bool:
+    """Return whether a stored configuration's strategy learned from all data so far: others are measured against it."""
+    name = config["strategy"]["name"]
+    return name in STRATEGIES and STRATEGIES[name].sees_all

@@ -1,0 +1,152 @@
+"""Figures stay small and readable at any number of experiences, runs, records and keys."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import long_figures
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from long_figures import Entries, census_of, group_of, matrix_of
+from PIL import Image
+
+from cl_ovq.comparison.figures import all_figures
+from cl_ovq.evaluation import drawing, figures, metrics
+from cl_ovq.results import to_lists, to_matrix
+from cl_ovq.sweeps.outcome import Outcome
+from cl_ovq.sweeps.records import DONE, Record
+from cl_ovq.sweeps.space import read_space
+
+PIXELS = 120 * drawing.INCHES
+
+
+def test_a_thousand_experiences_take_less_than_200_mb(tmp_path):
+    script = Path(long_figures.__file__)
+    done = subprocess.run(
+        [sys.executable, script, "1000", "12", "50000", tmp_path], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["mb"] < 200
+    pictures = [path for path in tmp_path.glob("*.png") if path.name != "warm-up.png"]
+    assert len(pictures) == 10
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert max(picture.size) <= PIXELS
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+
+
+@pytest.mark.parametrize("experiences", [1, 2, 15, 16, 30, 200])
+def test_a_matrix_has_numbers_where_they_can_be_read(experiences):
+    matrix = matrix_of(experiences)
+    axes = figures.matrix_figure(matrix, "a run").axes[0]
+    assert len(axes.texts) == (matrix.size if experiences <= drawing.NUMBERED else 0)
+    places = [round(tick) for tick in axes.get_xticks()]
+    assert places[0] == 1
+    assert len(places) <= drawing.TICKS
+    # Every cell is where its numbers on the axes say: the picture goes from half a cell before to half a cell after.
+    assert axes.images[0].get_extent() == [0.5, experiences + 0.5, experiences + 0.5, -0.5]
+    assert axes.get_yticklabels()[0].get_text() == "before"
+
+
+@given(first=st.integers(0, 1), last=st.integers(1, 10**7), most=st.integers(8, 30))
+def test_ticks_are_few_and_round(first, last, most):
+    found = drawing.marked(first, last, most)
+    assert found[0] == first
+    assert found == sorted(set(found))
+    assert found[-1] <= last
+    assert len(found) <= most
+    if last - first >= most:
+        assert len(found) >= most / 8
+        (step,) = {later - earlier for earlier, later in itertools.pairwise(found[1:])} or {found[-1]}
+        assert str(step).rstrip("0") in {"1", "2", "5"}
+
+
+def test_a_raster_is_means_of_blocks():
+    matrix = matrix_of(1200)
+    matrix[:600] = np.nan
+    small = drawing.raster(matrix)
+    assert small.shape == (drawing.CELLS, drawing.CELLS)
+    assert np.isnan(small[:249]).all()
+    assert np.nanmean(small) == pytest.approx(np.nanmean(matrix), rel=1e-2)
+    assert small[-1, -1] == pytest.approx(matrix[1198:, 1197:].mean())
+    assert drawing.raster(matrix_of(100)).shape == (101, 100)
+
+
+def test_a_thinned_curve_keeps_ends_peaks_and_gaps():
+    y = np.random.default_rng(0).normal(size=100_000)
+    y[12_345], y[54_321], y[70_000:80_000] = 50, -50, np.nan
+    x, kept = drawing.thinned(np.arange(len(y)), y)
+    assert len(x) <= drawing.VERTICES
+    assert (x[0], x[-1]) == (0, len(y) - 1)
+    assert {12_345, 54_321} <= set(x)
+    np.testing.assert_array_equal(kept, y[x.astype(int)])
+    assert np.isnan(kept[(x > 71_000) & (x < 79_000)]).all()
+    short = np.array([3.0, 1.0])
+    np.testing.assert_array_equal(drawing.thinned([0, 1], short)[1], short)
+
+
+def test_owners_of_a_long_stream_are_bands_of_several():
+    census = census_of(200)
+    figure = figures.ownership_figure(census, "a run")
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert (len(names), names[0], names[-1]) == (10, "experiences 1 to 20", "experiences 181 to 200")
+    heights = [band.get_paths()[0].vertices[:, 1].max() for band in figure.axes[0].collections]
+    assert heights[-1] == pytest.approx(sum(census[-1].owners))  # nothing is lost
+
+
+def test_entries_of_a_long_stream_have_a_scale_of_colours():
+    assert len(figures.entries_figure(Entries(5, 300), "a run").axes) == 1
+    figure = figures.entries_figure(Entries(200, 50_000), "a run")
+    assert len(figure.axes) == 2
+    assert len(figure.axes[0].collections[0].get_offsets()) <= figures.ENTRIES
+
+
+def test_hundreds_of_groups_have_figures_of_bounded_size():
+    groups = [group_of(3, number, [{"step": 1, "size": 2.0}]) for number in range(100)]
+    for figure in all_figures(groups).values():
+        assert max(figure.get_size_inches()) <= drawing.INCHES
+        assert len(figure.axes) <= 13
+        for legend in [axes.get_legend() for axes in figure.axes if axes.get_legend()]:
+            assert legend.get_texts()[-1].get_text() == "... and 89 more"
+
+
+def test_sweeps_of_many_keys_and_trials_have_figures_of_bounded_size():
+    keys = [f"key_{number}" for number in range(50)]
+    space = read_space({key: {"choice": list(range(30))} for key in keys})
+    sweep = SimpleNamespace(
+        space=space, primary="accuracy", objectives={"accuracy": "max", "memory_bytes": "min"}, title="many"
+    )
+    records = [
+        Record(n, dict.fromkeys(keys, n % 30), status=DONE, values={"accuracy": n / 2000, "memory_bytes": n})
+        for n in range(2000)
+    ]
+    outcome = Outcome(sweep, Path(), records, importances=dict.fromkeys(reversed(keys), 1 / 50))
+    drawn = outcome.figures()
+    assert set(drawn) == {"parameters.png", "importance.png", "pareto.png"}
+    for figure in drawn.values():
+        assert max(figure.get_size_inches()) <= drawing.INCHES
+    panels = drawn["parameters.png"].axes
+    assert [axes.get_xlabel() for axes in panels] == keys[: -len(panels) - 1 : -1]  # the most important ones
+    assert all(len(axes.get_xticks()) <= 8 for axes in panels)
+    assert len(drawn["pareto.png"].axes[0].texts) <= drawing.LISTED
+
+
+def test_metrics_of_a_long_stream_are_the_definitions():
+    matrix = matrix_of(300)
+    seen = [sum(matrix[i, :i]) / i for i in range(1, 301)]
+    np.testing.assert_allclose(metrics.seen_average(matrix), seen)
+    drops = [max(matrix[i, j] for i in range(j + 1, 300)) - matrix[300, j] for j in range(299)]
+    assert metrics.forgetting(matrix) == pytest.approx(sum(drops) / 299)
+
+
+def test_matrices_go_into_lists_and_back():
+    matrix = matrix_of(100)
+    matrix[3] = np.nan
+    lists = to_lists(matrix)
+    assert lists[3] == [None] * 100
+    assert type(lists[4][0]) is float
+    np.testing.assert_array_equal(to_matrix(lists), matrix)
