@@ -13,10 +13,10 @@ from cl_ovq.packages import check_packages
 
 if TYPE_CHECKING:
     from cl_ovq.api import compare, evaluate, load, run, study, sweep
+    from cl_ovq.config.imports import import_parts
     from cl_ovq.errors import UserError
-    from cl_ovq.imports import import_parts
     from cl_ovq.mixers import writing
-    from cl_ovq.results import Result
+    from cl_ovq.runs.result import Result
     from streams import Stream
 
 __version__ = "0.1.0"
@@ -37,10 +37,10 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("compare", "evaluate", "load", "run", "study", "sweep"), "cl_ovq.api"),
-    "Result": "cl_ovq.results",
+    "Result": "cl_ovq.runs.result",
     "Stream": "streams",
     "UserError": "cl_ovq.errors",
-    "import_parts": "cl_ovq.imports",
+    "import_parts": "cl_ovq.config.imports",
     "writing": "cl_ovq.mixers",
 }
 

@@ -20,18 +20,18 @@ from torch import nn
 
 from cl_ovq.comparison import Comparison, load_group
 from cl_ovq.comparison import compare as compare_groups
-from cl_ovq.comparison.sources import Group, comparable, group_of
 from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.config.load import is_text_below, read_experiment
 from cl_ovq.config.reading import IsText, write_override
 from cl_ovq.errors import UserError
-from cl_ovq.finished import Evaluation, evaluate_finished
 from cl_ovq.paths import safe_name
-from cl_ovq.results import Result
 from cl_ovq.runs.given import Given, GivenModel, given
+from cl_ovq.runs.groups import Group, comparable, group_of
+from cl_ovq.runs.reevaluate import Evaluation, evaluate_finished
+from cl_ovq.runs.result import Result
 from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.seeds import SeedsResult, run_seeds
 from cl_ovq.seeding import unchanged_randomness
-from cl_ovq.seeds import SeedsResult, run_seeds
 from cl_ovq.tracking import RUNS
 from streams import Stream
 

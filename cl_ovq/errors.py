@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from cl_ovq.addresses import redact_all
+from cl_ovq.uris import redact_all
 
 
 class UserError(Exception):

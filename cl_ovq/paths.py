@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UnwrittenError, UserError
 
+RESULTS = "results.json"  # of a run
 NAME_BYTES = 120  # far below what file systems take, since moments and numbers are appended
 
 
@@ -122,3 +123,16 @@ def make_folder(path: Path, key: str) -> Path:
                 raise UserError(f"{key}: cannot {doing} the directory {path}: {error.strerror}") from error
             time.sleep(0.001)
     return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file, and the folders to it, so that a reader finds the old content or the new, never a part.
+
+    Raises:
+        UnwrittenError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, [text.encode()])
+    except OSError as error:
+        raise UnwrittenError(f"{path} cannot be written: {error.strerror}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streams.draws import Draws
+from streams.counter_rng import Draws
 from streams.errors import StreamDataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from streams.draws import Draws
+from streams.counter_rng import Draws
 from streams.errors import StreamDataError
 from streams.sequences import LENGTH_DRAWS, SequenceSamples, concatenate, sequence_stream
 from streams.stream import Stream

@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
-from streams.provided import providable
+from streams.shared_data import providable
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages

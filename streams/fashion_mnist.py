@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
 from streams.files import named_path, read_data
-from streams.provided import providable
+from streams.shared_data import providable
 
 if TYPE_CHECKING:
     import numpy as np

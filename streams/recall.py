@@ -20,7 +20,7 @@ from streams.options import blur_option, count_option
 if TYPE_CHECKING:
     import numpy as np
 
-    from streams.draws import Draws
+    from streams.counter_rng import Draws
     from streams.sequences import SequenceSamples
     from streams.stream import Stream
 
@@ -245,7 +245,7 @@ def distinct_sequences(setting: Setting, count: int, *purpose: str | int) -> Seq
     """
     import numpy as np
 
-    from streams.draws import Draws
+    from streams.counter_rng import Draws
 
     draws = Draws(*purpose)
     found = generate(setting, count, draws)

@@ -32,7 +32,7 @@ class StreamEntry:
         Options: dataclass of its options, with defaults; the fields' metadata hold help, choices and range.
         summary: one line for listings.
         kind: what its targets are, see `streams.stream.KINDS`.
-        read: reads its data set, given the options, where that can be handed to other processes (`streams.provided`).
+        read: reads its data set, given the options, where other processes can be handed it (`streams.shared_data`).
     """
 
     build: StreamBuilder

@@ -15,7 +15,7 @@ from streams.options import blur_option, count_option
 if TYPE_CHECKING:
     import numpy as np
 
-    from streams.draws import Draws
+    from streams.counter_rng import Draws
     from streams.sequences import SequenceSamples
     from streams.stream import Stream
 
@@ -69,7 +69,7 @@ def build_regression(options: RegressionOptions, *, seed: int) -> Stream:
     settings = [experience_options(options, experience) for experience in range(options.experiences)]
     marks = max(setting.functions for setting in settings)
     parts: dict[str, list[SequenceSamples]] = {name: [] for name in sizes}
-    from streams.draws import Draws
+    from streams.counter_rng import Draws
 
     for experience, setting in enumerate(settings):
         draws = Draws("regression", seed, experience)

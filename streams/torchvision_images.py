@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from streams.errors import StreamDataError
 from streams.fashion_mnist import DOWNLOAD_TIMEOUT_S, cache_folder, patience
 from streams.files import named_path
-from streams.provided import providable
+from streams.shared_data import providable
 
 if TYPE_CHECKING:
     from streams.split import LabelledImages

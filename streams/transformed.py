@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from streams.benchmark import make_benchmark
-from streams.draws import Draws
+from streams.counter_rng import Draws
 from streams.options import InstalledRotationOptions, InstalledTransformOptions
 from streams.samples import TensorSamples
 from streams.split import LabelledImages, check_blur, check_classes, check_labels, image_provenance, split_rows

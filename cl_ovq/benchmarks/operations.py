@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from cl_ovq.config import ExperimentConfig, load_config
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.learning import seed_everything
+from cl_ovq.metric_names import words
 from cl_ovq.mixers import DictionaryConfig, dictionaries
 from cl_ovq.mixers.operations import forget, merge, resize
 from cl_ovq.models import build_model
 from cl_ovq.models.memory import MemoryHead
-from cl_ovq.quantities import words
 from cl_ovq.report.table import Table, mean_number
 from cl_ovq.runs.setup import build_strategy, load_stream, quiet
+from cl_ovq.training import seed_everything
 from streams import Stream, rows_of
 
 HEAD_SIZES = (2000, 1000, 500, 200, 100, 50)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.provenance import (
+from cl_ovq.runs.provenance import (
     code_revision,
     device_name,
     package_versions,

@@ -14,9 +14,9 @@ from rich.console import Console
 from cl_ovq.benchmarks.cost import MACHINES, modelled_rows
 from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
 from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, tables
-from cl_ovq.checking import find_device
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.results import write_atomically
+from cl_ovq.paths import write_atomically
+from cl_ovq.runs.checking import find_device
 
 NAMED = {"dtype": tuple(DTYPES)}
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from cl_ovq.errors import UserError
-from cl_ovq.provenance import code_revision, device_name
+from cl_ovq.runs.provenance import code_revision, device_name
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.sweeps import Sweep, load_sweep
 from cl_ovq.sweeps.cluster import connected

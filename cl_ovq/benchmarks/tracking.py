@@ -17,7 +17,7 @@ from rich.console import Console
 
 import cl_ovq.runs.run as one_run
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.provenance import code_revision, package_versions
+from cl_ovq.runs.provenance import code_revision, package_versions
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.tracking import Tracker, open_client
 from cl_ovq.tracking.store import absolute_uri

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_ovq.checking import check_config, find_device
 from cl_ovq.config import ExperimentConfig, from_dict, to_dict
-from cl_ovq.learning import seed_everything
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models import build_model
-from cl_ovq.provenance import code_revision, device_name, package_versions
+from cl_ovq.runs.checking import check_config, find_device
+from cl_ovq.runs.provenance import code_revision, device_name, package_versions
 from cl_ovq.runs.setup import build_strategy, load_stream, quiet
 from cl_ovq.strategies import OPTIMIZERS
+from cl_ovq.training import seed_everything
 from streams import Stream, rows_of
 
 
@@ -86,12 +86,12 @@ def _model(config: ExperimentConfig, stream: Stream) -> nn.Module:
 def _strategy_loop(
     config: ExperimentConfig, stream: Stream, device: torch.device, *, batched: bool
 ) -> Callable[[], None]:
-    from cl_ovq.evaluation.census import CensusRecorder
     from cl_ovq.evaluation.dictionaries import DictionaryRecorder
     from cl_ovq.evaluation.logger import evaluator
-    from cl_ovq.learning.batches import BatchedData
+    from cl_ovq.evaluation.slot_statistics import SlotStatisticsRecorder
+    from cl_ovq.training.batches import BatchedData
 
-    recorders = (DictionaryRecorder(config.evaluation.dictionary_every), CensusRecorder())
+    recorders = (DictionaryRecorder(config.evaluation.dictionary_every), SlotStatisticsRecorder())
     strategy = build_strategy(config, stream, _model(config, stream), device, evaluator=evaluator(*recorders))
     if not batched:
         strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, BatchedData)]

@@ -23,8 +23,8 @@ from cl_ovq.config import ExperimentConfig, load_config
 from cl_ovq.config.parts import UnusedKeyError
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
-from cl_ovq.results import Result
 from cl_ovq.runs.callbacks import Callback
+from cl_ovq.runs.result import Result
 from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.strategies import STRATEGIES
 

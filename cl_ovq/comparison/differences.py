@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from cl_ovq.comparison.sources import Group
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.evaluation.metrics import intransigence
-from cl_ovq.quantities import BETTER, QUANTITIES
-from cl_ovq.results import summary_metrics, to_matrix
+from cl_ovq.evaluation.metrics import intransigence, to_matrix
+from cl_ovq.metric_names import BETTER, QUANTITIES
+from cl_ovq.runs.groups import Group
+from cl_ovq.runs.result import summary_metrics
 from cl_ovq.strategies import sees_all
 
 if TYPE_CHECKING:

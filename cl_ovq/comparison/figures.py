@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from cl_ovq.comparison.sources import Group
 from cl_ovq.evaluation.drawing import (
     INCHES,
     NUMBERED,
@@ -22,9 +21,10 @@ from cl_ovq.evaluation.drawing import (
     thinned,
 )
 from cl_ovq.evaluation.figures import color_scale
-from cl_ovq.evaluation.metrics import Matrix, seen_average
-from cl_ovq.quantities import QUANTITIES, matrix_label, words
-from cl_ovq.results import carried_bytes, to_matrix
+from cl_ovq.evaluation.metrics import Matrix, seen_average, to_matrix
+from cl_ovq.metric_names import QUANTITIES, matrix_label, words
+from cl_ovq.runs.groups import Group
+from cl_ovq.runs.result import carried_bytes
 
 PANELS = 12  # matrices of a figure
 

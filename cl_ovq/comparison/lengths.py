@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from cl_ovq.comparison.sources import Group
 from cl_ovq.errors import UserError
-from cl_ovq.finished import finished_lengths
+from cl_ovq.runs.groups import Group
+from cl_ovq.runs.reevaluate import finished_lengths
 
 Records = list[dict[str, Any]]
 

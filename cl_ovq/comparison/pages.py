@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cl_ovq.comparison.differences import Comparison
 from cl_ovq.config.load import decisive
+from cl_ovq.paths import write_atomically
 from cl_ovq.report.table import Column, Number, Table, Text, html_page, mean_number, metric_name
-from cl_ovq.results import write_atomically
 
 BOLD = (
     "Bold: the best mean, if it differs from that of the first column (corrected p < 0.05); in the first column, if "

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cl_ovq.config.check import field_of
+from cl_ovq.config.protocols import MOST_SEEDS
 from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
 from cl_ovq.options import COUNT, LONGEST, option
-from cl_ovq.protocols import MOST_SEEDS
 from cl_ovq.registry import Registry
 from cl_ovq.strategies import OPTIMIZERS, STRATEGIES
 from streams import STREAMS

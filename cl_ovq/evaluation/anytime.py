@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, task_color, thinned
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.quantities import words
+from cl_ovq.metric_names import words
 from cl_ovq.seeding import unchanged_randomness
 
 ROWS = 1000  # evaluations of an image

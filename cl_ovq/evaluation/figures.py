@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from cl_ovq.evaluation.census import Census
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
 from cl_ovq.evaluation.drawing import (
     NUMBERED,
@@ -25,8 +24,9 @@ from cl_ovq.evaluation.drawing import (
 )
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
+from cl_ovq.evaluation.slot_statistics import SlotStatistics
+from cl_ovq.metric_names import matrix_label
 from cl_ovq.mixers import PersistentDictionary
-from cl_ovq.quantities import matrix_label
 
 OWNERS = 10  # colours that can be told apart
 ENTRIES = 10_000  # points of a figure
@@ -98,17 +98,17 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: s
     return figure
 
 
-def ownership_figure(censuses: Sequence[Census], title: str) -> Figure:
+def ownership_figure(statistics: Sequence[SlotStatistics], title: str) -> Figure:
     """Draw the slots in use after each experience, stacked by the experience that gave most of their tokens.
 
     In long streams a band is of several experiences in a row.
     """
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
-    experiences = [census.experience for census in censuses]
-    tasks = max(len(census.owners) for census in censuses)
+    experiences = [each.experience for each in statistics]
+    tasks = max(len(each.owners) for each in statistics)
     parts = np.array_split(np.arange(tasks), min(tasks, OWNERS))
-    bands = [[sum(census.owners[part[0] : part[-1] + 1]) for census in censuses] for part in parts]
+    bands = [[sum(each.owners[part[0] : part[-1] + 1]) for each in statistics] for part in parts]
     colors = [task_color(number, len(parts)) for number in range(len(parts))]
     axes.stackplot(experiences, bands, labels=[_span(part[0] + 1, part[-1] + 1) for part in parts], colors=colors)
     axes.set_xticks(marked(experiences[0], experiences[-1]))

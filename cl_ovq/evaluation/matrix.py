@@ -13,11 +13,10 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
-from cl_ovq.evaluation.metrics import Matrix
-from cl_ovq.learning.criteria import OBJECTIVES, count_targets
-from cl_ovq.learning.divergence import DivergedError
-from cl_ovq.quantities import words
-from cl_ovq.results import to_list
+from cl_ovq.evaluation.metrics import Matrix, to_list
+from cl_ovq.metric_names import words
+from cl_ovq.training.criteria import OBJECTIVES, count_targets
+from cl_ovq.training.divergence import DivergedError
 
 # What is recorded in streams of each kind.
 QUANTITIES = {

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ovq.quantities import QUANTITIES
+from cl_ovq.metric_names import QUANTITIES
 
 Matrix = NDArray[np.float64]
 
@@ -157,3 +157,18 @@ def _since_learned(last: int) -> NDArray[np.bool_]:
 
 def _mean(values: NDArray[np.float64]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
+
+
+def to_lists(matrix: Matrix) -> list[list[float | None]]:
+    """Return a matrix as nested lists, with None for NaN."""
+    return [to_list(row) for row in matrix]
+
+
+def to_list(row: Matrix) -> list[float | None]:
+    """Return a row of a matrix as a list, with None for NaN."""
+    return [None if math.isnan(value) else value for value in row.tolist()]  # Python's numbers: many times as fast
+
+
+def to_matrix(rows: list[list[float | None]]) -> Matrix:
+    """Return nested lists as a matrix, with NaN for None."""
+    return np.array(rows, dtype=np.float64)  # of None it makes NaN

@@ -94,15 +94,15 @@ class PersistentDictionary(nn.Module):
         for name, tensor in empty.state_dict().items():
             self.register_buffer(name, tensor)
         self._names = tuple(empty.state_dict())
-        # The diary: who wrote what, and when. Metrics read it; the operator does not.
+        # The write log: who wrote what, and when. Metrics read it; the operator does not.
         self.register_buffer("writes", torch.zeros((), dtype=torch.int64))
         self.register_buffer("written", torch.zeros(1, heads, options.capacity, dtype=torch.int64))
         self.register_buffer("last_write", torch.zeros(heads, options.capacity, dtype=torch.int64))
-        self._diary: tuple[str, ...] = ("written",)  # buffers with a page per task
+        self._write_log: tuple[str, ...] = ("written",)  # buffers with a page per task
         if sums:
             self.register_buffer("key_sums", torch.zeros(1, heads, options.capacity, key_dim, dtype=dtype))
             self.register_buffer("value_sums", torch.zeros(1, heads, options.capacity, value_dim, dtype=dtype))
-            self._diary += ("key_sums", "value_sums")
+            self._write_log += ("key_sums", "value_sums")
 
     @property
     def state(self) -> DictionaryState:
@@ -206,19 +206,19 @@ class PersistentDictionary(nn.Module):
         self.task = task
         missing = task + 1 - len(self.written)
         if missing > 0:
-            for name in self._diary:
+            for name in self._write_log:
                 pages = getattr(self, name)
                 self.fill(name, torch.cat((pages, pages.new_zeros(missing, *pages.shape[1:]))))
 
     def reset(self) -> None:
-        """Empty the dictionary and its diary, and forget what was recorded; the number of writes goes on."""
+        """Empty the dictionary and its write log, and forget what was recorded; the number of writes goes on."""
         self._recorded = []
         self.state = self.state.reset()
-        for name in (*self._diary, "last_write"):
+        for name in (*self._write_log, "last_write"):
             getattr(self, name).zero_()
 
     def _note(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Enter a write into the diary.
+        """Enter a write into the write log.
 
         Args:
             slots: of each token, `[H, m]`, -1 for those that were masked.
@@ -241,8 +241,8 @@ class PersistentDictionary(nn.Module):
         sums[self.task] += torch.zeros_like(sums[0]).scatter_add_(1, index, x)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load a state; the diary has as many tasks as the one that was saved."""
-        for name in self._diary:
+        """Load a state; the write log has as many tasks as the one that was saved."""
+        for name in self._write_log:
             saved = state_dict.get(f"{prefix}{name}")
             if saved is not None:
                 pages = getattr(self, name)

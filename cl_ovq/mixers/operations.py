@@ -1,6 +1,6 @@
 """Operations on whole persistent dictionaries: forget a task, merge what parallel workers learned, change the capacity.
 
-Each changes its dictionary in place, diary included, and keeps the slots in use at the front.
+Each changes its dictionary in place, write log included, and keeps the slots in use at the front.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _pages(dictionary: PersistentDictionary) -> list[str]:
 
 
 def _pack(dictionary: PersistentDictionary, tasks: int) -> DictionaryState:
-    """Return the state with the diary, per token, beside the values: uniting slots conserves what a value sums to."""
+    """Return the state with the log, per token, beside the values: uniting slots conserves what a value sums to."""
     state = dictionary.state
     counts = state.counts[0].clamp(min=1).double()[..., None]  # [H, N, 1]
     columns = [state.values[0].double(), dictionary.last_write[..., None].double()]

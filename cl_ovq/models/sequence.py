@@ -69,9 +69,9 @@ class SequenceModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, T]` or vectors `[B, T, F]` to `[B, T, outputs]`, or `[B, T]` where there is one output."""
-        return self.go_on(x)[0]
+        return self.forward_with_state(x)[0]
 
-    def go_on(
+    def forward_with_state(
         self, x: Tensor, states: list[Any] | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, list[Any]]:
         """Map as `forward` does, going on with sequences that earlier calls began.

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from cl_ovq.evaluation.aggregates import aggregate
-from cl_ovq.quantities import COLUMNS, evenly, matrix_label, part_note, title, words
+from cl_ovq.metric_names import COLUMNS, evenly, matrix_label, part_note, title, words
 from cl_ovq.report.table import Column, Number, Table, Text, mean_number, metric_name
 
 if TYPE_CHECKING:
     from cl_ovq.evaluation.aggregates import Aggregate
-    from cl_ovq.results import Result
+    from cl_ovq.runs.result import Result
 
 CLASS_INCREMENTAL = "class_incremental"
 Records = Sequence[Mapping[str, Any]]
@@ -37,7 +37,7 @@ def matrix_table(result: Result) -> Table:
     return table
 
 
-def beside_tables(name: str, lengths: Records, capacities: Records) -> list[Table]:
+def generalization_tables(name: str, lengths: Records, capacities: Records) -> list[Table]:
     """Return the tables of what a run was evaluated on beside its stream; none where it was not."""
     tables = [lengths_table({name: [lengths]})] if lengths else []
     return [*tables, capacities_table([capacities])] if capacities else tables

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich import table as rich_table
 from rich import text as rich_text
 
-from cl_ovq.quantities import BETTER, format_number, title
+from cl_ovq.metric_names import BETTER, format_number, title
 from cl_ovq.report.markup import latex, markdown
 
 if TYPE_CHECKING:

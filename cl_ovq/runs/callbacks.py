@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cl_ovq.findings import warn
-from cl_ovq.layout import log_data, log_model, log_result
+from cl_ovq.runs.run_logging import log_data, log_model, log_result
+from cl_ovq.runs.summary import warn
 
 if TYPE_CHECKING:
-    from cl_ovq.checkpoints.plugin import Checkpoints
-    from cl_ovq.learning.progress import ExperienceProgress
-    from cl_ovq.results import Result
+    from cl_ovq.runs.checkpoints.plugin import Checkpoints
+    from cl_ovq.runs.result import Result
     from cl_ovq.runs.run import Run
+    from cl_ovq.training.progress import ExperienceProgress
 
 
 class Callback:

@@ -35,8 +35,10 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
         raise UserError(f"model: {name} has no last layer `head` that is an nn.Linear, which {reasons[0]} needs")
     if config.memory is not None and config.memory.calibrate and not hasattr(network, "features"):
         raise UserError(f"model: {name} has no method `features`, which memory.calibrate needs")
-    if config.evaluation.lengths and not (hasattr(network, "go_on") and hasattr(network, "state_bytes")):
-        raise UserError(f"model: {name} has no methods `go_on` and `state_bytes`, which evaluation.lengths needs")
+    if config.evaluation.lengths and not (hasattr(network, "forward_with_state") and hasattr(network, "state_bytes")):
+        raise UserError(
+            f"model: {name} has no methods `forward_with_state` and `state_bytes`, which evaluation.lengths needs"
+        )
     called: list[Any] = []
     watch = head.register_forward_hook(lambda *_: called.append(True)) if isinstance(head, nn.Module) else None
     training = {module: module.training for module in network.modules()}

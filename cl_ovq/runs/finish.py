@@ -12,9 +12,10 @@ from rich.console import Console
 
 from cl_ovq.config import to_dict
 from cl_ovq.errors import UnwrittenError
-from cl_ovq.findings import describe_findings, draw_figures, figures_of, warn
-from cl_ovq.provenance import code_revision, device_name, package_versions, peak_memory_bytes
-from cl_ovq.results import FILE_NAME, Result, carried_bytes, write_atomically
+from cl_ovq.paths import RESULTS, write_atomically
+from cl_ovq.runs.provenance import code_revision, device_name, package_versions, peak_memory_bytes
+from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.runs.summary import describe_findings, draw_figures, figures_of, warn
 
 if TYPE_CHECKING:
     from cl_ovq.runs.run import Run
@@ -26,14 +27,14 @@ def finish(run: Run) -> Result:
     Raises:
         UnwrittenError: the result cannot be written.
     """
-    from cl_ovq.evaluation.lengths import NotFiniteError, evaluate_beside
-    from cl_ovq.learning.divergence import DivergedError
+    from cl_ovq.evaluation.length_generalization import NotFiniteError, length_generalization
+    from cl_ovq.training.divergence import DivergedError
 
     strategy, stream, asked = run.strategy, run.stream, run.config.evaluation
     beside: dict[str, Any] = {}
     if run.diverged is None:
         try:
-            beside = evaluate_beside(run.model, stream, asked, run.device)
+            beside = length_generalization(run.model, stream, asked, run.device)
         except NotFiniteError as error:
             step, experiences = strategy.clock.train_iterations, len(stream.classes_per_experience)
             run.diverged = DivergedError(step, experiences, str(error))
@@ -64,7 +65,7 @@ def finish(run: Run) -> Result:
 
 def _provenance(run: Run) -> dict[str, Any]:
     """Return what a result must say of how it came about, but for the bytes of dictionaries."""
-    from cl_ovq.learning.footprint import method_bytes, replay_bytes, replay_samples
+    from cl_ovq.training.memory_usage import method_bytes, replay_bytes, replay_samples
 
     return {
         "seed": run.config.seed,
@@ -90,7 +91,7 @@ def write_result(result: Result, directory: Path, console: Console) -> None:
     Raises:
         UnwrittenError: the results cannot be written.
     """
-    result.artifacts = {Path(FILE_NAME).stem: FILE_NAME}
+    result.artifacts = {Path(RESULTS).stem: RESULTS}
     try:
         write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(result.config)))
         result.artifacts["config"] = "config.yaml"

@@ -12,32 +12,33 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from cl_ovq.checking import check_config, find_device
-from cl_ovq.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_task_accuracy
-from cl_ovq.findings import Recorders, stream_metrics, warn
-from cl_ovq.folder import clear, run_folder
-from cl_ovq.layout import check_store, open_tracker
-from cl_ovq.learning import OBJECTIVES, seed_everything
 from cl_ovq.models import build_model
-from cl_ovq.provenance import reset_peak_memory
-from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
+from cl_ovq.runs.checking import check_config, find_device
+from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.runs.finish import finish
+from cl_ovq.runs.folder import clear, run_folder
+from cl_ovq.runs.provenance import reset_peak_memory
+from cl_ovq.runs.result import Result
+from cl_ovq.runs.run_logging import check_store, open_tracker
 from cl_ovq.runs.setup import build_strategy, describe, load_stream, quiet
+from cl_ovq.runs.summary import Recorders, stream_metrics, warn
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.tracking import RunKey, Tracker, warm_up
+from cl_ovq.training import OBJECTIVES, seed_everything
 
 if TYPE_CHECKING:
     # These import Avalanche, which `cl-ovq show` does not need.
     from avalanche.training.templates import SupervisedTemplate
 
-    from cl_ovq.checkpoints.plugin import Checkpoints
-    from cl_ovq.checkpoints.resume import Begun
-    from cl_ovq.learning.divergence import DivergedError
+    from cl_ovq.runs.checkpoints.plugin import Checkpoints
+    from cl_ovq.runs.checkpoints.resume import Begun
+    from cl_ovq.training.divergence import DivergedError
     from streams import Stream
 
 
@@ -151,7 +152,7 @@ class Run:
         check_config(config)
         if config.seeds > 1:
             raise UserError(
-                f"seeds: {config.seeds} runs are more than run_experiment makes: use cl_ovq.seeds.run_seeds"
+                f"seeds: {config.seeds} runs are more than run_experiment makes: use cl_ovq.runs.seeds.run_seeds"
             )
         if resume and config.output_dir is None:
             raise UserError("--resume needs output_dir=DIR, the directory of the run that is to go on")
@@ -174,9 +175,9 @@ class Run:
         Raises:
             UserError: it is damaged, or another run's.
         """
-        if (self.directory / FILE_NAME).exists():
+        if (self.directory / RESULTS).exists():
             self.result = Result.read(self.directory)
-            check_same(self.directory / FILE_NAME, self.result.config, self.config)
+            check_same(self.directory / RESULTS, self.result.config, self.config)
             line = f"the run in {self.directory} is finished: this is its result"
             self.console.print(line, soft_wrap=True, markup=False)
             return None
@@ -211,15 +212,15 @@ class Run:
         Raises:
             UserError: the checkpoint does not fit this run.
         """
-        from cl_ovq.checkpoints.plugin import Checkpoints
-        from cl_ovq.checkpoints.state import RunState
         from cl_ovq.evaluation.anytime import AnytimeEvaluation
-        from cl_ovq.evaluation.census import CensusRecorder
         from cl_ovq.evaluation.dictionaries import DictionaryRecorder
         from cl_ovq.evaluation.logger import evaluator
         from cl_ovq.evaluation.matrix import MatrixRecorder
+        from cl_ovq.evaluation.slot_statistics import SlotStatisticsRecorder
         from cl_ovq.evaluation.training import TrainingLoss
-        from cl_ovq.learning.progress import ExperienceProgress
+        from cl_ovq.runs.checkpoints.plugin import Checkpoints
+        from cl_ovq.runs.checkpoints.state import RunState
+        from cl_ovq.training.progress import ExperienceProgress
 
         config, stream, console = self.config, self.stream, self.console
         earlier = begun.run["about"] if begun else {"train_seconds": 0.0, "wall_seconds": 0.0}
@@ -230,7 +231,7 @@ class Run:
         self.recorders = Recorders(
             MatrixRecorder(stream.classes_per_experience, stream.kind),
             DictionaryRecorder(config.evaluation.dictionary_every),
-            CensusRecorder(),
+            SlotStatisticsRecorder(),
         )
         console.print(f"[bold]{escape(self.name)}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
 
@@ -289,7 +290,7 @@ class Run:
     @contextmanager
     def until_divergence(self) -> Iterator[None]:
         """Train in the `with` block, which is left without an error when training diverges; say so in a line."""
-        from cl_ovq.learning.divergence import DivergedError
+        from cl_ovq.training.divergence import DivergedError
 
         try:
             yield

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cl_ovq.checking import check_end
 from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.protocols import lacking_validation
 from cl_ovq.errors import UserError
-from cl_ovq.learning import OBJECTIVES, derive_seed
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
-from cl_ovq.protocols import lacking_validation
+from cl_ovq.runs.checking import check_end
 from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
+from cl_ovq.training import OBJECTIVES, derive_seed
 from streams import StreamDataError, build_stream
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_stream(config: ExperimentConfig) -> Stream:
         UserError: its data is missing or damaged, or its options do not fit it.
     """
     quiet()  # before Avalanche is imported
-    from cl_ovq.evaluation.lengths import sequences_of
+    from cl_ovq.evaluation.length_generalization import sequences_of
 
     try:
         stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
@@ -92,12 +92,12 @@ def build_strategy(
         plugins: further ones. They see a loss before it is checked for divergence.
     """
     from cl_ovq.evaluation.logger import evaluator as evaluator_of
-    from cl_ovq.learning.auxiliary import AuxiliaryLoss
-    from cl_ovq.learning.batches import BatchedData
-    from cl_ovq.learning.dictionary import DictionaryScope
-    from cl_ovq.learning.divergence import DivergenceGuard
-    from cl_ovq.learning.drift import DictionaryRefresh, FirstExperienceEncoder
-    from cl_ovq.learning.memory import MemoryWrites
+    from cl_ovq.training.auxiliary import AuxiliaryLoss
+    from cl_ovq.training.batches import BatchedData
+    from cl_ovq.training.dictionary import DictionaryScope
+    from cl_ovq.training.divergence import DivergenceGuard
+    from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
+    from cl_ovq.training.memory import MemoryWrites
 
     ours: list[Any] = [BatchedData(stream.samples), DictionaryScope(scope_of(config.dictionary)), AuxiliaryLoss()]
     if config.memory is not None:

@@ -36,7 +36,7 @@ class Context:
 
     def naive(self, *plugins: SupervisedPlugin) -> SupervisedTemplate:
         """Return fine-tuning with the plugins of a method, which run before those of the platform."""
-        from cl_ovq.learning.baselines import Naive
+        from cl_ovq.training.baselines import Naive
 
         return Naive(plugins=[*plugins, *self.plugins], **self.common)
 

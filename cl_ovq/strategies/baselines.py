@@ -23,7 +23,7 @@ def build_naive(options: NoOptions, context: Context) -> SupervisedTemplate:
 )
 def build_cumulative(options: NoOptions, context: Context) -> SupervisedTemplate:
     """Build training on all data so far."""
-    from cl_ovq.learning.baselines import Cumulative
+    from cl_ovq.training.baselines import Cumulative
 
     return Cumulative(plugins=context.plugins, **context.common)
 
@@ -37,7 +37,7 @@ def build_cumulative(options: NoOptions, context: Context) -> SupervisedTemplate
 )
 def build_joint(options: NoOptions, context: Context) -> SupervisedTemplate:
     """Build training on the whole stream."""
-    from cl_ovq.learning.baselines import JointTraining
+    from cl_ovq.training.baselines import JointTraining
 
     return JointTraining(plugins=context.plugins, **context.common)
 
@@ -60,6 +60,6 @@ class EarlyStoppingOptions:
 )
 def build_early_stopping(options: EarlyStoppingOptions, context: Context) -> SupervisedTemplate:
     """Build fine-tuning that stops early."""
-    from cl_ovq.learning.stopping import EarlyStopping
+    from cl_ovq.training.stopping import EarlyStopping
 
     return context.naive(EarlyStopping(context.stream, options.patience))

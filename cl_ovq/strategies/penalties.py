@@ -74,7 +74,7 @@ class LwFOptions:
 )
 def build_l2(options: L2Options, context: Context) -> SupervisedTemplate:
     """Build plain L2."""
-    from cl_ovq.learning.penalties import PullBack
+    from cl_ovq.training.penalties import PullBack
 
     return context.naive(PullBack(options.strength))
 
@@ -86,7 +86,7 @@ def build_l2(options: L2Options, context: Context) -> SupervisedTemplate:
 )
 def build_ewc(options: EWCOptions, context: Context) -> SupervisedTemplate:
     """Build EWC."""
-    from cl_ovq.learning.penalties import ElasticWeights
+    from cl_ovq.training.penalties import ElasticWeights
 
     return context.naive(ElasticWeights(options.strength, context.stream.samples, options.importance_samples))
 
@@ -98,7 +98,7 @@ def build_ewc(options: EWCOptions, context: Context) -> SupervisedTemplate:
 )
 def build_online_ewc(options: OnlineEWCOptions, context: Context) -> SupervisedTemplate:
     """Build online EWC."""
-    from cl_ovq.learning.penalties import ElasticWeights
+    from cl_ovq.training.penalties import ElasticWeights
 
     samples = context.stream.samples
     return context.naive(
@@ -111,7 +111,7 @@ def build_online_ewc(options: OnlineEWCOptions, context: Context) -> SupervisedT
 )
 def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
     """Build synaptic intelligence."""
-    from cl_ovq.learning.penalties import SynapticIntelligence
+    from cl_ovq.training.penalties import SynapticIntelligence
 
     return context.naive(SynapticIntelligence(options.strength, options.damping))
 
@@ -121,7 +121,7 @@ def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
 )
 def build_mas(options: MASOptions, context: Context) -> SupervisedTemplate:
     """Build memory aware synapses."""
-    from cl_ovq.learning.penalties import MemoryAwareSynapses
+    from cl_ovq.training.penalties import MemoryAwareSynapses
 
     return context.naive(MemoryAwareSynapses(options.strength, context.stream.samples, options.importance_samples))
 
@@ -131,6 +131,6 @@ def build_mas(options: MASOptions, context: Context) -> SupervisedTemplate:
 )
 def build_lwf(options: LwFOptions, context: Context) -> SupervisedTemplate:
     """Build learning without forgetting."""
-    from cl_ovq.learning.distillation import LearningWithoutForgetting
+    from cl_ovq.training.distillation import LearningWithoutForgetting
 
     return context.naive(LearningWithoutForgetting(options.strength, options.temperature, context.stream))

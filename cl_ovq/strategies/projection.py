@@ -32,7 +32,7 @@ class AGEMOptions(BatchOptions, BufferOptions):
 )
 def build_gem(options: GEMOptions, context: Context) -> SupervisedTemplate:
     """Build GEM."""
-    from cl_ovq.learning.projection import EpisodicGradients
+    from cl_ovq.training.projection import EpisodicGradients
 
     samples = buffer_samples(options, context.stream)
     return context.naive(EpisodicGradients(samples, context.stream.samples, options.margin))
@@ -45,7 +45,7 @@ def build_gem(options: GEMOptions, context: Context) -> SupervisedTemplate:
 )
 def build_agem(options: AGEMOptions, context: Context) -> SupervisedTemplate:
     """Build A-GEM."""
-    from cl_ovq.learning.projection import AverageGradients
+    from cl_ovq.training.projection import AverageGradients
 
     batch = context.common["train_mb_size"] if options.buffer_batch_size is None else options.buffer_batch_size
     return context.naive(AverageGradients(buffer_samples(options, context.stream), context.stream.samples, batch))

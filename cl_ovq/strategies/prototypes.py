@@ -59,9 +59,9 @@ def build_ncm(options: NoOptions, context: Context) -> SupervisedTemplate:
 
 def _with_head(head: Callable[[int], nn.Module], context: Context) -> SupervisedTemplate:
     """Put a head in the place of the model's linear one, and write it as a memory head is written."""
-    from cl_ovq.learning.memory import MemoryWrites
     from cl_ovq.models.freezing import freeze_encoder
     from cl_ovq.models.heads import RememberingHead, unwrap
+    from cl_ovq.training.memory import MemoryWrites
 
     network = unwrap(context.common["model"])
     freeze_encoder(network)

@@ -12,7 +12,7 @@ from cl_ovq.strategies.buffer import PolicyOptions, ReplayOptions, buffer_sample
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
 
-    from cl_ovq.learning.rehearsal import Rehearsal
+    from cl_ovq.training.rehearsal import Rehearsal
 
 
 @dataclass
@@ -41,7 +41,7 @@ class MIROptions(ReplayOptions):
 )
 def build_replay(options: ReplayOptions, context: Context) -> SupervisedTemplate:
     """Build experience replay."""
-    from cl_ovq.learning.replay import POLICIES, Replay
+    from cl_ovq.training.replay import POLICIES, Replay
 
     samples = buffer_samples(options, context.stream)
     return context.naive(Replay(POLICIES[options.buffer_policy](samples), options.buffer_batch_size))
@@ -77,7 +77,7 @@ def build_derpp(options: DERPPOptions, context: Context) -> SupervisedTemplate:
 )
 def build_er_ace(options: ReplayOptions, context: Context) -> SupervisedTemplate:
     """Build ER-ACE."""
-    from cl_ovq.learning.rehearsal import AsymmetricReplay
+    from cl_ovq.training.rehearsal import AsymmetricReplay
 
     return _rehearsal(AsymmetricReplay, options, context)
 
@@ -85,7 +85,7 @@ def build_er_ace(options: ReplayOptions, context: Context) -> SupervisedTemplate
 @STRATEGIES.enter("mir", "replay of the samples that a step would harm most (Aljundi et al. 2019)", options=MIROptions)
 def build_mir(options: MIROptions, context: Context) -> SupervisedTemplate:
     """Build maximally interfered retrieval."""
-    from cl_ovq.learning.rehearsal import MaximallyInterfered
+    from cl_ovq.training.rehearsal import MaximallyInterfered
 
     return _rehearsal(MaximallyInterfered, options, context, candidates=options.candidates)
 
@@ -99,14 +99,14 @@ def build_mir(options: MIROptions, context: Context) -> SupervisedTemplate:
 )
 def build_gdumb(options: PolicyOptions, context: Context) -> SupervisedTemplate:
     """Build GDumb."""
-    from cl_ovq.learning.replay import POLICIES
-    from cl_ovq.learning.scratch import GreedyDumb
+    from cl_ovq.training.gdumb import GreedyDumb
+    from cl_ovq.training.replay import POLICIES
 
     return context.naive(GreedyDumb(POLICIES[options.buffer_policy](buffer_samples(options, context.stream))))
 
 
 def _dark(options: DEROptions, context: Context, *, beta: float) -> SupervisedTemplate:
-    from cl_ovq.learning.rehearsal import DarkExperienceReplay
+    from cl_ovq.training.rehearsal import DarkExperienceReplay
 
     weights = {"alpha": options.alpha, "beta": beta}
     return _rehearsal(
@@ -118,7 +118,7 @@ def _rehearsal(
     kind: type[Rehearsal], options: ReplayOptions, context: Context, *, logits: bool = False, **own: Any
 ) -> SupervisedTemplate:
     """Build a strategy that mixes past samples into its batches."""
-    from cl_ovq.learning.replay import POLICIES, Memory
+    from cl_ovq.training.replay import POLICIES, Memory
 
     policy = POLICIES[options.buffer_policy](buffer_samples(options, context.stream, logits=logits))
     batch = context.common["train_mb_size"] if options.buffer_batch_size is None else options.buffer_batch_size

@@ -40,12 +40,12 @@ from cl_ovq.config.files import (
 )
 from cl_ovq.config.load import EXPERIMENTS, STUDIES, is_text_below
 from cl_ovq.config.parts import UnusedKeyError
+from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check_seeds, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.config.schema import option
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.learning import quantity_of
-from cl_ovq.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check_seeds, check_validation
-from cl_ovq.quantities import METRICS, is_foreign
+from cl_ovq.metric_names import METRICS, is_foreign
+from cl_ovq.training import quantity_of
 
 RESERVED = ("experiment", "tune")
 MOST_CONFIGURATIONS = 5000  # of a study, each of which is checked before the first runs
@@ -56,7 +56,7 @@ class Tuning:
     """How the hyper-parameters of every row are chosen: the best mean over seeds of a metric on validation data.
 
     Attributes:
-        protocol: see `cl_ovq.protocols`.
+        protocol: see `cl_ovq.config.protocols`.
         experiences: that tuning runs see (`first_k_experiences`); None for all.
         seeds: of the tuning runs; those that are reported are refused.
         metric: of the results matrix on the validation stream, at the end of the stream; the quantity of each row's
@@ -146,7 +146,7 @@ class Row:
         Raises:
             UserError: naming the row.
         """
-        from cl_ovq.checking import check_config
+        from cl_ovq.runs.checking import check_config
 
         config = self.config(point, 0, "test")
         try:

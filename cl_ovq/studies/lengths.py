@@ -44,7 +44,7 @@ def comparable_tables(rows: Sequence[RowResult]) -> dict[str, Table]:
 
 def mean_lengths_figure(rows: Sequence[RowResult]) -> Figure:
     """Draw the mean over seeds of each row over length, over distance and over the bytes of the state."""
-    from cl_ovq.evaluation.lengths import lengths_figure, mean_records
+    from cl_ovq.evaluation.length_generalization import lengths_figure, mean_records
 
     means = {label: mean_records([run.lengths for run in row.sound]) for label, row in _named(rows).items()}
     return lengths_figure(means, _trained(rows))

@@ -23,7 +23,7 @@ from cl_ovq.config.load import EXPERIMENTS, PUBLISHED, is_text_below
 from cl_ovq.config.reading import Step
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.quantities import METRICS
+from cl_ovq.metric_names import METRICS
 from cl_ovq.report.table import Column, Number, Table, Text
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study

@@ -20,15 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
+from cl_ovq.config.protocols import STREAM
 from cl_ovq.errors import UserError
-from cl_ovq.folder import locked
-from cl_ovq.learning import quantity_of
-from cl_ovq.paths import safe_name
-from cl_ovq.protocols import STREAM
-from cl_ovq.quantities import METRICS
-from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.metric_names import METRICS
+from cl_ovq.paths import RESULTS, safe_name
+from cl_ovq.runs.folder import locked
+from cl_ovq.runs.result import Result
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
+from cl_ovq.training import quantity_of
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class _Tasks:
 
     def _find(self, task: Task) -> Result | None:
         wanted = fingerprint(to_dict(self.config(task)))
-        for path in sorted(self._row_directory(task.row).glob(f"{task.stream}-seed-{task.seed}-*/{FILE_NAME}")):
+        for path in sorted(self._row_directory(task.row).glob(f"{task.stream}-seed-{task.seed}-*/{RESULTS}")):
             result = Result.read(path)
             if fingerprint(result.config) == wanted:
                 return result

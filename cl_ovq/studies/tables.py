@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.addresses import redact_tree
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.evaluation.metrics import intransigence
-from cl_ovq.quantities import BETTER, title
+from cl_ovq.evaluation.metrics import intransigence, to_matrix
+from cl_ovq.metric_names import BETTER, title
+from cl_ovq.paths import write_atomically
 from cl_ovq.report.runs import capacities_table
 from cl_ovq.report.table import Column, Number, Table, mean_number
-from cl_ovq.results import Result, carried_bytes, to_matrix, write_atomically
+from cl_ovq.runs.result import Result, carried_bytes
 from cl_ovq.strategies import sees_all
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.lengths import comparable_rows, comparable_tables, mean_lengths_figure
+from cl_ovq.uris import redact_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cl_ovq.addresses import redact_tree
 from cl_ovq.config import ExperimentConfig, from_dict
 from cl_ovq.config.check import checked_values, holds_text
 from cl_ovq.config.files import (
@@ -35,11 +34,10 @@ from cl_ovq.config.files import (
 )
 from cl_ovq.config.load import is_text_below, read_experiment
 from cl_ovq.config.parts import UnusedKeyError, owners
+from cl_ovq.config.protocols import STREAM, check_protocol, check_stream, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.errors import UserError, nearest, unknown
-from cl_ovq.learning import quantity_of
-from cl_ovq.protocols import STREAM, check_protocol, check_stream, check_validation
-from cl_ovq.quantities import METRICS, QUANTITIES, is_foreign
+from cl_ovq.metric_names import METRICS, QUANTITIES, is_foreign
 from cl_ovq.sweeps.schema import (
     MODES,
     MOST_TRIALS,
@@ -53,6 +51,8 @@ from cl_ovq.sweeps.schema import (
     TopKeys,
 )
 from cl_ovq.sweeps.space import LISTS, Point, Space, read_space
+from cl_ovq.training import quantity_of
+from cl_ovq.uris import redact_tree
 
 FOLDER = "ray_configs"
 BYTES = "memory_bytes"
@@ -369,7 +369,7 @@ def _check_search(sweep: Sweep) -> None:
 
 def _check_points(sweep: Sweep) -> None:
     """Check the configurations of trials: every value and every combination of parts, and the first trials whole."""
-    from cl_ovq.checking import check_config
+    from cl_ovq.runs.checking import check_config
 
     choices = {f"{choice.section}.{choice.field}" for owner in owners() if (choice := owner.choice) is not None}
     cells = itertools.islice(sweep.space.cells(choices), CHECKED_CELLS)

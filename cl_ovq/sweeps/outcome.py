@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.addresses import redact_tree
 from cl_ovq.config import to_dict
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.quantities import QUANTITIES, format_number
+from cl_ovq.metric_names import QUANTITIES, format_number
+from cl_ovq.paths import write_atomically
 from cl_ovq.report.markup import code, code_block
 from cl_ovq.report.table import Column, Number, Table, Text, mean_number, metric_name
-from cl_ovq.results import finite, write_atomically
+from cl_ovq.runs.result import finite
 from cl_ovq.sweeps.files import Sweep, to_overrides
 from cl_ovq.sweeps.records import DONE, Record, best, pareto_front
 from cl_ovq.sweeps.space import LISTS, Point
+from cl_ovq.uris import redact_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cl_ovq.addresses import redact_tree
 from cl_ovq.errors import UserError
-from cl_ovq.results import write_atomically
+from cl_ovq.paths import write_atomically
+from cl_ovq.runs.validate import first_mistake, read_json
 from cl_ovq.sweeps.space import Point
-from cl_ovq.validated import first_mistake, read_json
+from cl_ovq.uris import redact_tree
 
 FILE_NAME = "trial.json"
 RUNNING, DONE, STOPPED = "running", "done", "stopped"

@@ -12,15 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_ovq.checking import find_device
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.folder import locked
-from cl_ovq.layout import check_store, experiment_of, open_tracker
-from cl_ovq.paths import expanded
-from cl_ovq.provenance import code_revision
-from cl_ovq.results import FILE_NAME as RESULTS
-from cl_ovq.results import Result, write_atomically
+from cl_ovq.paths import RESULTS, expanded, write_atomically
+from cl_ovq.runs.checking import find_device
+from cl_ovq.runs.folder import locked
+from cl_ovq.runs.provenance import code_revision
+from cl_ovq.runs.result import Result
+from cl_ovq.runs.run_logging import check_store, experiment_of, open_tracker
 from cl_ovq.sweeps.cluster import connected
 from cl_ovq.sweeps.files import Sweep
 from cl_ovq.sweeps.importance import importances
@@ -29,7 +28,7 @@ from cl_ovq.sweeps.records import Record, read_records
 from cl_ovq.tracking import Tracker, warm_up
 from cl_ovq.tracking.store import absolute_uri
 from streams import STREAMS, StreamDataError
-from streams.provided import collecting
+from streams.shared_data import collecting
 
 DEFINITION = "sweep.json"
 

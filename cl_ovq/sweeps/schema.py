@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS
 from cl_ovq.config.schema import option
-from cl_ovq.protocols import MOST_SEEDS, PROTOCOLS
 
 SEARCHES = {
     "random": "draws, as many for every combination of the space's grids",

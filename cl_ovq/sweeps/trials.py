@@ -15,22 +15,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cl_ovq.checkpoints.files import NAME as CHECKPOINT
-from cl_ovq.checkpoints.history import NAME as HISTORY
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.folder import locked
-from cl_ovq.learning.divergence import DivergedError
-from cl_ovq.results import FILE_NAME, Result, carried_bytes
+from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback
+from cl_ovq.runs.checkpoints.files import NAME as CHECKPOINT
+from cl_ovq.runs.checkpoints.history import NAME as HISTORY
+from cl_ovq.runs.folder import locked
+from cl_ovq.runs.result import Result, carried_bytes
 from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.sweeps.files import BYTES, Sweep
-from cl_ovq.sweeps.grafting import graft
+from cl_ovq.sweeps.pbt_checkpoint import graft
 from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, RUNNING, mean, trial_directory
 from cl_ovq.sweeps.space import Point
 from cl_ovq.tracking import RunKey
-from streams.provided import provide
+from cl_ovq.training.divergence import DivergedError
+from streams.shared_data import provide
 
 PATIENCE_SECONDS = 60.0  # workers of a driver or node that died may go on for a while
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -172,7 +173,7 @@ class Trial:
     def _fill_checkpoint(self, folder: Path) -> None:
         """Put into a folder what another node needs to go on: results of the seeds that are over, and a checkpoint."""
         for path in self.directory.glob("seed_*"):
-            kept = (FILE_NAME,) if (path / FILE_NAME).exists() else (CHECKPOINT, HISTORY)
+            kept = (RESULTS,) if (path / RESULTS).exists() else (CHECKPOINT, HISTORY)
             (folder / path.name).mkdir()
             for name in kept:
                 if (path / name).exists():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cl_ovq.addresses import redact
 from cl_ovq.errors import UserError
+from cl_ovq.uris import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.quantities import format_number, matrix_label, title
+from cl_ovq.metric_names import format_number, matrix_label, title
 from cl_ovq.report.markup import code, markdown
 from cl_ovq.report.runs import matrix_table, seeds_table
 from cl_ovq.report.table import Number, Table, metric_name
 
 if TYPE_CHECKING:
     from cl_ovq.evaluation.aggregates import Aggregate
-    from cl_ovq.results import Result
+    from cl_ovq.runs.result import Result
 
 
 def run_note(result: Result) -> str:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.addresses import without_secrets
 from cl_ovq.errors import printable
 from cl_ovq.tracking.journal import JournalReader, keep_state, state_of
 from cl_ovq.tracking.names import deleted
@@ -30,6 +29,7 @@ from cl_ovq.tracking.records import (
     Tags,
 )
 from cl_ovq.tracking.store import StoreDown, creating, open_client, reach
+from cl_ovq.uris import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -410,9 +410,9 @@ def describe_refused(refused: Sequence[str]) -> str:
 
 def _note_run_id(directory: Path, run_id: str) -> None:
     """Enter the run's id into results that were written before it was known, if that is what lies there."""
-    from cl_ovq.results import FILE_NAME, write_atomically
+    from cl_ovq.paths import RESULTS, write_atomically
 
-    path = directory / FILE_NAME
+    path = directory / RESULTS
     with suppress(NotOwnFileError, OSError, ValueError, RecursionError):
         with open_own(path) as file:
             result = json.load(file)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from cl_ovq.addresses import redact, without_secrets
 from cl_ovq.errors import UserError
+from cl_ovq.uris import redact, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

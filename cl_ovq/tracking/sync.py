@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_ovq.addresses import redact
 from cl_ovq.errors import UserError, printable
 from cl_ovq.paths import expanded, is_folder
 from cl_ovq.tracking.journal import PATTERN, JournalBusy, modified
@@ -14,6 +13,7 @@ from cl_ovq.tracking.own_files import NotOwnFileError, open_own
 from cl_ovq.tracking.records import JournalMalformed
 from cl_ovq.tracking.sending import Sending, describe_refused
 from cl_ovq.tracking.store import absolute_uri, artifact_location, check_address
+from cl_ovq.uris import redact
 
 MALFORMED = ".malformed"  # ends the name of a journal that was set aside, so that it is not found again
 

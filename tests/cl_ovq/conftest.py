@@ -15,11 +15,11 @@ from rich.console import Console
 from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.evaluation.logger import evaluator
-from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
 from cl_ovq.runs.run import run_experiment, schedule
 from cl_ovq.runs.setup import build_strategy, load_stream
 from cl_ovq.tracking import open_client
+from cl_ovq.training import seed_everything
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `quick_settings`: pytest imports test files by path
 

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from cl_ovq.comparison.figures import all_figures
-from cl_ovq.comparison.sources import Group
 from cl_ovq.evaluation import figures
 from cl_ovq.evaluation.anytime import anytime_figure
-from cl_ovq.evaluation.census import Census
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
-from cl_ovq.evaluation.lengths import lengths_figure
+from cl_ovq.evaluation.length_generalization import lengths_figure
 from cl_ovq.evaluation.matrix import Point
-from cl_ovq.results import Result, to_lists
+from cl_ovq.evaluation.metrics import to_lists
+from cl_ovq.evaluation.slot_statistics import SlotStatistics
+from cl_ovq.runs.groups import Group
+from cl_ovq.runs.result import Result
 
 
 def memory(name):
@@ -48,7 +49,7 @@ def records_of(experiences, count):
 def census_of(experiences):
     slots = np.linspace(100, 512, experiences)
     return [
-        Census(
+        SlotStatistics(
             i + 1, 0.1, 0.8, 0.2, 5.0, None, 0.3, [*np.full(i + 1, slots[i] / (i + 1)), *np.zeros(experiences - i - 1)]
         )
         for i in range(experiences)

@@ -18,7 +18,7 @@ from torch import nn
 import cl_ovq
 from cl_ovq.config import load_config
 from cl_ovq.config.load import read_experiment
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.runs.setup import load_stream
 from cl_ovq.tracking import open_client
 from streams import STREAMS
@@ -208,7 +208,7 @@ def own(stream):
 
 
 def test_a_run_that_was_cut_short_goes_on_with_the_same_objects(own, stream):
-    from cl_ovq.checkpoints.plugin import Checkpoints
+    from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
     whole, save = own, Checkpoints.save
 

@@ -10,10 +10,10 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from cl_ovq.config import load_config
-from cl_ovq.learning import penalties, seed_everything
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import build_model
 from cl_ovq.runs.setup import load_stream
+from cl_ovq.training import penalties, seed_everything
 from streams import rows_of
 
 SEQUENCES = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cl_ovq.catalogue import KINDS
+from cl_ovq.cli.listing import KINDS
 from cl_ovq.errors import UserError, nearest, unknown
 from cl_ovq.registry import Part, Registry
 

@@ -6,7 +6,7 @@ import torch
 
 from streams import build_stream, provided
 from streams.digits import read_digits
-from streams.provided import collecting, providable, provide
+from streams.shared_data import collecting, providable, provide
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streams.draws import Draws
+from streams.counter_rng import Draws
 
 
 def test_bits_are_those_of_splitmix64():

@@ -185,7 +185,7 @@ def test_any_sizes_that_fit_give_sequences_that_read_right(rule, pairs, repeats,
     repeats = 1 if rule == "recall" else repeats
     questions = pairs * repeats if rule == "positional_recall" else pairs
     length = 2 * (pairs * repeats + questions + spare)
-    from streams.draws import Draws
+    from streams.counter_rng import Draws
     from streams.recall import experience_settings, generate
 
     setting = experience_settings(

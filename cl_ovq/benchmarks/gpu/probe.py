@@ -18,7 +18,7 @@ import triton
 from cl_ovq.benchmarks.gpu.clock import seconds_of
 from cl_ovq.benchmarks.gpu.parts import Item, Settings
 from cl_ovq.benchmarks.gpu.sanitizer import find_tool
-from cl_ovq.provenance import code_revision, package_versions
+from cl_ovq.runs.provenance import code_revision, package_versions
 
 PTXAS = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")  # by which Triton is given another assembler
 SHIPPED, CARRIED = "product, Triton's ptxas", "product, carried ptxas"

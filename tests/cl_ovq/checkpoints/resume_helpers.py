@@ -5,8 +5,8 @@ from unittest.mock import patch
 import torch
 from quick_settings import QUICK
 
-from cl_ovq.checkpoints import NAME, read_checkpoint
-from cl_ovq.checkpoints.plugin import Checkpoints
+from cl_ovq.runs.checkpoints import NAME, read_checkpoint
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
 FAST = (*QUICK, "model.dropout=0.1")
 MEMORY = ("model.name=mlp", "model.head=memory", "memory.capacity=60", "strategy.name=naive")

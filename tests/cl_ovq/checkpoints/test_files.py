@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_ovq.checkpoints import read_checkpoint, write_checkpoint
 from cl_ovq.errors import UserError
+from cl_ovq.runs.checkpoints import read_checkpoint, write_checkpoint
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 trees = st.recursive(

@@ -14,12 +14,12 @@ from mutations import mutations, refusal
 from resume_helpers import FAST, Killed, killed_at
 from rich.console import Console
 
-from cl_ovq.checkpoints import NAME, read_checkpoint, write_checkpoint
-from cl_ovq.checkpoints.files import MAGIC
-from cl_ovq.checkpoints.history import NAME as HISTORY
 from cl_ovq.errors import UserError
-from cl_ovq.finished import evaluate_finished
 from cl_ovq.runs import finish, run
+from cl_ovq.runs.checkpoints import NAME, read_checkpoint, write_checkpoint
+from cl_ovq.runs.checkpoints.files import MAGIC
+from cl_ovq.runs.checkpoints.history import NAME as HISTORY
+from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import load_stream
 

@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 from quick_settings import QUICK
 from resume_helpers import FAST, PARTS, Killed, final, killed_at
 
-from cl_ovq.checkpoints import NAME, plugin
-from cl_ovq.checkpoints.history import NAME as HISTORY
-from cl_ovq.checkpoints.history import History
-from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.runs import finish
+from cl_ovq.runs.checkpoints import NAME, plugin
+from cl_ovq.runs.checkpoints.history import NAME as HISTORY
+from cl_ovq.runs.checkpoints.history import History
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
 from cl_ovq.tracking.journal import JournalWriter
 
 STRATEGIES = ("naive", "derpp", "online_ewc", "lwf", "si")
@@ -230,7 +230,7 @@ def test_a_run_that_cannot_begin(tiny_path, call, tmp_path, disk):
 
 
 def test_results_of_seeds_that_cannot_be_written(tiny_path, call, disk):
-    from cl_ovq import seeds
+    from cl_ovq.runs import seeds
 
     arguments = ("run", tiny_path, "strategy.name=naive", *FAST, "seeds=2", f"output_dir={disk.run}", "--json")
     with before(seeds, "write_atomically", 1, disk.fill):

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from resume_helpers import FAST, PARTS, Killed, final, killed_at
 from rich.console import Console
 
-from cl_ovq.checkpoints import NAME, plugin, read_checkpoint, write_checkpoint
-from cl_ovq.checkpoints.history import NAME as HISTORY
-from cl_ovq.checkpoints.history import History
-from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.errors import UserError
-from cl_ovq.finished import evaluate_finished
+from cl_ovq.runs.checkpoints import NAME, plugin, read_checkpoint, write_checkpoint
+from cl_ovq.runs.checkpoints.history import NAME as HISTORY
+from cl_ovq.runs.checkpoints.history import History
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
+from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
 
 DENSE = (*FAST, "evaluation.every_steps=2", "evaluation.dictionary_every=1", "checkpoint.every_steps=1")

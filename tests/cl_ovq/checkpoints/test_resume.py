@@ -17,9 +17,9 @@ from quick_settings import QUICK, quick
 from resume_helpers import FAST, MEMORY, PARTS, Killed, final, killed_at
 from rich.console import Console
 
-from cl_ovq.checkpoints import NAME
-from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.errors import UserError
+from cl_ovq.runs.checkpoints import NAME
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.strategies import STRATEGIES
 
@@ -168,7 +168,7 @@ def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store):
 
 
 def test_seeds_go_on(tiny, tmp_path):
-    from cl_ovq.seeds import run_seeds
+    from cl_ovq.runs.seeds import run_seeds
 
     overrides = ("strategy.name=naive", *FAST, "seeds=2")
     whole = run_seeds(tiny(*overrides, f"output_dir={tmp_path / 'whole'}"), Console(file=io.StringIO()))

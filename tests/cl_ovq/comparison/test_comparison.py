@@ -17,8 +17,8 @@ from cl_ovq.comparison.differences import holm
 from cl_ovq.comparison.figures import all_figures
 from cl_ovq.comparison.pages import to_json, to_table, write_page
 from cl_ovq.errors import UserError
-from cl_ovq.results import Result
-from cl_ovq.seeds import run_seeds
+from cl_ovq.runs.result import Result
+from cl_ovq.runs.seeds import run_seeds
 
 
 def group(name, accuracies):

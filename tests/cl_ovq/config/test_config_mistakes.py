@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 import yaml
 
-from cl_ovq.checking import check_config
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.config.parts import Owner, owners
 from cl_ovq.config.renamed import RENAMED
 from cl_ovq.errors import UserError
-from cl_ovq.folder import check_output_dir
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
+from cl_ovq.runs.checking import check_config
+from cl_ovq.runs.folder import check_output_dir
 from cl_ovq.strategies import OPTIMIZERS, STRATEGIES
 from kernels import GROWTH
 from streams import STREAMS

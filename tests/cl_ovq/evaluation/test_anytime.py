@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quick_settings import quick
 
-from cl_ovq.checking import check_config
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation import metrics
 from cl_ovq.evaluation.anytime import AnytimeEvaluation, anytime_figure, as_array
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
+from cl_ovq.runs.checking import check_config
 from cl_ovq.strategies import STRATEGIES
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cl_ovq.evaluation.census import average, count, quantization_error
+from cl_ovq.evaluation.slot_statistics import average, count, quantization_error
 from cl_ovq.mixers import PersistentDictionary
 from kernels import DictionaryOptions
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cl_ovq.comparison.figures import all_figures
 from cl_ovq.evaluation import drawing, figures, metrics
-from cl_ovq.results import to_lists, to_matrix
+from cl_ovq.evaluation.metrics import to_lists, to_matrix
 from cl_ovq.sweeps.outcome import Outcome
 from cl_ovq.sweeps.records import DONE, Record
 from cl_ovq.sweeps.space import read_space

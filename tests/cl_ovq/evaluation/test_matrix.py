@@ -9,8 +9,8 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from sklearn.datasets import load_digits
 
 from cl_ovq.evaluation.matrix import MatrixRecorder
-from cl_ovq.learning import seed_everything
 from cl_ovq.models import build_model
+from cl_ovq.training import seed_everything
 from streams import rows_of
 
 

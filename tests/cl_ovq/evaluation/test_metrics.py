@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cl_ovq.evaluation import metrics
-from cl_ovq.learning import OBJECTIVES
-from cl_ovq.quantities import BETTER, is_foreign
+from cl_ovq.metric_names import BETTER, is_foreign
+from cl_ovq.training import OBJECTIVES
 
 
 @st.composite

@@ -239,11 +239,11 @@ def test_the_diary_says_which_task_wrote_what_and_when(layer):
         before = layer.dictionary.state.counts[0]
         train_step(layer, tokens(seed=task))
         written.append(layer.dictionary.state.counts[0] - before)
-    diary = layer.dictionary.written
-    assert len(diary) == 3
-    assert torch.equal(diary[0], written[0])
-    assert not diary[1].any()
-    assert torch.equal(diary[2], written[1])
+    log = layer.dictionary.written
+    assert len(log) == 3
+    assert torch.equal(log[0], written[0])
+    assert not log[1].any()
+    assert torch.equal(log[2], written[1])
     expected = torch.where(written[1] > 0, 2, torch.where(written[0] > 0, 1, 0))
     assert torch.equal(layer.dictionary.last_write, expected)
 

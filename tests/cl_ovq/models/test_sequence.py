@@ -56,9 +56,9 @@ def test_pieces_are_the_whole(recall, mixer):
     model = build(recall, mixer=mixer, state_size=4, slots=4, codebook_size=6, window=5).eval()
     x = recall.samples.gather(torch.arange(3))
     with torch.no_grad():
-        whole, _ = model.go_on(x)
-        first, states = model.go_on(x[:, :7], return_state=True)
-        second, states = model.go_on(x[:, 7:], states, return_state=True)
+        whole, _ = model.forward_with_state(x)
+        first, states = model.forward_with_state(x[:, :7], return_state=True)
+        second, states = model.forward_with_state(x[:, 7:], states, return_state=True)
     torch.testing.assert_close(torch.cat((first, second), 1), whole, atol=1e-4, rtol=1e-4)
     assert model.state_bytes(16) == sum(state.nbytes for state in states) // 3
 

@@ -12,7 +12,7 @@ from cl_ovq.comparison.pages import to_table, write_page
 from cl_ovq.evaluation.aggregates import Aggregate
 from cl_ovq.report.markup import code, code_block, markdown
 from cl_ovq.report.runs import matrix_table, seeds_table, summary_table
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.runs.run import run_experiment
 
 NAMES = [

@@ -19,7 +19,7 @@ from cl_ovq.comparison.pages import to_table
 from cl_ovq.evaluation.aggregates import aggregate
 from cl_ovq.report.runs import matrix_table, seeds_table, summary_table
 from cl_ovq.report.table import FILES, Column, Number, Table, Text, mean_number
-from cl_ovq.results import summary_metrics
+from cl_ovq.runs.result import summary_metrics
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.tables import RowResult, StudyResult
 

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.aggregates import Aggregate
-from cl_ovq.results import FILE_NAME, Result
+from cl_ovq.paths import RESULTS
+from cl_ovq.runs.result import Result
 from cl_ovq.studies.published import (
     Reproduction,
     list_published,
@@ -41,7 +42,7 @@ def row(tiny_path, tmp_path_factory):
 
 def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     first = reproduce(load_published([row("one")]), 2, tmp_path, Console(file=io.StringIO()))[0]
-    runs = [Result.read(path) for path in sorted((tmp_path / "one").rglob(FILE_NAME))]
+    runs = [Result.read(path) for path in sorted((tmp_path / "one").rglob(RESULTS))]
     assert [run.config["seed"] for run in runs] == [0, 1]
     assert {run.config["evaluation"]["split"] for run in runs} == {"test"}
     assert first.measured.mean == pytest.approx(np.mean([run.metrics["accuracy"] for run in runs]))
@@ -50,9 +51,9 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     for name, verdict in zip(names, ("reproduced", "too high", "too low"), strict=True):
         (target,) = load_published([name])
         assert Reproduction(target, first.measured).verdict == verdict
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(FILE_NAME)}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(RESULTS)}
     again = reproduce(load_published([names[0]]), 2, tmp_path, Console(file=io.StringIO()))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob(FILE_NAME)} == before  # nothing is run again
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob(RESULTS)} == before  # nothing is run again
     assert again[0].verdict == "reproduced"
     text = to_table(again, sources=True).to_markdown()
     assert f"| one | {measured + 0.009:.4f} | 0.010 | {measured:.4f} +- " in text

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from study_helpers import STUDY, results, run
 
-from cl_ovq.checkpoints.plugin import Checkpoints
 from cl_ovq.config import to_dict
 from cl_ovq.config.identity import fingerprint
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
 
 def test_what_is_done_is_not_run_again_and_what_is_new_is(done, file):

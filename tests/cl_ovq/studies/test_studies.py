@@ -8,7 +8,7 @@ from scipy import stats
 from study_helpers import STUDY, results, run
 
 from cl_ovq.errors import UserError
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.studies import load_study, only
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cl_ovq.checkpoints import read_checkpoint
-from cl_ovq.results import Result
+from cl_ovq.runs.checkpoints import read_checkpoint
+from cl_ovq.runs.result import Result
 from cl_ovq.sweeps.outcome import FILE_NAME
 from cl_ovq.sweeps.records import DONE, STOPPED, read_records
 

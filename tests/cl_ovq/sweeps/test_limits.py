@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cl_ovq.errors import UserError
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.sweeps import liveness, progress
 from cl_ovq.sweeps import run as running
 from cl_ovq.sweeps.records import DONE, FAILED, read_records

@@ -9,7 +9,7 @@ import pytest
 
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.sweeps.outcome import FILE_NAME
 from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, read_records
 from cl_ovq.tracking import open_client

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cl_ovq.addresses import redact
 from cl_ovq.tracking.records import State
 from cl_ovq.tracking.sync import MALFORMED, find_journals, sync
+from cl_ovq.uris import redact
 
 from .conftest import free_port
 

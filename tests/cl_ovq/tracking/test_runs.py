@@ -11,8 +11,8 @@ from mlflow.artifacts import download_artifacts
 
 from cl_ovq.config.load import flatten
 from cl_ovq.errors import UserError
-from cl_ovq.layout import run_color
-from cl_ovq.results import summary_metrics
+from cl_ovq.runs.result import summary_metrics
+from cl_ovq.runs.run_logging import run_color
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.tracking import StoreCheck, Tracker, artifact_location, open_client
 from cl_ovq.tracking.process import SenderProcess

@@ -14,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from cl_ovq.models.saving import load_model
-from cl_ovq.results import Result
+from cl_ovq.runs.result import Result
 from cl_ovq.runs.setup import load_stream
 
 from .conftest import free_port, serving

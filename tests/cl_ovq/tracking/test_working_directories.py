@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from cl_ovq import interface
-from cl_ovq.tracking import StoreCheck, artifact_location, open_client
+from cl_ovq.tracking import StoreCheck, artifact_location, open_client, ui
 from cl_ovq.tracking.export import export_experiment
 from cl_ovq.tracking.store import absolute_uri, default_uri, sqlite_path, sqlite_uri
 from cl_ovq.tracking.sync import sync
@@ -71,7 +70,7 @@ def test_a_run_a_sync_and_an_export(odd):
 def test_the_user_interface_serves_it(odd, tmp_path):
     folder, result = odd
     with contextlib.chdir(folder):
-        _, environment = interface.server_command(absolute_uri(None), "127.0.0.1", 5000)
+        _, environment = ui.server_command(absolute_uri(None), "127.0.0.1", 5000)
         location = artifact_location(None)
     assert environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] == location
     with serving(environment["MLFLOW_BACKEND_STORE_URI"], tmp_path, environment) as address:

@@ -1,5 +1,0 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped."""
-
-from cl_ovq.checkpoints.files import NAME, read_checkpoint, write_checkpoint
-
-__all__ = ["NAME", "read_checkpoint", "write_checkpoint"]

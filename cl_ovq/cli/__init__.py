@@ -1,0 +1,5 @@
+"""The command line."""
+
+from cl_ovq.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,110 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cl_ovq.config.imports import import_parts
+from cl_ovq.errors import UserError
+from cl_ovq.paths import expanded, is_folder, is_there
+from cl_ovq.report.table import FILES
+
+PICTURES = (".png", ".pdf", ".svg", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+LONGEST = 255  # bytes of a name, on every file system in use
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
+AllowEnv = Annotated[
+    bool,
+    typer.Option("--allow-env", help="Let values read the environment, as ${oc.env:NAME}; they are stored unread."),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE_OR_FILE",
+        help="Python module or file (./parts.py) that enters parts of your own; its code is run.",
+        callback=lambda names: import_parts(names or ()),
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes, e.g. model.mixer=softmax output_dir=DIR.", show_default=False
+    ),
+]
+
+
+def writable_folder(path: Path | None) -> Path | None:
+    """Make sure, before hours of work, that files can be written into a folder, which need not exist.
+
+    Raises:
+        UserError: something on its way is no folder, or not to be written to.
+    """
+    if path is None:
+        return None
+    path = expanded(path)
+    if is_there(path) and not path.is_dir():
+        raise UserError(f"{path} cannot be written: it is not a folder")
+    _check_way(path, path.absolute())
+    return path
+
+
+def writable_file(path: Path | None) -> Path | None:
+    """Make sure, before hours of work, that a file can be written, in a folder that need not exist.
+
+    Raises:
+        UserError: it is a folder, or see `writable_folder`.
+    """
+    if path is None:
+        return None
+    path = expanded(path)
+    if is_folder(path):
+        raise UserError(f"{path} cannot be written: it is a folder")
+    _check_way(path, path.absolute().parent)
+    return path
+
+
+def picture_file(path: Path | None) -> Path | None:
+    """Make sure, before any work, that a picture can be written to a file, whose ending says of which kind.
+
+    Raises:
+        UserError: there is no such kind, or see `writable_file`.
+    """
+    return _file_of_kind(path, "picture", PICTURES)
+
+
+def _file_of_kind(path: Path | None, what: str, kinds: tuple[str, ...]) -> Path | None:
+    if path is not None and path.suffix.lower() not in kinds:
+        given = f"'{path.suffix}'" if path.suffix else "no ending"
+        raise UserError(f"output: {path} has {given}, which names no kind of {what}: known: {', '.join(kinds)}")
+    return writable_file(path)
+
+
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File for the table: NAME.tex (LaTeX), .csv, .md or .html.",
+        callback=lambda path: _file_of_kind(path, "table", FILES),
+    ),
+]
+
+
+def _check_way(path: Path, folder: Path) -> None:
+    names = [name.encode(errors="surrogateescape") for name in path.absolute().parts]
+    if any(len(name) > LONGEST or b"\0" in name for name in names):
+        raise UserError(f"{path} cannot be written: no file can have such a name")
+    there = next(way for way in (folder, *folder.parents) if is_there(way))
+    if not there.is_dir():
+        raise UserError(f"{path} cannot be written: {there} is not a folder that files can be put into")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # permissions say too little: of /proc, say, or a disk that is full
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {there} is not a folder that files can be put into: {error.strerror}"
+        ) from error

@@ -1,0 +1,176 @@
+"""One experiment: run it, look at it, evaluate it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cl_ovq.cli.arguments import (
+    AllowEnv,
+    Config,
+    Imports,
+    Json,
+    Overrides,
+    picture_file,
+)
+from cl_ovq.errors import unknown
+
+commands = typer.Typer()
+
+
+@commands.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in output_dir, if there is one.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that output_dir holds, if there is one.")
+    ] = False,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
+    from cl_ovq.config import load_config
+    from cl_ovq.report.runs import generalization_tables, leave_if_diverged, matrix_table, seeds_table, summary_table
+    from cl_ovq.runs.run import run_experiment
+    from cl_ovq.runs.seeds import run_seeds
+
+    loaded, console = load_config(config, overrides or (), allow_env=allow_env), Console()
+    if loaded.seeds > 1:
+        over_seeds = run_seeds(loaded, Console(stderr=True), resume=resume, overwrite=overwrite)
+        if json:
+            print(over_seeds.to_json())
+        else:
+            console.print(seeds_table(over_seeds.metrics, over_seeds.runs))
+            for result in over_seeds.runs:
+                console.print(f"results: {result.output_dir}", soft_wrap=True, markup=False)
+        leave_if_diverged(over_seeds.runs)
+        return
+    result = run_experiment(loaded, Console(stderr=True), resume=resume, overwrite=overwrite)
+    if json:
+        print(result.to_json())
+    else:
+        console.print(matrix_table(result))
+        console.print(summary_table([result]))
+        for table in generalization_tables(result.run_name, result.lengths, result.capacities):
+            console.print(table)
+        console.print(f"results: {result.output_dir}", soft_wrap=True, markup=False)
+    leave_if_diverged([result])
+
+
+@commands.command()
+def demo() -> None:
+    """Run the quickstart three times: a dictionary for all tasks, one per sequence, and softmax attention."""
+    from cl_ovq.config import load_config
+    from cl_ovq.report.runs import matrix_table, summary_table
+    from cl_ovq.runs.run import run_experiment
+
+    variants: tuple[tuple[str, ...], ...] = ((), ("dictionary.scope=sequence",), ("model.mixer=softmax",))
+    console = Console()
+    results = []
+    for overrides in variants:
+        result = run_experiment(load_config("quickstart", overrides), Console(stderr=True))
+        console.print(matrix_table(result))
+        results.append(result)
+    console.print(summary_table(results))
+    for result in results:
+        console.print(f"results: {result.output_dir}", soft_wrap=True, markup=False)
+    console.print("\nCompare the runs in MLflow:  [bold]make ui[/]")
+
+
+@commands.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="stream.name=NAME, evaluation.lengths=[...]", show_default=False),
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    json: Json = False,
+    imports: Imports = None,
+) -> None:
+    """Evaluate a finished run on its own stream or another, without training: forgetting, transfer, linear probes."""
+    from cl_ovq.report.runs import generalization_tables
+    from cl_ovq.runs.reevaluate import evaluate_finished
+
+    found = evaluate_finished(run, overrides or (), uri)
+    if json:
+        print(found.to_json())
+    else:
+        for table in (found.to_table(), *generalization_tables(found.source, found.lengths, found.capacities)):
+            Console().print(table)
+
+
+@commands.command()
+def show(config: Config, overrides: Overrides = None, allow_env: AllowEnv = False, imports: Imports = None) -> None:
+    """Print the resolved configuration of an experiment."""
+    from omegaconf import OmegaConf
+
+    from cl_ovq.config import load_config, to_dict
+    from cl_ovq.runs.checking import check_config
+    from cl_ovq.runs.folder import check_output_dir
+
+    loaded = load_config(config, overrides or (), allow_env=allow_env)
+    check_config(loaded)
+    check_output_dir(loaded)
+    print(OmegaConf.to_yaml(OmegaConf.create(to_dict(loaded))), end="")
+
+
+@commands.command("show-stream")
+def show_stream(
+    name: Annotated[str, typer.Argument(help="A stream from `cl-ovq list streams`.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The stream's options, and seed=N.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File of the contact sheet; runs/streams/NAME.png if not given.", callback=picture_file),
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Show a stream: shapes, sizes, balance of its targets, and an example or a contact sheet."""
+    from cl_ovq.cli.preview import print_stream
+    from cl_ovq.config import load_stream_config
+    from cl_ovq.runs.setup import load_stream, quiet
+
+    quiet()
+    config = load_stream_config(name, overrides or ())
+    print_stream(load_stream(config), Console(), output or Path("runs", "streams", f"{name}.png"))
+
+
+@commands.command("list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(help="streams, models, mixers, strategies, optimizers, experiments, ...")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="One of that kind: its options are listed.")] = None,
+    imports: Imports = None,
+) -> None:
+    """List what a configuration can name, or the options of one part: `cl-ovq list strategies der`."""
+    from cl_ovq.cli.listing import KINDS, PARTS, options_of
+    from cl_ovq.report.table import Column, Table
+
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    console = Console()
+    if kind is not None and name is not None:
+        options, what = options_of(kind, name), f"{name}: {PARTS[kind][name].summary}"
+        table = Table("key", Column("what it is", right=False), title=what)
+        for key, meaning in options.items():
+            table.add(key, meaning)
+        console.print(table if options else f"{what}; it has no options of its own")
+        return
+    for listed in KINDS if kind is None else (kind,):
+        table = Table("name", Column("what it is", right=False), title=listed)
+        for part, summary in KINDS[listed]().items():
+            table.add(part, summary)
+        console.print(table)

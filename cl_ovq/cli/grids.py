@@ -1,0 +1,136 @@
+"""Many experiments: studies, sweeps, and the numbers that others have published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cl_ovq.cli.arguments import (
+    AllowEnv,
+    Imports,
+    Json,
+    Overrides,
+    TableFile,
+    writable_folder,
+)
+from cl_ovq.paths import safe_name
+
+commands = typer.Typer()
+
+
+@commands.command()
+def study(
+    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/studies/.")],
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Label of rows to run, e.g. of one task and two models; all if not given.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the runs; those found there are not run again. runs/studies/NAME if not given.",
+            callback=writable_folder,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for NAME.json, .md, .tex, .csv and .png; the runs' if not given.", callback=writable_folder
+        ),
+    ] = None,
+    json: Json = False,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Run a grid of experiments over seeds, tuned on validation data, and make one table; what is done is skipped."""
+    from cl_ovq import studies
+    from cl_ovq.report.runs import leave_if_diverged
+    from cl_ovq.tracking import RUNS
+
+    loaded = studies.only(studies.load_study(file, overrides or (), allow_env=allow_env), only or ())
+    console = Console()
+    home = directory or RUNS / "studies" / safe_name(loaded.name)
+    result = studies.run_study(loaded, home, Console(stderr=True), jobs=jobs)
+    written = result.write(output or home)
+    if json:
+        print(result.to_json())
+    else:
+        console.print(result.to_table())
+        console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
+    if result.failed:
+        raise typer.Exit(1)
+    leave_if_diverged(run for row in result.rows for run in row.runs)
+
+
+@commands.command()
+def published(
+    names: Annotated[list[str] | None, typer.Argument(help="Rows under experiments/published/; all if none.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the runs; those found there are not run again. runs/published if not given.",
+            callback=writable_folder,
+        ),
+    ] = None,
+    output: TableFile = None,
+) -> None:
+    """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1)."""
+    from cl_ovq.paths import write_atomically
+    from cl_ovq.studies.published import load_published, reproduce, to_table
+    from cl_ovq.tracking import RUNS
+
+    home, said = directory or RUNS / "published", Console(stderr=True)
+    found = reproduce(load_published(names or ()), seeds, home, said, jobs=jobs)
+    Console().print(to_table(found))
+    for reason in dict.fromkeys(one.missing for one in found if one.missing):
+        said.print(f"not run: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if output is not None:
+        write_atomically(output, to_table(found, sources=True).rendered(output.suffix))
+    if any(one.verdict not in ("reproduced", "not run") for one in found):
+        raise typer.Exit(1)
+
+
+@commands.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")],
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Holds everything of the sweep; runs/sweeps/NAME if not given.", callback=writable_folder),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of the directory; what has ended is not run again.")
+    ] = False,
+    json: Json = False,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Search for hyper-parameters with Ray Tune: on validation data; the best is then run once on fresh seeds."""
+    from cl_ovq.sweeps import load_sweep
+    from cl_ovq.sweeps.run import INTERRUPTED, run_sweep
+    from cl_ovq.tracking import RUNS
+
+    loaded, console = load_sweep(file, overrides or (), allow_env=allow_env), Console()
+    outcome = run_sweep(
+        loaded, directory or RUNS / "sweeps" / safe_name(loaded.name), Console(stderr=True), resume=resume
+    )
+    if json:
+        print(outcome.to_json())
+    else:
+        for table in outcome.tables():
+            console.print(table)
+        if outcome.best is not None:
+            console.print(f"again: {outcome.command(outcome.best)}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"results: {outcome.directory}", soft_wrap=True, markup=False)
+    if outcome.interrupted == INTERRUPTED:
+        raise typer.Exit(130)
+    if outcome.best is None:
+        raise typer.Exit(1)
+    if outcome.diverged_tests():
+        raise typer.Exit(3)

@@ -1,0 +1,155 @@
+"""What runs have found: compared, drawn, in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cl_ovq.cli.arguments import (
+    Imports,
+    Json,
+    TableFile,
+    picture_file,
+    writable_file,
+)
+from cl_ovq.errors import UserError
+
+commands = typer.Typer()
+
+
+@commands.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained page, with figures.", callback=writable_file)
+    ] = None,
+    output: TableFile = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
+    from cl_ovq.comparison import compare as compare_groups
+    from cl_ovq.comparison import load_groups
+    from cl_ovq.comparison.pages import to_json, to_table, write_page
+    from cl_ovq.paths import write_atomically
+
+    if len(runs) < 2:
+        raise UserError("compare needs two runs or more")
+    compared = compare_groups(load_groups(runs, uri))
+    table = to_table(compared)
+    if html is not None:
+        write_page(compared, html)
+    if output is not None:
+        write_atomically(output, table.rendered(output.suffix))
+    if json:
+        print(to_json(compared))
+        return
+    Console().print(table)
+    for path in filter(None, (html, output)):
+        Console().print(f"written: {path}", soft_wrap=True, markup=False)
+
+
+@commands.command()
+def lengths(
+    runs: Annotated[list[str], typer.Argument(help="A run's or several seeds' directory or file, or a run in MLflow.")],
+    at: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens at which the runs' checkpoints are evaluated now; as they were if not given."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --at: tokens of all sequences of a length.")] = 65_536,
+    sharpen: Annotated[
+        bool,
+        typer.Option("--sharpen", help="With --at: see the key evaluation.log_length_scaling in `cl-ovq list keys`."),
+    ] = False,
+    output: Annotated[Path, typer.Option(help="File of the figure.", callback=picture_file)] = Path("lengths.png"),
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    imports: Imports = None,
+) -> None:
+    """Compare runs on sequences of other lengths: over length, over distance, and over the bytes of the state."""
+    from cl_ovq.comparison import load_groups
+    from cl_ovq.comparison.lengths import lengths_of
+    from cl_ovq.config.check import checked_values
+    from cl_ovq.config.schema import EvaluationConfig
+    from cl_ovq.evaluation.length_generalization import lengths_figure, mean_records
+    from cl_ovq.report.runs import lengths_table
+
+    if sharpen and not at:
+        raise UserError("--sharpen: needs --at: what runs measured is as it is")
+    checked_values("", EvaluationConfig, {"lengths": list(at or ()), "length_tokens": tokens})
+    found = lengths_of(load_groups(runs, uri), at or (), tokens, Console(stderr=True), sharpen=sharpen)
+    Console().print(lengths_table(found))
+    figure = lengths_figure({name: mean_records(records) for name, records in found.items()})
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=120)
+    except OSError as error:
+        raise UserError(f"output: {output} cannot be written: {error.strerror}") from error
+    Console().print(f"figure: {output}", soft_wrap=True, markup=False)
+
+
+@commands.command()
+def ui(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs to compare: ids, names or directories; the latest few if none.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port; the next free one is taken if it is in use.")] = 5000,
+    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 turns MLflow's passwords on.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Whether to open a browser, where there is a desktop.")] = True,
+) -> None:
+    """Open MLflow's user interface on this machine, and print the page that compares runs."""
+    from cl_ovq.cli.ui import serve
+
+    serve(runs or (), port=port, uri=uri, host=host, browser=browser)
+
+
+@commands.command()
+def sync(
+    directory: Annotated[
+        Path | None, typer.Argument(help="A run's directory, or one that holds such; runs/ if not given.")
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="Store for all of them; runs of the one under runs/ are sent if not given.")
+    ] = None,
+) -> None:
+    """Send to MLflow what runs could not send themselves, and mark runs that were killed. Sending twice is harmless."""
+    from cl_ovq.tracking import RUNS
+    from cl_ovq.tracking.sync import sync as sync_runs
+
+    console = Console()
+    found = sync_runs(directory or RUNS, uri, anyway=uri is not None)
+    for run in found:
+        console.print(run.line(), soft_wrap=True, highlight=False, markup=False)
+    if not found:
+        console.print("nothing to send")
+    if any(run.outcome in ("kept", "malformed") for run in found):
+        raise typer.Exit(1)
+
+
+@commands.command()
+def export(
+    experiment: Annotated[str, typer.Argument(help="MLflow experiment, by name or id.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="A page with a table that can be sorted.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File; standard output if not given (not for Parquet).", callback=writable_file),
+    ] = None,
+    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+) -> None:
+    """Write an experiment as a table: one row a run, with its tags, parameters and metrics."""
+    from cl_ovq.tracking.export import export_experiment
+
+    formats = [name for name, chosen in {"csv": csv, "parquet": parquet, "html": html}.items() if chosen]
+    if len(formats) != 1:
+        raise UserError("export: name one format: --csv, --parquet or --html")
+    export_experiment(experiment, formats[0], output, uri)

@@ -1,0 +1,134 @@
+"""What is checked of a configuration before anything runs: its schema, names, combinations, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cl_ovq.config import ExperimentConfig, check_schema
+from cl_ovq.config.imports import check_imported
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
+from cl_ovq.models import check_model
+from cl_ovq.strategies import STRATEGIES
+from streams import STREAMS
+
+# Tags that say what a run is; a sweep says which revision its trials are of.
+OWN_TAGS = ("stream", "scenario", "quantity", "model", "head", "mixer", "scope", "strategy", "seed", "device")
+
+
+def check_config(config: ExperimentConfig) -> None:
+    """Check a configuration: keys, types and ranges, and names and combinations that need more than its schema.
+
+    The command line has checked the former when it read the configuration; one that was changed in Python has not been.
+
+    Raises:
+        UserError: naming the key and what is valid.
+    """
+    check_schema(config)
+    check_imported(config.imports, Path())
+    check_model(config.model)
+    name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
+    if config.evaluation.every_steps is not None and strategy.at_once:
+        raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate inside of")
+    if STREAMS[config.stream.name].kind != "classes" and strategy.needs_classes:
+        raise UserError(
+            f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has sequences: "
+            f"known: {', '.join(STRATEGIES.having(lambda other: not other.needs_classes))}"
+        )
+    if config.model.train_encoder == "first_experience" and strategy.no_first_experience is not None:
+        raise UserError(
+            f"model.train_encoder: first_experience does not go with strategy.name={name}, which "
+            f"{strategy.no_first_experience}: use always or never"
+        )
+    _check_dictionary(config)
+    check_beside(config)
+    check_end(config, getattr(config.stream.options, "experiences", None))
+    if config.memory is not None and strategy.no_memory_head is not None:
+        raise UserError(
+            f"model.head: a memory does not go with strategy.name={name}, which {strategy.no_memory_head}: "
+            "use model.head=linear"
+        )
+    for tag in OWN_TAGS:
+        if tag in config.tracking.tags:
+            raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
+    find_device(config.device)
+
+
+def check_end(config: ExperimentConfig, experiences: int | None) -> None:
+    """Check that a stream of so many experiences does not end before the run is to; None where that is not known.
+
+    Raises:
+        UserError: it does.
+    """
+    end = config.evaluation.stop_after
+    if end is not None and experiences is not None and end > experiences:
+        raise UserError(
+            f"evaluation.stop_after: {end} is too large: '{config.stream.name}' has {experiences} experiences"
+        )
+
+
+def _check_dictionary(config: ExperimentConfig) -> None:
+    dictionary = config.dictionary
+    if not isinstance(dictionary, SharedOptions):
+        return
+    if dictionary.refresh and not STRATEGIES[config.strategy.name].keeps_samples:
+        raise UserError(
+            f"dictionary.refresh: strategy.name={config.strategy.name} has no replay buffer to write from: "
+            f"known: {', '.join(STRATEGIES.having(lambda other: other.keeps_samples))}"
+        )
+    if dictionary.sums and (dictionary.half_life is not None or isinstance(dictionary, RateOptions)):
+        raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
+
+
+def check_beside(config: ExperimentConfig) -> None:
+    """Check that what the trained model is to be evaluated on beside its stream can be.
+
+    Raises:
+        UserError: attention is to be sharpened at no other length; or other capacities are asked for, and the stream
+            has no sequences, or no layer a dictionary that is learned anew in each.
+    """
+    if config.evaluation.log_length_scaling and not config.evaluation.lengths:
+        raise UserError(
+            "evaluation.log_length_scaling: changes nothing without evaluation.lengths: name lengths, or leave it out"
+        )
+    if not config.evaluation.capacities:
+        return
+    stream, scope = config.stream.name, scope_of(config.dictionary)
+    if STREAMS[stream].kind == "classes":
+        raise UserError(
+            f"evaluation.capacities: '{stream}' has images, and only sequences are evaluated so: leave it empty"
+        )
+    mixers = layer_mixers(config.model)
+    if not any(MIXERS[mixer].has_dictionary for mixer in mixers):
+        known = ", ".join(MIXERS.having(lambda mixer: mixer.has_dictionary))
+        raise UserError(
+            f"evaluation.capacities: no layer has a dictionary, but {', '.join(dict.fromkeys(mixers))}: use {known}"
+        )
+    if scope != "sequence":
+        raise UserError(
+            f"evaluation.capacities: with dictionary.scope={scope} a dictionary was written with the capacity that it "
+            "has: use dictionary.scope=sequence"
+        )
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"device: '{name}' is not there: processors have no numbers: use cpu")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device: '{name}' is not there: this machine has {torch.cuda.device_count()} GPUs")
+    return device

@@ -1,0 +1,243 @@
+"""Makes sure that a state fits the run that it is to be put into, before anything of it is put there.
+
+A checksum says that nobody has damaged a file, not that it is right. What a run has in the place of each part, freshly
+built, says what the part must be like: a tensor there wants a tensor of its type and shape, a number a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+import torch
+from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSamplingBuffer
+from torch import Tensor, nn
+
+from cl_ovq.mixers import dictionaries
+from cl_ovq.training.replay import Memory
+
+LARGEST = 2**63
+LARGEST_RATE = 1e30  # of learning: what an optimizer makes of it must still be a number of 32 bits
+GROWING = ("written", "key_sums", "value_sums")  # buffers of a dictionary with a page per experience
+
+
+class Fit:
+    """What the parts of a run's state must be like.
+
+    Args:
+        strategy: of the run, freshly built.
+        samples: of its stream.
+        experiences: of its stream.
+    """
+
+    def __init__(self, strategy: Any, samples: int, experiences: int) -> None:
+        self.strategy = strategy
+        self.samples = samples
+        self.experiences = experiences
+        self.model: dict[str, Tensor] = strategy.model.state_dict()
+        found = dictionaries(strategy.model)
+        self.growing = {f"{name}.{part}" for name in found for part in GROWING}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check what every run has: model, dictionaries, optimizer.
+
+        Raises:
+            ValueError: saying what does not fit.
+        """
+        model = self.strategy.model
+        self._tensors(state["model"], "the model")
+        _same(state["model"].keys(), self.model.keys(), "the model")
+        parameters = dict(model.named_parameters())
+        for name in parameters:
+            _must(bool(state["model"][name].isfinite().all()), f"{name} of the model is not finite")
+        _same(state["trained"].keys(), parameters.keys(), "trained")
+        found = dictionaries(model)
+        _same(state["dictionaries"].keys(), found.keys(), "dictionaries")
+        for name, (task, last) in state["dictionaries"].items():
+            _must(task < len(state["model"][f"{name}.written"]), f"{name} has no experience {task}")
+            if last is not None:
+                keys, slots = last
+                heads, capacity, width = found[name].keys.shape[-3:]
+                _must(keys.shape == (len(slots), heads, width), f"the keys last written to {name} are of another shape")
+                _must(slots.shape == (len(slots), heads), f"the slots last written to of {name} are of another shape")
+                _whole(slots, -1, capacity, f"the slots last written to of {name}")
+        self._optimizer(state["optimizer"])
+
+    def _optimizer(self, kept: Mapping[str, Any]) -> None:
+        optimizer = self.strategy.optimizer
+        present = optimizer.state_dict()["param_groups"]
+        _same(kept.keys(), {"state", "param_groups"}, "the optimizer")
+        groups = kept["param_groups"]
+        _must(isinstance(groups, list) and len(groups) == len(present), "the optimizer has other groups")
+        for group, own in zip(groups, present, strict=True):
+            _must(isinstance(group, dict), "the optimizer has a group that is none")
+            _same(group.keys(), own.keys(), "the optimizer")
+            _must(group["params"] == own["params"], "the optimizer has other parameters")
+            for name, value in own.items():
+                same = type(group[name]) is type(value) and group[name] == value
+                # A schedule may have changed the learning rate; everything else is the configuration's.
+                scheduled = name == "lr" and _alike(group[name], value) and 0 <= group[name] < LARGEST_RATE
+                _must(same or scheduled, f"{name} of the optimizer is {group[name]!r}")
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        _must(isinstance(kept["state"], dict), "the optimizer has no state")
+        expected = _state_of_a_step(optimizer)
+        for number, parts in kept["state"].items():
+            known = type(number) is int and 0 <= number < len(weights) and isinstance(parts, dict)
+            _must(known, f"the optimizer has a state of parameter {number!r}")
+            _same(parts.keys(), expected, f"the optimizer's state of parameter {number}")
+            for name, part in parts.items():
+                shapes = ((), weights[number].shape)
+                fits = part is None or (isinstance(part, Tensor) and part.shape in shapes and part.is_floating_point())
+                _must(fits and isinstance(name, str), f"{name} of the optimizer does not fit parameter {number}")
+                counts = name != "step" or (part is not None and float(part.min()) >= 0 and bool(part.isfinite().all()))
+                _must(counts, f"step of the optimizer is wrong for parameter {number}")
+
+    def part(self, packed: Any, present: Any, place: str) -> None:
+        """Check a part of the state of a strategy, plugin or recorder.
+
+        Args:
+            packed: as `RunState` packs it.
+            present: what the run has in its place.
+            place: for messages.
+
+        Raises:
+            ValueError: saying what does not fit.
+        """
+        if isinstance(present, Tensor):
+            self._tensor(packed, present, place)
+            if packed.dtype == torch.int64:  # rows in the stream, positions in a memory, task labels
+                _whole(packed, 0, self.samples, place)
+        elif isinstance(present, ExemplarsBuffer):
+            self._policy(packed, present, place)
+        elif isinstance(present, bool | int | float | str):
+            _must(_alike(packed, present, finite=False), f"{place} is {packed!r}")
+        elif isinstance(present, dict):
+            self._mapping(packed, place)
+        elif isinstance(present, list):
+            whole = isinstance(packed, list) and all(isinstance(group, list) for group in packed)
+            _must(whole and all(_alike(item, 0) for group in packed for item in group), f"{place} is no list of lists")
+        elif present is None or isinstance(present, nn.Module):
+            if packed is not None:
+                self._tensors(_content(packed, "module", place), place)
+        else:
+            self._object(packed, present, place)
+
+    def _object(self, packed: Any, present: Any, place: str) -> None:
+        from cl_ovq.runs.checkpoints.state import state_of
+
+        content = _content(packed, "object", place)
+        _same(content.keys(), state_of(present), place)
+        for name, item in content.items():
+            self.part(item, getattr(present, name), f"{place}.{name}")
+        if isinstance(present, Memory):
+            rows = len(content["rows"])
+            _must(len(content["tasks"]) == rows, f"{place} has samples without a task label")
+            _whole(content["order"], 0, rows, f"{place}.order")
+        memory = getattr(present, "memory", None)
+        if "logits" in content and isinstance(memory, Memory):
+            rows = len(content["memory"]["object"]["rows"])
+            _must(len(content["logits"]) == rows, f"{place} has logits of other samples")
+
+    def _tensor(self, packed: Any, present: Tensor, place: str) -> None:
+        _must(isinstance(packed, Tensor), f"{place} is no tensor")
+        growing = present.ndim > 0 and len(present) == 0
+        shapes = (packed.shape[1:], present.shape[1:]) if growing else (packed.shape, present.shape)
+        fits = packed.dtype == present.dtype and packed.ndim == present.ndim and shapes[0] == shapes[1]
+        _must(fits, f"{place} is {_named(packed)}, and should be like {_named(present)}")
+
+    def _mapping(self, packed: Any, place: str) -> None:
+        """Check tensors by the names of the model's, or of its dictionaries."""
+        _must(isinstance(packed, dict), f"{place} is no mapping")
+        plain = {name: part for name, part in packed.items() if isinstance(part, Tensor)}
+        self._tensors(plain, place)
+        known = dictionaries(self.strategy.model)
+        for name in packed.keys() - plain.keys():
+            pair = packed[name]
+            _must(name in known and isinstance(pair, tuple) and len(pair) == 2, f"{place} has no place for {name!r}")
+            state = known[name].state
+            for part, own in zip(pair, (state.counts[0], state.keys[0]), strict=True):
+                self._tensor(part, own, f"{place}.{name}")
+
+    def _tensors(self, tensors: Any, place: str) -> None:
+        _must(isinstance(tensors, dict), f"{place} is no mapping")
+        for name, tensor in tensors.items():
+            _must(name in self.model, f"{place}: the model has no '{name}'")
+            own = self.model[name]
+            shape = list(own.shape)
+            if name in self.growing and isinstance(tensor, Tensor) and 0 < len(tensor) <= self.experiences:
+                shape[0] = len(tensor)
+            fits = isinstance(tensor, Tensor) and (list(tensor.shape), tensor.dtype) == (shape, own.dtype)
+            _must(fits, f"{place}: {name} is {_named(tensor)}, and {_named(own)} in the model")
+
+    def _policy(self, packed: Any, policy: ExemplarsBuffer, place: str) -> None:
+        content = _content(packed, "policy", place)
+        own = vars(policy)
+        _same(content.keys(), own.keys(), place)
+        for name, item in content.items():
+            at = f"{place}.{name}"
+            if name == "_buffer":
+                _must(isinstance(item, Tensor) and item.ndim == 1, f"{at} is no list of rows")
+                _whole(item, 0, self.samples, at)
+            elif name == "_buffer_weights":
+                _must(isinstance(item, Tensor) and item.ndim == 1 and item.is_floating_point(), f"{at} is no weights")
+            elif name == "buffer_groups":
+                _must(isinstance(item, dict) and all(type(key) is int for key in item), f"{at} is no mapping of groups")
+                for key, group in item.items():
+                    self._policy(group, ReservoirSamplingBuffer(0), f"{at}.{key}")
+            elif isinstance(own[name], set):
+                seen = _content(item, "set", at, list)
+                _must(all(type(label) is int for label in seen), f"{at} is no set of labels")
+            else:
+                _must(own[name] is None or _alike(item, own[name]), f"{at} is {item!r}")
+        if "_buffer_weights" in content:
+            _must(len(content["_buffer_weights"]) == len(content["_buffer"]), f"{place} has other weights than samples")
+
+
+def _content(packed: Any, kind: str, place: str, holds: type = dict) -> Any:
+    whole = isinstance(packed, dict) and packed.keys() == {kind} and isinstance(packed[kind], holds)
+    _must(whole, f"{place} is no {kind}")
+    return packed[kind]
+
+
+def _alike(value: Any, own: Any, *, finite: bool = True) -> bool:
+    """Return whether a plain value is of the kind of another; where that is a float, any number is."""
+    if isinstance(own, bool) or own is None or isinstance(own, str):
+        return type(value) is type(own)
+    if isinstance(own, tuple | list):
+        return type(value) is type(own) and len(value) == len(own) and all(map(_alike, value, own))
+    if isinstance(own, int):
+        return type(value) is int and 0 <= value < LARGEST
+    number = type(value) is float or (type(value) is int and abs(value) < LARGEST)
+    return number and not math.isnan(value) and not (finite and math.isinf(value))
+
+
+def _whole(tensor: Any, least: int, beyond: int, place: str) -> None:
+    fits = isinstance(tensor, Tensor) and tensor.dtype == torch.int64
+    _must(fits, f"{place} is {_named(tensor)}, and should be whole numbers")
+    if tensor.numel():
+        _must(least <= int(tensor.min()) and int(tensor.max()) < beyond, f"{place} holds numbers that are out of range")
+
+
+def _state_of_a_step(optimizer: torch.optim.Optimizer) -> Set[str]:
+    """Return what an optimizer keeps of a parameter once it has made a step."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    probe = type(optimizer)([optimizer.param_groups[0] | {"params": [weight]}])  # type: ignore[call-arg]
+    probe.step()
+    return probe.state[weight].keys()
+
+
+def _same(found: Any, wanted: Any, place: str) -> None:
+    missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
+    _must(not missing, f"{place}: {', '.join(map(str, missing))} is missing")
+    _must(not unknown, f"{place}: {', '.join(map(str, unknown))} is not known")
+
+
+def _named(value: Any) -> str:
+    return f"{value.dtype} of {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _must(fits: bool, line: str) -> None:
+    if not fits:
+        raise ValueError(line)

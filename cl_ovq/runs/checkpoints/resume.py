@@ -1,0 +1,61 @@
+"""Finds the checkpoint that a run goes on from, and makes sure that it is one of the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.load import decisive
+from cl_ovq.config.parts import current
+from cl_ovq.errors import UserError
+from cl_ovq.runs.checkpoints.files import NAME
+from cl_ovq.runs.checkpoints.history import History
+from cl_ovq.runs.checkpoints.schema import read_run
+
+VERSION = 2  # of what a checkpoint holds; 1 had the history in it
+
+
+class Begun(NamedTuple):
+    """A run to go on with."""
+
+    run: dict[str, Any]
+    history: History
+
+
+def find_checkpoint(folder: Path, config: ExperimentConfig) -> Begun | None:
+    """Return the checkpoint of a folder; None if it holds none.
+
+    Raises:
+        UserError: it is damaged, no checkpoint, or one of another configuration or version.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    run = read_run(path)
+    if run.get("version") != VERSION:
+        raise UserError(
+            f"{path} was written by another version of this program, and only its model can be read (cl-ovq evaluate): "
+            "go on with that version, or begin anew with --overwrite"
+        )
+    check_same(path, run["about"]["config"], config)
+    return Begun(run, History.read(folder, **run["history"]))
+
+
+def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> None:
+    """Make sure that a file belongs to a configuration.
+
+    Args:
+        path: the file, for the message.
+        kept: the configuration that it was made with.
+        config: the present one.
+
+    Raises:
+        UserError: they differ in what decides the result.
+    """
+    there, here = decisive(current(kept)), decisive(to_dict(config))
+    for key in dict.fromkeys((*here, *there)):
+        if there.get(key) != here.get(key):
+            raise UserError(
+                f"{path} is of another configuration: {key} is {there.get(key)} there, and {here.get(key)} here"
+            )

@@ -1,0 +1,120 @@
+"""One experiment over several seeds: each a run of its own, and their mean, spread and confidence interval."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cl_ovq.config import ExperimentConfig
+from cl_ovq.errors import UnwrittenError, UserError
+from cl_ovq.evaluation.aggregates import Aggregate, aggregate
+from cl_ovq.paths import write_atomically
+from cl_ovq.runs.checking import check_config, find_device
+from cl_ovq.runs.folder import SEEDS as FILE_NAME
+from cl_ovq.runs.folder import clear, for_seed, run_folder, seeds_of
+from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
+from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.run_logging import check_store, open_tracker
+from cl_ovq.runs.setup import describe, load_stream
+from cl_ovq.tracking import Tracker, warm_up
+from cl_ovq.tracking.notes import seeds_note
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """The runs of one configuration over several seeds.
+
+    Attributes:
+        metrics: aggregates by the name of the metric, over the seeds that did not diverge.
+        runs: the result of each seed.
+        diverged: the seeds that did.
+    """
+
+    metrics: dict[str, Aggregate]
+    runs: list[Result]
+    diverged: list[int]
+
+    def to_pandas(self) -> DataFrame:
+        """Return the metrics as a data frame, a row per seed."""
+        import pandas
+
+        return pandas.concat([run.to_pandas() for run in self.runs])
+
+    def to_json(self) -> str:
+        """Return the aggregates and all runs as JSON."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+
+def run_seeds(
+    config: ExperimentConfig, console: Console, *, resume: bool = False, overwrite: bool = False
+) -> SeedsResult:
+    """Run `config.seeds` seeds, from `config.seed` on.
+
+    Each run has a directory `seed_<n>` under `output_dir`, or under a new one, and the whole is `seeds.json` there. In
+    MLflow the runs are children of one that carries the aggregates.
+
+    Args:
+        config: a loaded configuration.
+        console: where progress is drawn.
+        resume: whether seeds that are finished are read, and others go on.
+        overwrite: whether to take the place of the runs in `output_dir`.
+
+    Raises:
+        UserError: see `run_experiment`; nothing has been run then.
+    """
+    if resume and config.output_dir is None:
+        raise UserError("--resume needs output_dir=DIR, the directory of the runs that are to go on")
+    check_config(config)
+    seeds = seeds_of(config)
+    name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
+    with run_folder(config, name, resume=resume, overwrite=overwrite) as directory:
+        load_stream(config)  # missing data is said before anything is written
+        if config.tracking.enabled:
+            warm_up()
+            check_store(config, name, console)
+        if overwrite:
+            clear(directory)
+
+        with open_tracker(config, directory, name, find_device(config.device), resume=resume) as parent:
+            parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
+            runs = [for_seed(config, seed, directory) for seed in seeds]
+            results = [run_experiment(run, console, parent, resume=resume, overwrite=overwrite) for run in runs]
+            whole = _whole(results)
+            try:
+                write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
+            except UnwrittenError as error:
+                way = "make room, and repeat the command with --resume"
+                raise UnwrittenError(f"{error}: {way}", whole.to_json()) from error
+            _log_aggregates(whole, parent)
+            parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})
+            if whole.diverged:
+                parent.tag({"diverged": f"seeds {', '.join(map(str, whole.diverged))}"})
+            parent.log_file(directory / FILE_NAME)
+        return whole
+
+
+def _whole(results: list[Result]) -> SeedsResult:
+    """Aggregate the metrics of runs over seeds."""
+    numbers = [summary_metrics(result) for result in results if result.diverged is None]
+    names = dict.fromkeys(name for found in numbers for name in found)
+    metrics = {name: aggregate([found[name] for found in numbers if name in found]) for name in names}
+    return SeedsResult(metrics, results, [result.config["seed"] for result in results if result.diverged])
+
+
+def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:
+    """Log every mean under the name that a seed's own metric has, at the same step, and its spread beside it."""
+    first = whole.runs[0]
+    experiences, steps = len(first.matrix) - 1, first.provenance["train_steps"]
+    parent.log({name: math.nan for name in undefined_metrics(first) if name not in whole.metrics}, step=experiences)
+    for name, found in whole.metrics.items():
+        values = {name: found.mean}
+        if found.standard_deviation is not None and found.interval is not None:
+            values |= {f"{name}/standard_deviation": found.standard_deviation, f"{name}/interval": found.interval}
+        parent.log(values, step=experiences if name in first.metrics else steps)

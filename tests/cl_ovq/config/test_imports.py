@@ -1,0 +1,196 @@
+"""Parts in a file and a package of the user's own, in everything that the platform does, and never by themselves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import cl_ovq
+from cl_ovq.config.imports import VARIABLE
+from cl_ovq.mixers import MIXERS
+from cl_ovq.models import MODELS
+from cl_ovq.strategies import STRATEGIES
+from streams import STREAMS
+
+PAGE = Path(__file__).parents[3] / "docs" / "parts.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+MARK = """
+from pathlib import Path
+
+with Path(__file__).with_name("imported").open("a") as file:
+    file.write("x")
+"""
+PARTS = "\n".join([*BLOCKS, MARK])
+CONFIG = """
+imports: [./parts.py]
+stream: {name: pairs, pairs: 2}
+model: {mixer: scale, scale: 0.5, width: 16, depth: 1, heads: 2, patch_size: 4}
+strategy: {name: shrink, factor: 0.9, batch_size: 150}
+tracking: {enabled: false}
+figures: false
+"""
+STUDY = """
+title: Own
+seeds: 2
+grids:
+- stream:
+    Pairs: {experiment: own.yaml}
+  factor:
+    half: {strategy.factor: 0.5}
+    whole: {strategy.factor: 1.0}
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS)]
+    streams = set(STREAMS)
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    yield tmp_path
+    for registry, parts in known:
+        registry._parts = parts
+        type(registry).revision += 1
+    for name in set(STREAMS) - streams:
+        del STREAMS[name]
+    for name in [name for name in sys.modules if name.startswith(("cl_ovq_parts_", "my_lab"))]:
+        del sys.modules[name]
+    os.environ.pop(VARIABLE, None)
+
+
+def elsewhere(*arguments, **environment):
+    """The command line in a process that knows nothing yet."""
+    command = [sys.executable, "-m", "cl_ovq", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_a_configuration_names_its_file(lab, call):
+    code, out, error = call("run", "own.yaml", "output_dir=out", "--json")
+    assert code == 0, error
+    found = json.loads(out)
+    assert found["config"]["strategy"] == {"name": "shrink", "epochs": 1, "batch_size": 150, "factor": 0.9}
+    assert found["config"]["imports"] == [str(lab / "parts.py")]
+    assert call("run", "own.yaml", "output_dir=out", "--resume", "--json")[1] == out
+    assert (lab / "imported").read_text() == "x"  # once in a process
+    assert "factor of all weights" in call("list", "strategies", "shrink")[1]
+    assert call("show", "own.yaml", "strategy.factor=-1")[2].startswith("error: strategy.factor: -1 is too small")
+    assert call("compare", "out", "out")[0] == 0
+    code, out, error = call("evaluate", "out", "--json")
+    assert (code, json.loads(out)["values"]["accuracy"]) == (0, found["matrix"][-1]), error
+
+
+def test_from_python_a_file_is_imported_by_the_one_who_says_so(lab):
+    asked = {"stream": {"name": "split_digits"}, "imports": ["./parts.py"], "figures": False}
+    with pytest.raises(cl_ovq.UserError, match=r"^imports: .*parts\.py is asked for .* or call cl_ovq\.import_parts$"):
+        cl_ovq.run(asked, {"tracking.enabled": False}, quiet=True)
+    assert not (lab / "imported").exists()
+    cl_ovq.import_parts(["parts.py"])
+    result = cl_ovq.run("own.yaml", {"output_dir": "out"}, quiet=True)
+    assert result.config["strategy"]["name"] == "shrink"
+    assert (lab / "imported").read_text() == "x"
+
+
+def test_a_model_of_the_page(lab, call):
+    code, out, error = call("run", "own.yaml", "model.name=two_layers", "model.hidden=8", "output_dir=out", "--json")
+    assert code == 0, error
+    assert json.loads(out)["provenance"]["parameters"] == 65 * 8 + 9 * 10
+    assert json.loads(out)["config"]["model"]["hidden"] == 8
+
+
+def test_what_is_received_imports_nothing(lab, call):
+    """A run of others is compared, and to be evaluated it needs to be told where its parts are."""
+    assert call("run", "own.yaml", "output_dir=out")[0] == 0
+    os.environ.pop(VARIABLE)
+    (lab / "imported").unlink()
+    read = elsewhere("compare", "out", "out")
+    assert read.returncode == 0, read.stderr
+    refused = elsewhere("evaluate", "out")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert "unknown" in refused.stderr
+    assert f"(it was made with --import {lab / 'parts.py'})" in refused.stderr
+    assert not (lab / "imported").exists()
+    (lab / "study.yaml").write_text(STUDY)
+    refused = elsewhere("study", "study.yaml")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert f"add --import {lab / 'parts.py'}" in refused.stderr
+    assert not (lab / "imported").exists()
+    found = elsewhere("evaluate", "out", "--json", "--import", "parts.py")
+    assert found.returncode == 0, found.stderr
+
+
+def test_processes_of_a_study_and_a_logged_model_inherit_them(lab, store):
+    (lab / "study.yaml").write_text(STUDY)
+    done = elsewhere("study", "study.yaml", "--jobs", "2", "--import", "parts.py", "--directory", "study", "--json")
+    assert done.returncode == 0, done.stderr
+    tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=own parts", "output_dir=out")
+    result = cl_ovq.run("own.yaml", [*tracked], quiet=True)
+    run = mlflow.MlflowClient(tracking_uri=store).get_run(result.run_id)
+    (logged,) = run.outputs.model_outputs
+    code = (
+        f"import mlflow, numpy; mlflow.set_tracking_uri({store!r}); "
+        f"model = mlflow.pyfunc.load_model('models:/{logged.model_id}'); "
+        "print(model.predict(numpy.zeros((3, 1, 8, 8), 'float32')).shape)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # it inherits the variable
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.endswith("(3, 10)\n")
+
+
+@pytest.mark.slow
+def test_ray_workers_inherit_them(lab):
+    (lab / "sweep.yaml").write_text("""
+title: Own
+experiment: own.yaml
+set: {tracking.enabled: false}
+space: {strategy.factor: {choice: [0.5, 0.9]}}
+search: {name: grid}
+cluster: {cpus: 2}
+selection: {test_seeds: 1}
+""")
+    done = elsewhere("sweep", "sweep.yaml", "--import", "parts.py", "--directory", "sweep", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"]["done"] == 2
+
+
+def test_a_package_with_an_entry_point(lab, monkeypatch):
+    package = lab / "site" / "my_lab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text(PARTS)
+    about = lab / "site" / "my_lab-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[cl_ovq.parts]\nmy_lab = my_lab.parts\n")
+    path = os.pathsep.join([str(lab / "site"), os.environ.get("PYTHONPATH", str(Path(cl_ovq.__file__).parents[1]))])
+    listed = elsewhere("list", "strategies", PYTHONPATH=path)
+    assert listed.returncode == 0, listed.stderr
+    assert "shrink" in listed.stdout
+    assert "shrink" not in elsewhere("list", "strategies").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("show", "own.yaml", "--import", "nowhere.py"), "imports: there is no file "),
+        (("show", "own.yaml", "--import", "my_lab_of_nobody"), "imports: my_lab_of_nobody: ModuleNotFoundError: "),
+        (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defined"),
+        (("show", "own.yaml", "imports=[./parts.py]"), "imports: an override comes too late for them: use --import"),
+        (("show", "wrong.yaml"), "imports: 3 is not a list"),
+        (("show", "includes.yaml"), "imports: "),
+    ],
+)
+def test_mistakes(lab, call, arguments, line):
+    (lab / "broken.py").write_text("nothing\n")
+    (lab / "wrong.yaml").write_text(CONFIG.replace("[./parts.py]", "3"))
+    (lab / "includes.yaml").write_text("include: own.yaml\n")
+    code, out, error = call(*arguments)
+    assert (code, out, len(error.splitlines())) == (2, "", 1), error
+    assert error.startswith(f"error: {line}")

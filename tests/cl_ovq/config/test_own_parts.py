@@ -1,0 +1,122 @@
+"""Parts that a user enters from a file of their own: found by name, with options, and refused where they do not fit."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from cl_ovq.cli.listing import options_of
+from cl_ovq.comparison import load_group
+from cl_ovq.config import from_stored, load_config, to_dict
+from cl_ovq.config.identity import fingerprint
+from cl_ovq.config.load import flatten
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import MIXERS, build_mixers
+from cl_ovq.strategies import STRATEGIES
+
+STRATEGY = """
+from dataclasses import dataclass
+from avalanche.training.plugins import SupervisedPlugin
+from cl_ovq.options import option
+from cl_ovq.strategies import STRATEGIES
+
+@dataclass
+class ShrinkOptions:
+    factor: float = option(0.5, "factor of all weights after an experience", minimum=0)
+
+@STRATEGIES.enter("shrink", "fine-tuning that shrinks all weights after an experience", options=ShrinkOptions)
+def build(options, context):
+    class Shrink(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            for weight in strategy.model.parameters(): weight.data *= options.factor
+    return context.naive(Shrink())
+"""
+MIXER = """
+from dataclasses import dataclass
+from torch import nn
+from cl_ovq.mixers import MIXERS, Mixer, MixerOptions
+from cl_ovq.options import option
+
+@dataclass
+class ScaleOptions(MixerOptions):
+    scale: float = option(2.0, "factor of every feature")
+
+class Scale(Mixer):
+    def __init__(self, scale): super().__init__(); self.scale = scale
+    def forward(self, x, *, mask=None, state=None, return_state=False): return self.scale * x, None
+    def state_bytes(self, tokens): return 0
+
+MIXERS.enter("scale", "scales features", options=ScaleOptions)(lambda options: Scale(options.scale))
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Runs a file that enters parts, and takes them out again."""
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS)]
+
+    def own(text):
+        (tmp_path / "own.py").write_text(text)
+        return runpy.run_path(str(tmp_path / "own.py"))
+
+    yield own
+    for registry, parts in known:
+        registry._parts = parts
+        type(registry).revision += 1
+
+
+def test_a_strategy(own, session, tiny):
+    own(STRATEGY)
+    made = session("strategy.name=shrink", "strategy.factor=0", "model.name=mlp")
+    made.strategy.train(made.train[0], eval_streams=[])
+    assert not any(weight.any() for weight in made.model.parameters())
+    assert options_of("strategies", "shrink")["strategy.factor"].startswith("factor of all weights")
+    with pytest.raises(UserError, match=r"^strategy\.factor: 'naive' does not use it: strategies that do: shrink$"):
+        tiny("strategy.name=naive", "strategy.factor=0")
+    with pytest.raises(UserError, match=r"^strategy\.factor: -1 is too small"):
+        tiny("strategy.name=shrink", "strategy.factor=-1")
+    stored = to_dict(tiny("strategy.name=shrink", "strategy.factor=0.25"))
+    assert stored["strategy"]["factor"] == 0.25
+    assert fingerprint(stored) != fingerprint(to_dict(tiny("strategy.name=shrink")))
+
+
+def test_a_mixer_alone_and_in_a_pattern(own, tiny):
+    own(MIXER)
+    for chosen in ("model.mixer=scale", "model.pattern=[scale, ovq]"):
+        config = tiny(chosen, "model.scale=3")
+        layer = build_mixers(config.model, config.dictionary)[0]
+        assert torch.equal(layer(torch.ones(1, 2, 16))[0], torch.full((1, 2, 16), 3.0))
+    with pytest.raises(UserError, match=r"^model\.scale: 'ovq' does not use it: mixers that do: scale$"):
+        tiny("model.scale=3")
+
+
+def test_an_option_that_means_two_things_at_once(own, tiny):
+    own(MIXER.replace("scale: float", "window: float").replace("options.scale", "options.window"))
+    with pytest.raises(TypeError, match=r"window: another part that is used with it has another 'window'"):
+        tiny("model.pattern=[scale, sliding_window]")
+
+
+def test_stored_keys_that_were_not_used_are_passed_over():
+    """As results of revisions hold them whose sections had all keys of all parts."""
+    new = to_dict(load_config("quickstart", ["strategy.name=ewc", "model.name=mlp", "strategy.strength=100"]))
+    old = new | {
+        "strategy": new["strategy"] | {"strength": None, "alpha": 0.5, "patience": 2},
+        "model": new["model"] | {"mixer": "ovq", "window": 64, "pattern": None},
+        "dictionary": {"scope": "stream", "growth_rate": 0.125},
+        "memory": {"capacity": 2000},
+    }
+    assert to_dict(from_stored(old)) == new
+    assert fingerprint(old) == fingerprint(new)
+
+
+def test_published_results_of_older_keys_are_those_of_today():
+    folder = Path(__file__).parents[3] / "docs" / "results"
+    for name in ("quickstart_stream", "quickstart_softmax"):
+        stored = json.loads((folder / f"{name}.json").read_text())["runs"][0]["config"]
+        assert "memory_size" in stored["strategy"]
+        config = load_group(str(folder / f"{name}.json")).config
+        assert config["strategy"]["buffer_size"] == 50
+        assert flatten(config).items() <= flatten(to_dict(from_stored(stored))).items()
+        assert ("dictionary" in config) == (name == "quickstart_stream")

@@ -1,0 +1,124 @@
+"""Results that are well-formed and wrong: one line that names the field, or accepted where they are right."""
+
+import io
+import json
+import os
+
+import pytest
+from mutations import mutations, refusal
+from rich.console import Console
+
+from cl_ovq.comparison import compare, load_groups
+from cl_ovq.comparison.figures import all_figures
+from cl_ovq.comparison.pages import to_json, to_table
+from cl_ovq.errors import UserError
+from cl_ovq.report import runs as report
+from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.sweeps.records import Record, read_records
+from cl_ovq.tracking.notes import run_note
+
+
+@pytest.fixture(scope="module")
+def rich_result(run):
+    """The plain data of a run that has something in every field."""
+    return json.loads(run("evaluation.every_steps=20").to_json())
+
+
+def use(path, figures):
+    """Do with results what commands do with them."""
+    result = Result.read(path)
+    carried_bytes(result)
+    result.to_json()
+    console = Console(file=io.StringIO())
+    console.print(report.matrix_table(result), report.summary_table([result]))
+    for table in report.generalization_tables(result.run_name, result.lengths, result.capacities):
+        console.print(table)
+    run_note(result)
+    groups = load_groups([str(path), str(path)])
+    compared = compare(groups)
+    to_json(compared)
+    console.print(to_table(compared))
+    if figures:
+        all_figures(groups)
+
+
+def outcomes(tree, count, seed, folder):
+    """Return the places whose change was refused in one line, and those whose change was accepted."""
+    refused, accepted, path = [], [], folder / "results.json"
+    for number, (place, changed) in enumerate(mutations(tree, count, seed)):
+        path.write_text(json.dumps(changed))
+        line = refusal(use, path, figures=number % 20 == 0)
+        assert line is None or line.startswith(f"{path} does not hold the results of a run: ")
+        (accepted if line is None else refused).append(place)
+    return refused, accepted
+
+
+def test_changed_results(rich_result, tmp_path):
+    refused, accepted = outcomes(rich_result, 200, 1, tmp_path)
+    assert len(refused) > 50
+    typed = {"matrix", "matrices", "metrics", "anytime", "quantity", "diverged"}
+    assert not [place for place in accepted if len(place) == 1 and place[0] in typed - {"metrics", "diverged"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_many_more_changed_results(rich_result, tmp_path, seed):
+    outcomes(rich_result, 1000, seed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"matrix": [[0.5, "x"], [1, 2], [3, 4]]}, "matrix.0.1: Input should be a valid number"),
+        ({"matrix": [[0.5, 1.0]]}, "matrix: List should have at least 2 items"),
+        ({"matrix": [[0.5], [1.0, 0.5]]}, "matrix has not 2 rows of 1"),
+        ({"metrics": {"accuracy": True}}, "metrics.accuracy: Input should be a valid number"),
+        ({"artifacts": {"x": "../../x"}}, "artifacts.x: is no file of the run's folder"),
+        ({"artifacts": {"x": "/etc/passwd"}}, "artifacts.x: is no file of the run's folder"),
+        ({"quantity": "luck"}, "quantity: is none of accuracy, bits_per_byte, squared_error"),
+        ({"config": {}}, "config.seed: Field required"),
+        ({"provenance": []}, "provenance: Input should be a valid dictionary or instance of _Provenance"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+        ({"run_name": 5}, "run_name: Input should be a valid string"),
+        ({"matrix": [[float("nan")], [1.0]]}, "Out of range float values are not JSON compliant"),
+    ],
+)
+def test_the_field_is_named(rich_result, tmp_path, change, line):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rich_result | change))
+    with pytest.raises(UserError) as error:
+        Result.read(path)
+    assert str(error.value).startswith(f"{path} does not hold the results of a run: {line}")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{", b"5", b"null", b'{"a": ' * 100 + b"1" + b"}" * 100])
+def test_files_that_are_no_results(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(UserError, match="does not hold the results of a run"):
+        Result.read(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(UserError, match="cannot be read: it is not a regular file"):
+        Result.read(tmp_path)
+
+
+def test_changed_files_of_seeds(rich_result, tmp_path):
+    path = tmp_path / "seeds.json"
+    seeds = {"metrics": {}, "runs": [rich_result], "diverged": []}
+    for _, changed in mutations(seeds, 60, 3):
+        path.write_text(json.dumps(changed))
+        line = refusal(load_groups, [str(path)])
+        assert line is None or line.startswith(f"{path} does not hold the results of ")
+
+
+def test_changed_records_of_trials(tmp_path):
+    record = Record(3, {"optimizer.learning_rate": 0.1}, "done", {"accuracy": 0.5}, 2, [[1, 0.5]], points=[[1, {}]])
+    record.write(tmp_path)
+    (path,) = tmp_path.rglob("trial.json")
+    assert read_records(tmp_path) == {3: record}
+    for _, changed in mutations(json.loads(path.read_text()), 60, 4):
+        path.write_text(json.dumps(changed))
+        line = refusal(read_records, tmp_path)
+        assert line is None or line.startswith(f"{path} does not hold the record of a trial: ")

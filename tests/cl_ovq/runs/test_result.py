@@ -1,0 +1,34 @@
+"""What results say beyond what runs put into them."""
+
+import pytest
+
+from cl_ovq.errors import UserError
+from cl_ovq.mixers import dictionaries
+from cl_ovq.runs.result import Result, carried_bytes
+
+
+def test_what_is_carried_from_task_to_task(run, session):
+    shared = sum(d.state.nbytes for d in dictionaries(session().model).values())
+    assert carried_bytes(run("strategy.name=naive")) == shared > 0
+    assert carried_bytes(run("strategy.name=naive", "dictionary.scope=sequence")) == 0
+    assert carried_bytes(run("strategy.name=naive", "model.mixer=softmax")) == 0
+    assert carried_bytes(run("dictionary.scope=sequence")) == 20 * 64  # replayed digits of 8 x 8 pixels
+    memory = run("strategy.name=naive", "model.head=memory", "dictionary.scope=sequence")
+    assert carried_bytes(memory) == memory.dictionary["memory"]["bytes"] > 0
+    both = run("strategy.name=naive", "model.head=memory")
+    assert carried_bytes(both) == shared + memory.dictionary["memory"]["bytes"]
+    alone = run("strategy.name=naive", "model.head=memory", "model.name=pixels")
+    assert carried_bytes(alone) == alone.dictionary["bytes"] > 0
+    assert alone.provenance["memory_bytes"] == carried_bytes(alone)
+
+
+def test_results_are_read_as_they_were_written(run, tmp_path):
+    result = run()
+    result.write(tmp_path)
+    assert Result.read(tmp_path) == result
+    assert Result.read(tmp_path / "results.json") == result
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        Result.read(tmp_path / "nothing.json")
+    (tmp_path / "results.json").write_text('{"matrix": []}')
+    with pytest.raises(UserError, match="does not hold the results of a run"):
+        Result.read(tmp_path)
