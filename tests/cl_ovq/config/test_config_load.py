@@ -187,10 +187,10 @@ def test_any_text_is_accepted_or_a_mistake(write, text):
 def _valid(field, hint):
     """Return a strategy for the values of a field of the schema."""
     limits = field.metadata
+    if "choices" in limits:  # first: of the parts of its registry a field may take only some
+        return st.sampled_from(limits["choices"])
     if "parts" in limits:
         return st.sampled_from(list(limits["parts"]))
-    if "choices" in limits:
-        return st.sampled_from(limits["choices"])
     low = limits.get("minimum", limits.get("exclusive_minimum"))
     parts = (hint,) if typing.get_origin(hint) is list else typing.get_args(hint) or (hint,)
     kinds = {typing.get_origin(part) or part for part in parts}
