@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cl_ovq.config.imports import import_parts
 from cl_ovq.errors import UserError
+from cl_ovq.imports import import_parts
 from cl_ovq.paths import expanded, is_folder, is_there
 from cl_ovq.report.table import FILES
 
