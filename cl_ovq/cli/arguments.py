@@ -18,6 +18,7 @@ LONGEST = 255  # bytes of a name, on every file system in use
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one in processes of their own.")]
 AllowEnv = Annotated[
     bool,
     typer.Option("--allow-env", help="Let values read the environment, as ${oc.env:NAME}; they are stored unread."),
