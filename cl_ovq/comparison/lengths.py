@@ -16,7 +16,7 @@ Records = list[dict[str, Any]]
 
 
 def lengths_of(
-    groups: Sequence[Group], lengths: Sequence[int], tokens: int, console: Console, *, sharpen: bool = False
+    groups: Sequence[Group], lengths: Sequence[int], tokens: int, console: Console, *, log_length_scaling: bool = False
 ) -> dict[str, list[Records]]:
     """Return what the runs of each group reach at each length.
 
@@ -25,7 +25,7 @@ def lengths_of(
         lengths: in tokens, at which the runs' checkpoints are evaluated now; if empty, what the runs measured is read.
         tokens: of all sequences of one length together, where they are evaluated now.
         console: where progress is drawn.
-        sharpen: with `lengths`, see `evaluation.lengths.evaluate_lengths`.
+        log_length_scaling: with `lengths`, see `evaluation.length_generalization.evaluate_lengths`.
 
     Returns:
         Records as data of each run (see `evaluation.lengths.LengthRecord`), by the name of the group.
@@ -41,7 +41,11 @@ def lengths_of(
             if not group.sound:
                 raise UserError(f"{group.name}: all runs diverged, and were not evaluated at other lengths")
             for run in group.sound.values():
-                records = finished_lengths(run.output_dir, lengths, tokens, sharpen=sharpen) if lengths else run.lengths
+                records = (
+                    finished_lengths(run.output_dir, lengths, tokens, log_length_scaling=log_length_scaling)
+                    if lengths
+                    else run.lengths
+                )
                 if not records:
                     raise UserError(f"{group.name}: the run was not evaluated at other lengths: name lengths with --at")
                 found[group.name].append(records)

@@ -72,22 +72,19 @@ class NotFiniteError(UserError):
     """What a trained model answers is not a number."""
 
 
-def length_generalization(
-    model: torch.nn.Module, stream: Stream, asked: EvaluationConfig, device: torch.device
-) -> dict[str, Any]:
+def length_generalization(model: torch.nn.Module, stream: Stream, asked: EvaluationConfig) -> dict[str, Any]:
     """Return the records of all lengths and capacities that a configuration asks for, as data.
 
     Args:
         model: in evaluation mode; a `SequenceModel` where anything is asked for.
         stream: of the sequences.
         asked: the section `evaluation`.
-        device: of the model.
 
     Raises:
         UserError: the stream has no sequences of such a length.
         NotFiniteError: the model's outputs there are NaN.
     """
-    amount = (asked.length_tokens, device, asked.split, asked.log_length_scaling)
+    amount = (asked.length_tokens, asked.split, asked.log_length_scaling)
     return {
         "lengths": as_data(evaluate_lengths(model, stream, asked.lengths, *amount)),
         "capacities": evaluate_capacities(model, stream, asked.capacities, asked.lengths, *amount),
@@ -100,9 +97,8 @@ def evaluate_lengths(
     stream: Stream,
     lengths: Sequence[int],
     tokens: int,
-    device: torch.device,
     split: str = "test",
-    sharpen: bool = False,
+    log_length_scaling: bool = False,
 ) -> list[LengthRecord]:
     """Evaluate a model at each length, fed in pieces with its state carried on.
 
@@ -111,10 +107,9 @@ def evaluate_lengths(
         stream: what it was trained on.
         lengths: in tokens.
         tokens: of all sequences of one length together, at least; every experience has one sequence at least.
-        device: of the model.
         split: `test` or `validation`.
-        sharpen: whether attention over all tokens gets the inverse temperature times log(length) / log(trained length)
-            where a sequence is longer than those trained on. Logits that do not grow with the number of tokens leave a
+        log_length_scaling: whether attention over all tokens gets the inverse temperature times log(length) /
+            log(trained length) where a sequence is longer than those trained on. Logits that do not grow with the number of tokens leave a
             token ever less of the attention; multiplying them by the logarithm of that number prevents it (Chiang and
             Cholak 2022, "Overcoming a theoretical limitation of self-attention").
 
@@ -122,12 +117,13 @@ def evaluate_lengths(
         UserError: the stream has no sequences of such a length.
     """
     records = []
+    device = next(model.parameters()).device
     trained = trained_length(stream) if lengths else 0
     for length in lengths:
         samples = sequences_of(stream, length, -(-tokens // length), split)
         assert isinstance(model, SequenceModel)  # no other takes sequences
         values, places = [], []
-        factor = math.log(length) / math.log(trained) if sharpen and length > trained > 1 else 1.0
+        factor = math.log(length) / math.log(trained) if log_length_scaling and length > trained > 1 else 1.0
         for rows in torch.arange(len(samples)).split(max(1, BATCH_TOKENS // length)):
             targets = samples.targets[rows]
             with sharpened(model, factor):
@@ -157,9 +153,8 @@ def evaluate_capacities(
     capacities: Sequence[int],
     lengths: Sequence[int],
     tokens: int,
-    device: torch.device,
     split: str = "test",
-    sharpen: bool = False,
+    log_length_scaling: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate a model with each capacity of its sequences' dictionaries, at each length.
 
@@ -171,9 +166,8 @@ def evaluate_capacities(
         capacities: slots of each head's dictionary.
         lengths: in tokens; the greatest length that was trained on if empty.
         tokens: see `evaluate_lengths`.
-        device: of the model.
         split: see `evaluate_lengths`.
-        sharpen: see `evaluate_lengths`.
+        log_length_scaling: see `evaluate_lengths`.
 
     Returns:
         Records as data, each with its `capacity`.
@@ -181,7 +175,9 @@ def evaluate_capacities(
     records = []
     for capacity in capacities:
         with _capacity(model, capacity):
-            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device, split, sharpen)
+            found = evaluate_lengths(
+                model, stream, lengths or [trained_length(stream)], tokens, split, log_length_scaling
+            )
         records += [{"capacity": capacity} | record for record in as_data(found)]
     return records
 

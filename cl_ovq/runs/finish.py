@@ -34,7 +34,7 @@ def finish(run: Run) -> Result:
     beside: dict[str, Any] = {}
     if run.diverged is None:
         try:
-            beside = length_generalization(run.model, stream, asked, run.device)
+            beside = length_generalization(run.model, stream, asked)
         except NotFiniteError as error:
             step, experiences = strategy.clock.train_iterations, len(stream.classes_per_experience)
             run.diverged = DivergedError(step, experiences, str(error))

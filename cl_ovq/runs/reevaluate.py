@@ -159,18 +159,20 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
-    beside = length_generalization(strategy.model.eval(), stream, config.evaluation, device)
+    beside = length_generalization(strategy.model.eval(), stream, config.evaluation)
     return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
 
 
-def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen: bool = False) -> list[dict[str, Any]]:
+def finished_lengths(
+    name: str, lengths: Sequence[int], tokens: int, *, log_length_scaling: bool = False
+) -> list[dict[str, Any]]:
     """Evaluate the model of a checkpoint on sequences of its own stream of other lengths.
 
     Args:
         name: see `evaluate_finished`.
         lengths: in tokens.
         tokens: of all sequences of one length together.
-        sharpen: see `evaluation.lengths.evaluate_lengths`.
+        log_length_scaling: see `evaluation.length_generalization.evaluate_lengths`.
 
     Returns:
         Records as data, see `evaluation.lengths.LengthRecord`.
@@ -184,7 +186,7 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen:
         "lengths": [*lengths],
         "length_tokens": tokens,
         "capacities": [],
-        "log_length_scaling": str(sharpen).lower(),
+        "log_length_scaling": str(log_length_scaling).lower(),
     }
     overrides = [f"evaluation.{key}={value}" for key, value in asked.items()]
     path = find_checkpoint_file(name)
@@ -192,7 +194,7 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen:
     stream = load_stream(config)
     model = build_model(config, stream).to(device)
     _load(model, run, path)
-    return length_generalization(model.eval(), stream, config.evaluation, device)["lengths"]
+    return length_generalization(model.eval(), stream, config.evaluation)["lengths"]
 
 
 def trained_model(name: str) -> torch.nn.Module:
