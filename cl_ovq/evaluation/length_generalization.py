@@ -109,9 +109,9 @@ def evaluate_lengths(
         tokens: of all sequences of one length together, at least; every experience has one sequence at least.
         split: `test` or `validation`.
         log_length_scaling: whether attention over all tokens gets the inverse temperature times log(length) /
-            log(trained length) where a sequence is longer than those trained on. Logits that do not grow with the number of tokens leave a
-            token ever less of the attention; multiplying them by the logarithm of that number prevents it (Chiang and
-            Cholak 2022, "Overcoming a theoretical limitation of self-attention").
+            log(trained length) where a sequence is longer than those trained on. Logits that do not grow with the
+            number of tokens leave a token ever less of the attention; multiplying them by the logarithm of that number
+            prevents it (Chiang and Cholak 2022, "Overcoming a theoretical limitation of self-attention").
 
     Raises:
         UserError: the stream has no sequences of such a length.

@@ -166,7 +166,8 @@ class VQAttention(ProjectedMixer):
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
-        return f"heads={self.heads}, head_dim={self.head_dim}, codebook_size={self.codebook_size}, chunk_size={self.chunk_size}"
+        size = f"heads={self.heads}, head_dim={self.head_dim}, codebook_size={self.codebook_size}"
+        return f"{size}, chunk_size={self.chunk_size}"
 
 
 def codes_of(codebook: Tensor, codes: Tensor) -> Tensor:

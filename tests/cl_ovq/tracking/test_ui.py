@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from cl_ovq.cli import ui
 from cl_ovq.errors import UserError
-from cl_ovq.tracking import Tracker, ui
+from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.view import COMPARED, view_tags
 
 from .conftest import serving

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from cl_ovq.tracking import StoreCheck, artifact_location, open_client, ui
+from cl_ovq.cli import ui
+from cl_ovq.tracking import StoreCheck, artifact_location, open_client
 from cl_ovq.tracking.export import export_experiment
 from cl_ovq.tracking.store import absolute_uri, default_uri, sqlite_path, sqlite_uri
 from cl_ovq.tracking.sync import sync
