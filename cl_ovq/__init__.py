@@ -13,8 +13,8 @@ from cl_ovq.packages import check_packages
 
 if TYPE_CHECKING:
     from cl_ovq.api import compare, evaluate, load, run, study, sweep
-    from cl_ovq.config.imports import import_parts
     from cl_ovq.errors import UserError
+    from cl_ovq.imports import import_parts
     from cl_ovq.mixers import writing
     from cl_ovq.runs.result import Result
     from streams import Stream
@@ -40,7 +40,7 @@ _HOMES = {
     "Result": "cl_ovq.runs.result",
     "Stream": "streams",
     "UserError": "cl_ovq.errors",
-    "import_parts": "cl_ovq.config.imports",
+    "import_parts": "cl_ovq.imports",
     "writing": "cl_ovq.mixers",
 }
 

@@ -53,6 +53,7 @@ def run(
     *,
     model: GivenModel | None = None,
     stream: Stream | None = None,
+    jobs: int = 1,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -67,6 +68,7 @@ def run(
         model: takes the place of the configured one: a module, which is trained, or a function that makes one for a
             stream. It maps a batch of images to logits `[B, n_classes]`, or of sequences to what `SequenceModel` does.
         stream: takes the place of the configured one, which may be missing, e.g. `Stream.from_avalanche(benchmark)`.
+        jobs: of several seeds, how many run at a time; more than one in processes of their own.
         resume: whether to go on from the checkpoint in `output_dir`; what was given as an object is to be given again.
         overwrite: whether to replace the run that `output_dir` holds.
         quiet: whether no progress is drawn on standard error.
@@ -81,12 +83,14 @@ def run(
         loaded = found.config = _configuration(config, overrides, found)
         console = Console(quiet=True) if quiet else Console(stderr=True)
         if loaded.seeds == 1:
+            if jobs > 1:
+                raise UserError("jobs: seeds is 1, and a run is one job")
             return run_experiment(loaded, console, resume=resume, overwrite=overwrite)
         if isinstance(model, nn.Module):
             raise UserError(
                 f"seeds: {loaded.seeds} runs need a model each, and one was given: give a function that makes one"
             )
-        return run_seeds(loaded, console, resume=resume, overwrite=overwrite)
+        return run_seeds(loaded, console, jobs=jobs, resume=resume, overwrite=overwrite)
 
 
 def evaluate(

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cl_ovq.config.imports import import_parts
 from cl_ovq.errors import UserError
+from cl_ovq.imports import import_parts
 from cl_ovq.paths import expanded, is_folder, is_there
 from cl_ovq.report.table import FILES
 
@@ -18,6 +18,7 @@ LONGEST = 255  # bytes of a name, on every file system in use
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one in processes of their own.")]
 AllowEnv = Annotated[
     bool,
     typer.Option("--allow-env", help="Let values read the environment, as ${oc.env:NAME}; they are stored unread."),

@@ -12,11 +12,12 @@ from cl_ovq.cli.arguments import (
     AllowEnv,
     Config,
     Imports,
+    Jobs,
     Json,
     Overrides,
     picture_file,
 )
-from cl_ovq.errors import unknown
+from cl_ovq.errors import UserError, unknown
 
 commands = typer.Typer()
 
@@ -34,6 +35,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that output_dir holds, if there is one.")
     ] = False,
+    jobs: Jobs = 1,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
@@ -44,8 +46,10 @@ def run(
     from cl_ovq.runs.seeds import run_seeds
 
     loaded, console = load_config(config, overrides or (), allow_env=allow_env), Console()
+    if loaded.seeds == 1 and jobs > 1:
+        raise UserError("--jobs: seeds is 1, and a run is one job: leave it out, or say seeds=5 for example")
     if loaded.seeds > 1:
-        over_seeds = run_seeds(loaded, Console(stderr=True), resume=resume, overwrite=overwrite)
+        over_seeds = run_seeds(loaded, Console(stderr=True), jobs=jobs, resume=resume, overwrite=overwrite)
         if json:
             print(over_seeds.to_json())
         else:

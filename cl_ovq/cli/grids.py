@@ -11,6 +11,7 @@ from rich.console import Console
 from cl_ovq.cli.arguments import (
     AllowEnv,
     Imports,
+    Jobs,
     Json,
     Overrides,
     TableFile,
@@ -28,7 +29,7 @@ def study(
     only: Annotated[
         list[str] | None, typer.Option(help="Label of rows to run, e.g. of one task and two models; all if not given.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    jobs: Jobs = 1,
     directory: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +71,7 @@ def study(
 def published(
     names: Annotated[list[str] | None, typer.Argument(help="Rows under experiments/published/; all if none.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    jobs: Jobs = 1,
     directory: Annotated[
         Path | None,
         typer.Option(

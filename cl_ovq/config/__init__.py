@@ -1,6 +1,5 @@
 """The typed configuration of an experiment, and how it is read."""
 
-from cl_ovq.config.imports import import_inherited
 from cl_ovq.config.load import (
     check_schema,
     find_experiment,
@@ -19,6 +18,7 @@ from cl_ovq.config.schema import (
     StreamConfig,
     TrackingConfig,
 )
+from cl_ovq.imports import import_inherited
 
 __all__ = [
     "EvaluationConfig",

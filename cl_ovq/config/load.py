@@ -16,12 +16,12 @@ from cl_ovq.config.check import checked_values, holds_text
 from cl_ovq.config.custom import check_custom
 from cl_ovq.config.environment import check_environment
 from cl_ovq.config.files import read_mapping, shipped_folders
-from cl_ovq.config.imports import check_imported, import_parts, stored_hint
 from cl_ovq.config.keys import check_keys, sections, settle
 from cl_ovq.config.parts import current, default_of, owners, schema_of
 from cl_ovq.config.reading import Step, read_override, yaml_line
 from cl_ovq.config.schema import SCALARS, SECTIONS, ExperimentConfig, Scalars, StreamConfig
 from cl_ovq.errors import UserError, first_line, nearest
+from cl_ovq.imports import check_imported, import_parts, stored_hint
 from cl_ovq.paths import is_file
 from cl_ovq.uris import redact, redact_tree, remember
 from streams import STREAMS

@@ -58,6 +58,7 @@ class PersistentDictionary(nn.Module):
         last_written: keys `[m, H, Dk]` of the last write, and the slot of each, `[m, H]`; -1 where masked.
     """
 
+    STATE = ("last_written",)  # of a checkpoint, beside `state_dict`
     keys: Tensor
     pending_keys: Tensor
     pending_values: Tensor
@@ -240,8 +241,17 @@ class PersistentDictionary(nn.Module):
         index = slots.clamp(min=0)[..., None].expand_as(x)
         sums[self.task] += torch.zeros_like(sums[0]).scatter_add_(1, index, x)
 
+    def get_extra_state(self) -> Tensor:
+        """Return the task that writes are credited to, which `state_dict` keeps beside the buffers: int64, a scalar."""
+        return torch.tensor(self.task)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on with the task of a saved state."""
+        self.task = int(state)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load a state; the write log has as many tasks as the one that was saved."""
+        state_dict.setdefault(f"{prefix}_extra_state", torch.tensor(0))  # what was saved before there was one
         for name in self._write_log:
             saved = state_dict.get(f"{prefix}{name}")
             if saved is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from cl_ovq.config import ExperimentConfig, check_schema
-from cl_ovq.config.imports import check_imported
 from cl_ovq.errors import UserError
+from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models import check_model
 from cl_ovq.strategies import STRATEGIES

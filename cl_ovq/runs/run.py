@@ -162,11 +162,13 @@ class Run:
             begun = run._find_earlier() if resume else None
             if run.result is None:
                 run._load()
+                run._build(begun)
                 if overwrite:
                     clear(run.directory)
-                tracker = open_tracker(config, run.directory, run.name, run.device, parent, resume=begun is not None)
-                run.tracker = held.enter_context(tracker)
-                run._begin(begun, callbacks)
+                tracker = open_tracker(config, run.directory, run.name, run.device, parent, resume=run.resumed)
+                with unchanged_randomness():
+                    run.tracker = held.enter_context(tracker)
+                run._begin(callbacks)
             yield run
 
     def _find_earlier(self) -> Begun | None:
@@ -206,11 +208,11 @@ class Run:
         if config.tracking.enabled:
             check_store(config, self.name, self.console)
 
-    def _begin(self, begun: Begun | None, callbacks: Sequence[Callback]) -> None:
+    def _build(self, begun: Begun | None) -> None:
         """Build the strategy with all that watches it, and put it where a checkpoint was taken, if there is one.
 
         Raises:
-            UserError: the checkpoint does not fit this run.
+            UserError: the checkpoint does not fit this run, or there is a part of which none can be written.
         """
         from cl_ovq.evaluation.anytime import AnytimeEvaluation
         from cl_ovq.evaluation.dictionaries import DictionaryRecorder
@@ -233,36 +235,44 @@ class Run:
             DictionaryRecorder(config.evaluation.dictionary_every),
             SlotStatisticsRecorder(),
         )
-        console.print(f"[bold]{escape(self.name)}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
-
         learned = slice(config.evaluation.stop_after)
         train = list(stream.benchmark.streams["train"])[learned]
         self._test = stream.benchmark.streams[config.evaluation.split][learned]
         self.experiences, self._schedule = len(train), schedule(config, train)
 
-        bar = ExperienceProgress(console, len(self._schedule))
-        metrics = evaluator(*self.recorders, TrainingLoss(), log=self.tracker.log)
-        self.strategy = build_strategy(config, stream, self.model, self.device, evaluator=metrics, plugins=[bar])
+        self._bar = ExperienceProgress(console, len(self._schedule))
+        # The tracker is opened when nothing can be wrong any more.
+        metrics = evaluator(*self.recorders, TrainingLoss(), log=lambda values, step: self.tracker.log(values, step))
+        self.strategy = build_strategy(config, stream, self.model, self.device, evaluator=metrics, plugins=[self._bar])
+        state = RunState(self.strategy, stream, self.recorders)
+        if config.checkpoint.enabled:
+            state.check_owners()
         self.checkpoints = Checkpoints(
-            RunState(self.strategy, stream, self.recorders),
+            state,
             self.directory if config.checkpoint.enabled else None,
             config.checkpoint.every_steps,
             self.about,
             self.started,
             tell=lambda line: warn(console, "checkpoint", line),
-            settle=self.tracker.flush,
+            settle=lambda: self.tracker.flush(),
         )
         if config.evaluation.every_steps is not None:
             every = config.evaluation.every_steps
             self.strategy.plugins.append(AnytimeEvaluation(self.recorders.matrix, self._test, every))
         self.strategy.plugins.append(self.checkpoints)
 
-        tracking = [Tracking()] if config.tracking.enabled else []
-        self.callbacks = Callbacks([Progress(bar), *tracking, Checkpointing(self.checkpoints), *callbacks])
-        self.callbacks.run_begin(self)
         self.resumed = begun is not None
         if begun is not None:
             self.checkpoints.resume(begun, len(self._schedule))
+
+    def _begin(self, callbacks: Sequence[Callback]) -> None:
+        """Say what begins, to the person and to the callbacks."""
+        stream, console = self.stream, self.console
+        console.print(f"[bold]{escape(self.name)}[/] on {stream.name}, {stream.scenario.replace('_', '-')}")
+        tracking = [Tracking()] if self.config.tracking.enabled else []
+        self.callbacks = Callbacks([Progress(self._bar), *tracking, Checkpointing(self.checkpoints), *callbacks])
+        self.callbacks.run_begin(self)
+        if self.resumed:
             line = f"going on after {self.checkpoints.done} of {len(self._schedule)} experiences"
             console.print(line, highlight=False)
 

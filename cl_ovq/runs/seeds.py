@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from cl_ovq.config import ExperimentConfig
+from cl_ovq.config.custom import LENT
 from cl_ovq.errors import UnwrittenError, UserError
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.paths import write_atomically
 from cl_ovq.runs.checking import check_config, find_device
 from cl_ovq.runs.folder import SEEDS as FILE_NAME
 from cl_ovq.runs.folder import clear, for_seed, run_folder, seeds_of
+from cl_ovq.runs.pool import Make, run_many, run_one
 from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.run_logging import check_store, open_tracker
 from cl_ovq.runs.setup import describe, load_stream
-from cl_ovq.tracking import Tracker, warm_up
+from cl_ovq.tracking import RunKey, Tracker, warm_up
 from cl_ovq.tracking.notes import seeds_note
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ class SeedsResult:
 
 
 def run_seeds(
-    config: ExperimentConfig, console: Console, *, resume: bool = False, overwrite: bool = False
+    config: ExperimentConfig, console: Console, *, jobs: int = 1, resume: bool = False, overwrite: bool = False
 ) -> SeedsResult:
     """Run `config.seeds` seeds, from `config.seed` on.
 
@@ -63,12 +67,16 @@ def run_seeds(
     Args:
         config: a loaded configuration.
         console: where progress is drawn.
+        jobs: seeds at a time; more than one in processes of their own, which draw no progress.
         resume: whether seeds that are finished are read, and others go on.
         overwrite: whether to take the place of the runs in `output_dir`.
 
     Raises:
-        UserError: see `run_experiment`; nothing has been run then.
+        UserError: see `run_experiment`; nothing has been run then. Or a model or stream that was given as an object is
+            to be used in other processes.
     """
+    for section in LENT if jobs > 1 else ():
+        raise UserError(f"jobs: the {section} was given as an object, which only this process has: say jobs=1")
     if resume and config.output_dir is None:
         raise UserError("--resume needs output_dir=DIR, the directory of the runs that are to go on")
     check_config(config)
@@ -84,9 +92,21 @@ def run_seeds(
 
         with open_tracker(config, directory, name, find_device(config.device), resume=resume) as parent:
             parent.tag({"seed": f"{seeds[0]}-{seeds[-1]}", "seeds": len(seeds)})
-            runs = [for_seed(config, seed, directory) for seed in seeds]
-            results = [run_experiment(run, console, parent, resume=resume, overwrite=overwrite) for run in runs]
-            whole = _whole(results)
+            runs = {seed: for_seed(config, seed, directory) for seed in seeds}
+            # A progress bar for each; but other processes have no part in the console.
+            make: Make = partial(run_experiment, console=console, parent=parent, resume=resume, overwrite=overwrite)
+            if jobs > 1:
+                key = RunKey(parent.key) if config.tracking.enabled else None
+                make = partial(run_one, parent=key, resume=resume, overwrite=overwrite)
+
+            def ended(seed: int, error: BaseException | None) -> None:
+                if error is not None:
+                    raise error
+                if jobs > 1:
+                    console.print(f"seed {seed} has ended", highlight=False)
+
+            run_many(runs.items, ended, jobs=jobs, make=make)
+            whole = _whole([Result.read(Path(str(run.output_dir))) for run in runs.values()])
             try:
                 write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
             except UnwrittenError as error:

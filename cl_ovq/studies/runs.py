@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +19,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.metric_names import METRICS
 from cl_ovq.paths import RESULTS, safe_name
 from cl_ovq.runs.folder import locked
+from cl_ovq.runs.pool import run_many
 from cl_ovq.runs.result import Result
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
@@ -60,78 +55,17 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
 def _run_all(study: Study, directory: Path, console: Console, jobs: int) -> StudyResult:
     tasks = _Tasks(study, directory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    pool = _pool(jobs)
-    running: dict[Future[None], Task] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         shown = progress.add_task(escape(study.name), total=tasks.total, completed=tasks.done)
-        try:
-            while True:
-                # No more than run: rows then end one after the other, and a study that is stopped has whole rows.
-                for task in itertools.islice(tasks.ready(), jobs - len(running)):
-                    tasks.started.add(task)
-                    running[_start(pool, tasks.config(task), tasks.path(task))] = task
-                if not running:
-                    break
-                ended = wait(running, return_when=FIRST_COMPLETED).done
-                if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
-                    ended = wait(running).done  # a pool that lost a process gives up what the others do, too
-                    pool = _pool(jobs)
-                for future in ended:
-                    task = running.pop(future)
-                    error = future.exception()
-                    tasks.finish(task, None if error is None else str(error))
-                    progress.console.print(
-                        f"{tasks.done} of {tasks.total}: {tasks.describe(task)}", soft_wrap=True, markup=False
-                    )
-                    progress.update(shown, completed=tasks.done)
-        finally:
-            if pool is not None:
-                # Only after Ctrl-C or SIGTERM is anything at work: it would go on to its end, and be waited for.
-                for process in multiprocessing.active_children() if running else ():
-                    process.terminate()
-                pool.shutdown(wait=False, cancel_futures=True)
+
+        def ended(task: Task, error: BaseException | None) -> None:
+            tasks.finish(task, None if error is None else str(error))
+            line = f"{tasks.done} of {tasks.total}: {tasks.describe(task)}"
+            progress.console.print(line, soft_wrap=True, markup=False)
+            progress.update(shown, completed=tasks.done)
+
+        run_many(tasks.ready, ended, jobs=jobs)
     return tasks.result(console)
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor | None:
-    """Return processes to run in; None where runs go one after the other in this one."""
-    # Spawned, not forked: PyTorch's thread pool does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) if jobs > 1 else None
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, and be it by SIGKILL."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _start(pool: ProcessPoolExecutor | None, config: ExperimentConfig, directory: Path) -> Future[None]:
-    """Start a run in the pool; without one, run it here and now."""
-    if pool is not None:
-        return pool.submit(run_one, config, str(directory))
-    future: Future[None] = Future()
-    try:
-        run_one(config, str(directory))
-        future.set_result(None)
-    except Exception as error:  # as a pool's process would hand it over
-        future.set_exception(error)
-    return future
-
-
-def run_one(config: ExperimentConfig, directory: str) -> None:
-    """Run one configuration in this process, quietly, from its checkpoint on if there is one; its directory has all."""
-    from cl_ovq.runs.run import run_experiment
-
-    run: Any = config
-    run.output_dir = directory
-    run_experiment(run, Console(quiet=True), resume=True)
 
 
 class _Tasks:
@@ -141,7 +75,6 @@ class _Tasks:
         self.study, self.directory = study, directory
         self.results: dict[Task, Result] = {}
         self.failed: dict[Task, str] = {}
-        self.started: set[Task] = set()
         self.chosen: dict[int, int] = {i: 0 for i, row in enumerate(study.rows) if len(row.points) == 1}
         for index in range(len(study.rows)):
             for task in [*self._tuning(index), *self._reported(index, range(len(study.rows[index].points)))]:
@@ -172,16 +105,21 @@ class _Tasks:
         digest = fingerprint(to_dict(self.config(task)))
         return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest[:12]}"
 
-    def ready(self) -> Iterator[Task]:
-        """Runs that can start: tuning, and the reported seeds of rows whose tuning is over."""
+    def ready(self) -> Iterator[tuple[Task, ExperimentConfig]]:
+        """Runs that are to be made now: tuning, and the reported seeds of rows whose tuning is over."""
         for index in range(len(self.study.rows)):
             tuning = list(self._tuning(index))
             if index not in self.chosen and all(task in self.results or task in self.failed for task in tuning):
                 self._choose(index)
             tasks = [*tuning, *(self._reported(index, [self.chosen[index]]) if index in self.chosen else [])]
             for task in tasks:
-                if task not in self.results and task not in self.started:
-                    yield task
+                if task not in self.results and task not in self.failed:
+                    yield task, self._in_its_place(task)
+
+    def _in_its_place(self, task: Task) -> ExperimentConfig:
+        run: Any = self.config(task)
+        run.output_dir = str(self.path(task))
+        return run
 
     def finish(self, task: Task, error: str | None) -> None:
         """Take in a run that has ended."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import cl_ovq
-from cl_ovq.config.imports import VARIABLE
 from cl_ovq.errors import UserError
+from cl_ovq.imports import VARIABLE
 from cl_ovq.sweeps.liveness import Watch, check_address
 from cl_ovq.sweeps.schema import ClusterOptions
 

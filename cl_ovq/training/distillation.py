@@ -51,7 +51,9 @@ class LearningWithoutForgetting(SupervisedPlugin):
     @property
     def kept_bytes(self) -> int:
         """Bytes of the teacher."""
-        return sum(tensor.nbytes for tensor in self.teacher.state_dict().values()) if self.teacher is not None else 0
+        if self.teacher is None:
+            return 0
+        return sum(tensor.nbytes for name, tensor in self.teacher.state_dict().items() if "_extra_state" not in name)
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Listen to the strategy's own passes from now on, where a task's mask hides other tasks' classes."""

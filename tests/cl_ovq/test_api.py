@@ -135,6 +135,8 @@ def test_seeds(tiny_path, stream):
     assert [run.config["seed"] for run in whole.runs] == [0, 1]
     assert whole.runs[0].matrix[0] != whole.runs[1].matrix[0]  # each has weights of its own
     assert whole.to_pandas()["accuracy"].tolist() == [run.metrics["accuracy"] for run in whole.runs]
+    with pytest.raises(cl_ovq.UserError, match="jobs: the model was given as an object, which only this process has"):
+        cl_ovq.run(tiny_path, {"seeds": 2}, model=Network, jobs=2)
     with pytest.raises(cl_ovq.UserError, match="seeds: 2 runs need a model each"):
         cl_ovq.run(tiny_path, {"seeds": 2}, model=Network(stream))
     with pytest.raises(cl_ovq.UserError, match="runs of 2 seeds: name one"):

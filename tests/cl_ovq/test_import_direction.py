@@ -14,6 +14,7 @@ ORDER = (
     "cl_ovq.paths",
     "cl_ovq.options",
     "cl_ovq.registry",
+    "cl_ovq.imports",
     "cl_ovq.seeding",
     "streams",
     "cl_ovq.mixers",

@@ -54,10 +54,15 @@ class Fit:
         _same(state["trained"].keys(), parameters.keys(), "trained")
         found = dictionaries(model)
         _same(state["dictionaries"].keys(), found.keys(), "dictionaries")
-        for name, (task, last) in state["dictionaries"].items():
-            _must(task < len(state["model"][f"{name}.written"]), f"{name} has no experience {task}")
-            if last is not None:
-                keys, slots = last
+        for name, kept in state["dictionaries"].items():
+            _whole(
+                state["model"][f"{name}._extra_state"],
+                0,
+                len(state["model"][f"{name}.written"]),
+                f"{name}'s experience",
+            )
+            if kept["last_written"] is not None:
+                keys, slots = kept["last_written"]
                 heads, capacity, width = found[name].keys.shape[-3:]
                 _must(keys.shape == (len(slots), heads, width), f"the keys last written to {name} are of another shape")
                 _must(slots.shape == (len(slots), heads), f"the slots last written to of {name} are of another shape")

@@ -14,7 +14,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.files import NAME, write_checkpoint
 from cl_ovq.runs.checkpoints.history import History
-from cl_ovq.runs.checkpoints.resume import VERSION, Begun
+from cl_ovq.runs.checkpoints.resume import Begun
+from cl_ovq.runs.checkpoints.schema import VERSION
 from cl_ovq.runs.checkpoints.state import PLAN, RunState
 
 

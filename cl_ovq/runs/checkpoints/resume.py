@@ -11,9 +11,7 @@ from cl_ovq.config.parts import current
 from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.files import NAME
 from cl_ovq.runs.checkpoints.history import History
-from cl_ovq.runs.checkpoints.schema import read_run
-
-VERSION = 2  # of what a checkpoint holds; 1 had the history in it
+from cl_ovq.runs.checkpoints.schema import VERSION, read_run
 
 
 class Begun(NamedTuple):

@@ -13,6 +13,8 @@ from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.files import read_checkpoint
 from cl_ovq.runs.validate import Count, first_mistake
 
+# 1 had the history in it, and 2 the task of a dictionary beside the model.
+VERSION = 3
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -70,9 +72,14 @@ class _Random(BaseModel):
         return self
 
 
+class _Dictionary(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    last_written: tuple[Tensor, Tensor] | None
+
+
 class _State(_Model):
     trained: dict[str, bool]
-    dictionaries: dict[str, tuple[Count, tuple[Tensor, Tensor] | None]]
+    dictionaries: dict[str, _Dictionary]
     optimizer: dict[str, Any]
     clock: _Clock
     strategy: Any
@@ -105,7 +112,7 @@ def read_run(path: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise UserError(f"{path} is not the checkpoint of a run")
     try:
-        (_Run if "version" in run else _OlderRun).model_validate(run, strict=True)
+        (_Run if run.get("version") == VERSION else _OlderRun).model_validate(run, strict=True)
     except ValidationError as error:
         raise UserError(f"{path} is not the checkpoint of a run: {first_mistake(error)}") from error
     return run

@@ -20,11 +20,13 @@ from avalanche.training.supervised import Cumulative
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.checkpoints.fit import Fit
 from cl_ovq.seeding import random_state, set_random_state
 from streams import Stream, rows_of
 
+KNOWN = ("cl_ovq", "avalanche")  # packages whose classes name what must be kept of them, or need nothing kept
 KINDS = {"array", "set", "module", "policy", "object"}
 PLAN = "plan"  # the series of the history that holds the order of the batches of the epoch
 
@@ -48,6 +50,21 @@ class RunState:
         rows = torch.cat([rows_of(dataset) for dataset in datasets])
         self._position[rows] = torch.arange(len(rows))
 
+    def check_owners(self) -> None:
+        """Make sure that everything whose state must be kept says what that is.
+
+        Raises:
+            UserError: something that is neither ours nor Avalanche's does not; the run could not go on as it was.
+        """
+        for owner in (self.strategy, *self.strategy.plugins, *self.recorders):
+            kind = type(owner)
+            if kind.__module__.partition(".")[0] not in KNOWN and "STATE" not in vars(kind):
+                raise UserError(
+                    f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: give the "
+                    'class STATE = ("attribute", ...), or STATE = () if nothing changes, or say '
+                    "checkpoint.enabled=false"
+                )
+
     def begin(self, done: int) -> None:
         """Give a strategy that trains on all data so far the data of the experiences that are over."""
         if isinstance(self.strategy, Cumulative) and done:
@@ -63,7 +80,7 @@ class RunState:
         return {
             "model": dict(model.state_dict()),
             "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-            "dictionaries": {name: (d.task, d.last_written) for name, d in dictionaries(model).items()},
+            "dictionaries": {name: self._attributes(found) for name, found in dictionaries(model).items()},
             "optimizer": strategy.optimizer.state_dict(),
             "clock": dict(vars(strategy.clock)),
             "strategy": self._pack(strategy),
@@ -96,8 +113,8 @@ class RunState:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(state["trained"][name])
         for name, dictionary in dictionaries(model).items():
-            dictionary.task, last = state["dictionaries"][name]
-            dictionary.last_written = None if last is None else tuple(t.to(dictionary.keys.device) for t in last)
+            for attribute, kept in state["dictionaries"][name].items():
+                setattr(dictionary, attribute, self._unpack(kept, _DEVICE))
         strategy.optimizer.load_state_dict(state["optimizer"])
         vars(strategy.clock).update(state["clock"])
         owners = (strategy, *strategy.plugins, *self.recorders)
@@ -172,7 +189,11 @@ class RunState:
         if isinstance(value, ExemplarsBuffer):
             kept = {name: self._pack(item) for name, item in vars(value).items() if name != "_buffer"}
             return {"policy": kept | {"_buffer": rows_of(value.buffer)}}
-        return {"object": {name: self._pack(getattr(value, name)) for name in state_of(value)}}
+        return {"object": self._attributes(value)}
+
+    def _attributes(self, owner: Any) -> dict[str, Any]:
+        """Return what an object names in `STATE`, packed."""
+        return {name: self._pack(getattr(owner, name)) for name in state_of(owner)}
 
     def _unpack(self, packed: Any, present: Any) -> Any:
         """Return what was packed; `present` is what is in its place now, and objects are changed in place."""

@@ -11,7 +11,7 @@ from cl_ovq.benchmarks.profile import profile_operator
 from cl_ovq.benchmarks.run import parse_list
 from cl_ovq.benchmarks.tracking import measure_tracking
 from cl_ovq.benchmarks.training import measure_training
-from cl_ovq.cli import app
+from cl_ovq.cli.app import app
 from cl_ovq.errors import UserError
 from kernels import DictionaryOptions, ovq_attention
 

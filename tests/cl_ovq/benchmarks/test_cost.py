@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cl_ovq.benchmarks.cost import MACHINES, cost, decode_seconds, flash_seconds
 from cl_ovq.benchmarks.operator import Case, operations
 from cl_ovq.benchmarks.run import run_operator_benchmark
-from cl_ovq.cli import app
+from cl_ovq.cli.app import app
 from cl_ovq.errors import UserError
 
 SHAPE = {"capacity": 1024, "chunk": 128, "heads": 16, "head_dim": 64}

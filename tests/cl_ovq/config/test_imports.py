@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 import cl_ovq
-from cl_ovq.config.imports import VARIABLE
+from cl_ovq.imports import VARIABLE
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
 from cl_ovq.strategies import STRATEGIES

@@ -29,6 +29,8 @@ class ShrinkOptions:
 @STRATEGIES.enter("shrink", "fine-tuning that shrinks all weights after an experience", options=ShrinkOptions)
 def build(options, context):
     class Shrink(SupervisedPlugin):
+        STATE = ()
+
         def after_training_exp(self, strategy, **kwargs):
             for weight in strategy.model.parameters(): weight.data *= options.factor
     return context.naive(Shrink())

@@ -89,3 +89,23 @@ def test_a_shift_moves_the_mean_alone(values, shift):
     before, after = aggregate(values), aggregate([value + shift for value in values])
     assert after.mean == pytest.approx(before.mean + shift, abs=1e-9)
     assert after.interval == pytest.approx(before.interval, abs=1e-9)
+
+
+@pytest.mark.slow  # every process imports for ten seconds
+def test_seeds_in_processes_of_their_own_are_the_same_and_children_too(three, tiny, store, tmp_path):
+    overrides = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=seeds at once")
+    config = tiny(*QUICK, *overrides, "seeds=3", "seed=4", f"output_dir={tmp_path}")
+    whole = run_seeds(config, Console(file=io.StringIO()), jobs=2)
+    assert [run.matrix for run in whole.runs] == [run.matrix for run in three[0].runs]
+    client = MlflowClient(tracking_uri=store)
+    found = client.search_runs([client.get_experiment_by_name("seeds at once").experiment_id])
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.data.tags.get("mlflow.parentRunId") for run in found].count(parent.info.run_id) == 3
+
+
+def test_one_seed_is_one_job(call, tiny_path):
+    code, _, error = call("run", tiny_path, "--jobs", 2)
+    assert (code, error) == (
+        2,
+        "error: --jobs: seeds is 1, and a run is one job: leave it out, or say seeds=5 for example\n",
+    )

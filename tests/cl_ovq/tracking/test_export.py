@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cl_ovq.cli import app
+from cl_ovq.cli.app import app
 from cl_ovq.errors import UserError
 from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.export import export_experiment
