@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from streams import build_stream, provided
+from streams import build_stream, shared_data
 from streams.digits import read_digits
 from streams.shared_data import collecting, providable, provide
 
@@ -12,7 +12,7 @@ from streams.shared_data import collecting, providable, provide
 @pytest.fixture
 def reads(monkeypatch):
     """A reader, the arguments that it was called with, and no data handed over."""
-    monkeypatch.setattr(provided, "_PROVIDED", {})
+    monkeypatch.setattr(shared_data, "_PROVIDED", {})
     calls = []
 
     @providable
@@ -60,12 +60,12 @@ def test_nothing_is_kept_after_an_error(reads):
         fail()
     read()
     assert len(calls) == 2
-    assert provided._COLLECTED == []
+    assert shared_data._COLLECTED == []
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_a_stream_of_provided_data_is_the_stream(monkeypatch):
-    monkeypatch.setattr(provided, "_PROVIDED", {})
+    monkeypatch.setattr(shared_data, "_PROVIDED", {})
     expected = build_stream("split_digits", seed=3)
     with collecting() as data:
         read_digits()
