@@ -128,12 +128,13 @@ def contact_sheet(stream: Stream) -> Figure:
     parts = list(stream.benchmark.streams["train"])
     told = evenly(len(parts), EXPERIENCES)
     channels, height, width = samples.sample_shape
+    channels = 3 if channels >= 3 else 1  # alpha is not drawn
     scale = min(1.0, TILE / max(height, width))
     height, width = max(1, round(scale * height)), max(1, round(scale * width))
     gap = max(1, height // 16)
     sheet = torch.ones(len(told), channels, height + gap, SHOWN, width + gap)
     for row, number in enumerate(told):
-        images = samples.gather(one_of_each(rows_of(parts[number - 1].dataset), samples.targets))
+        images = samples.gather(one_of_each(rows_of(parts[number - 1].dataset), samples.targets))[:, :channels]
         if scale < 1:
             images = functional.interpolate(images, size=(height, width), mode="area")
         sheet[row, :, :height, : len(images), :width] = images.permute(1, 2, 0, 3)
