@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +93,11 @@ def blurred(parts: list[np.ndarray], blur: float, draws: Draws) -> list[np.ndarr
     ordered = rows[np.argsort(time, kind="stable")]
     ends = np.cumsum([len(part) for part in parts])
     return [np.sort(part) for part in np.split(ordered, ends[:-1])]
+
+
+def shape_facts(shape: Sequence[int]) -> dict[str, list[int]]:
+    """Returns what provenance says of a sample's shape: `image_shape` `[C, H, W]`, or `vector_shape` `[F]`."""
+    return {"image_shape" if len(shape) == 3 else "vector_shape": list(shape)}
 
 
 def split_digest(split: Mapping[str, np.ndarray]) -> str:

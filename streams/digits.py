@@ -13,7 +13,7 @@ from streams.errors import StreamDataError
 from streams.shared_data import providable
 
 if TYPE_CHECKING:
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
 # sha256 of the arrays as uint8, in C order.
 ARRAYS = {
@@ -23,7 +23,7 @@ ARRAYS = {
 
 
 @providable
-def read_digits() -> LabelledImages:
+def read_digits() -> LabelledData:
     """Reads and verifies the data set: images `[1797, 1, 8, 8]`; there is no official test set.
 
     Raises:
@@ -31,7 +31,7 @@ def read_digits() -> LabelledImages:
     """
     from sklearn.datasets import load_digits  # a second or two
 
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
     digits = load_digits()
     arrays = {"images": digits.images[:, None].astype("uint8"), "targets": digits.target.astype("uint8")}
@@ -39,11 +39,11 @@ def read_digits() -> LabelledImages:
         found = hashlib.sha256(arrays[name].tobytes()).hexdigest()
         if found != expected:
             raise StreamDataError(f"scikit-learn's digits: {name} should have sha256 {expected}, found {found}")
-    return LabelledImages(
+    return LabelledData(
         dataset="digits",
         source="scikit-learn",
         files={name: {"sha256": sha256} for name, sha256 in ARRAYS.items()},
-        images=arrays["images"],
+        inputs=arrays["images"],
         targets=arrays["targets"],
         divisor=16.0,
         class_names=tuple(map(str, digits.target_names)),

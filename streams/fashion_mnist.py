@@ -29,7 +29,7 @@ from streams.shared_data import providable
 if TYPE_CHECKING:
     import numpy as np
 
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
 # sha256 of the unpacked files.
 FILES = {
@@ -58,7 +58,7 @@ DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @providable
-def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
+def read_fashion_mnist(data_dir: str | None = None) -> LabelledData:
     """Finds, verifies and reads the data set: images `[70000, 1, 28, 28]`, the official test set last.
 
     Args:
@@ -70,7 +70,7 @@ def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
     """
     import numpy as np
 
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
     source, paths = _find(data_dir)
     arrays: dict[str, np.ndarray] = {}
@@ -78,11 +78,11 @@ def read_fashion_mnist(data_dir: str | None = None) -> LabelledImages:
     for name, path in paths.items():
         arrays[name], checksums[path.name] = _read_verified(path, FILES[name])
     images = np.concatenate([arrays["train-images-idx3-ubyte"], arrays["t10k-images-idx3-ubyte"]])
-    return LabelledImages(
+    return LabelledData(
         dataset="Fashion-MNIST",
         source=source,
         files=checksums,
-        images=images[:, None],
+        inputs=images[:, None],
         targets=np.concatenate([arrays["train-labels-idx1-ubyte"], arrays["t10k-labels-idx1-ubyte"]]),
         divisor=255.0,
         class_names=CLASS_NAMES,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from streams.errors import StreamDataError
+
+PIECE = 1 << 22  # bytes that are read at once
 
 
 def named_path(path: str, option: str) -> Path:
@@ -37,3 +41,43 @@ def read_data(path: Path) -> bytes:
             return file.read()
     except OSError as error:
         raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Returns the sha256 of a regular file, read in pieces.
+
+    Args:
+        path: the file.
+        advance: called with the bytes of each piece.
+
+    Raises:
+        StreamDataError: it cannot be read, or is something else.
+    """
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                if advance is not None:
+                    advance(len(piece))
+    except OSError as error:
+        raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def states_of(paths: Iterable[Path]) -> list[tuple[str, int, int, int]]:
+    """Returns what tells unchanged files from changed ones, without reading them: path, size and two times of each.
+
+    Raises:
+        StreamDataError: a file is not there.
+    """
+    found = []
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error
+        found.append((str(path.absolute()), state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from streams.benchmark import make_benchmark, split_digest
+from streams.benchmark import make_benchmark, shape_facts, split_digest
 from streams.errors import StreamDataError
 from streams.samples import Samples
 from streams.stream import Stream
@@ -30,7 +30,7 @@ class DatasetSamples(Samples):
     """Samples that are read from Avalanche's data sets when they are asked for, transforms included.
 
     Args:
-        datasets: each yields an image `[C, H, W]`, or a vector `[F]` that is taken as an image of one row, first.
+        datasets: each yields an image `[C, H, W]` or a vector `[F]` first.
         targets: `[n]`, labels of all of them.
 
     Raises:
@@ -48,12 +48,12 @@ class DatasetSamples(Samples):
                 f"a sample must be a tensor of floats, [channels, height, width] or [features], and it is {found}: "
                 "give the benchmark a transform that makes it one"
             )
-        self.image_shape: tuple[int, int, int] = (1, 1, len(first)) if first.ndim == 1 else tuple(first.shape)  # type: ignore[assignment]
+        self.sample_shape = tuple(first.shape)
         self._bytes = first.nbytes
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one image, as the model takes it."""
+        """Bytes of one sample, as the model takes it."""
         return self._bytes
 
     def __len__(self) -> int:
@@ -64,15 +64,15 @@ class DatasetSamples(Samples):
         start = self._ends[number - 1] if number else 0
         image = self._datasets[number][row - start][0]
         try:
-            return image.to(torch.float32).view(self.image_shape), int(self.targets[row])
+            return image.to(torch.float32).view(self.sample_shape), int(self.targets[row])
         except RuntimeError as error:
             raise StreamDataError(
-                f"sample {row - start} has the shape {list(image.shape)}, and the first has {list(self.image_shape)}: "
+                f"sample {row - start} has the shape {list(image.shape)}, and the first has {list(self.sample_shape)}: "
                 "give the benchmark a transform that makes them alike"
             ) from error
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the images of `rows` `[b]`, read one by one."""
+        """Returns the inputs of `rows` `[b]`, read one by one."""
         return torch.stack([self[row][0] for row in rows.tolist()])
 
 
@@ -120,7 +120,7 @@ def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[st
             "source": "a benchmark of Avalanche's",
             "files": {},
             "sizes": {one: len(split.get(one, ())) for one in ("train", "validation", "test")},
-            "image_shape": list(samples.image_shape),
+            **shape_facts(samples.sample_shape),
             "split_sha256": _digest(samples, split, labels, tasks, experiences),
         },
     )

@@ -23,7 +23,7 @@ from streams.options import (
 from streams.torchvision_images import read_torchvision
 
 if TYPE_CHECKING:
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
     from streams.stream import Stream
 
 
@@ -37,11 +37,11 @@ class ImageDataset:
         installed: whether it comes installed, so that its streams have no `data_dir`.
     """
 
-    read: Callable[..., LabelledImages]
+    read: Callable[..., LabelledData]
     summary: str
     installed: bool = False
 
-    def load(self, options: Any) -> LabelledImages:
+    def load(self, options: Any) -> LabelledData:
         """Reads the data set that a stream's options ask for.
 
         Raises:

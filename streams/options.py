@@ -37,6 +37,18 @@ def blur_option() -> Any:
     )
 
 
+def validation_option() -> Any:
+    """Declares how much of the training data is held out for validation."""
+    return field(
+        default=0.1,
+        metadata={
+            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
+            "minimum": 0.0,
+            "maximum": 0.9,
+        },
+    )
+
+
 @dataclass
 class DataDirOptions:
     """Where a data set that does not come installed is to be found."""
@@ -72,14 +84,7 @@ class InstalledSplitOptions:
         default=None,
         metadata={"help": "the order of the classes, each exactly once; overrides shuffle_classes"},
     )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={
-            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
-            "minimum": 0.0,
-            "maximum": 0.9,
-        },
-    )
+    validation_fraction: float = validation_option()
     blur: float = blur_option()
 
 
@@ -107,14 +112,7 @@ class InstalledTransformOptions:
             "maximum": 10_000,
         },
     )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={
-            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
-            "minimum": 0.0,
-            "maximum": 0.9,
-        },
-    )
+    validation_fraction: float = validation_option()
     blur: float = blur_option()
 
 

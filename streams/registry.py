@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from streams.features import FeatureOptions, build_features, load_features
+from streams.image_folder import ImageFolderOptions, build_image_folder, load_image_folder
 from streams.images import DATASETS, VARIANTS
 from streams.options import checked_options
 from streams.pg19 import PG19Options, build_pg19
@@ -53,6 +55,18 @@ STREAMS: dict[str, StreamEntry] = {
         for prefix, variant in VARIANTS.items()
         for name, dataset in DATASETS.items()
     },
+    "image_folder": StreamEntry(
+        build_image_folder,
+        ImageFolderOptions,
+        "images of your own: a folder a class, domain/class/, or a list of path,label[,domain]",
+        read=load_image_folder,
+    ),
+    "features": StreamEntry(
+        build_features,
+        FeatureOptions,
+        "feature vectors of your own with labels and perhaps domains: .npy, .npz, CSV or Parquet",
+        read=load_features,
+    ),
     "recall": StreamEntry(
         partial(build_recall, "recall"),
         RecallOptions,

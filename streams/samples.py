@@ -1,7 +1,8 @@
-"""All samples of a stream, held in memory once and read one by one or by whole batches of rows."""
+"""All samples of a stream, held once and read one by one or by whole batches of rows."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -36,54 +37,62 @@ class Samples(Dataset[Any], ABC):
 
 
 class TensorSamples(Samples):
-    """Images and labels of a stream; the row of a sample is its index here.
+    """Images or vectors of a stream, and their labels; the row of a sample is its index here.
 
     Avalanche reads it sample by sample (`__getitem__`); a training loop that has the rows of a batch (`rows_of`) reads
     the same values with one `gather`.
 
     Args:
-        images: `[n, C, H, W]`, uint8 or float32.
+        inputs: images `[n, C, H, W]` or vectors `[n, F]`; uint8, float16 or float32. They may lie in a file that is
+            mapped into memory, of which only the rows that are asked for are read.
         targets: `[n]`, labels as the model sees them.
-        divisor: stored values are divided by it when read, so that images lie in 0..1.
+        divisor: stored values are divided by it when read, so that images lie in 0 to 1.
 
     Raises:
         ValueError: shapes or types do not fit.
     """
 
-    def __init__(self, images: torch.Tensor, targets: torch.Tensor, *, divisor: float = 1.0) -> None:
-        if images.ndim != 4 or targets.shape != images.shape[:1]:
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, *, divisor: float = 1.0) -> None:
+        if inputs.ndim not in (2, 4) or targets.shape != inputs.shape[:1]:
             raise ValueError(
-                f"images must be [n, C, H, W] and targets [n], got {tuple(images.shape)} and {tuple(targets.shape)}"
+                f"inputs must be [n, C, H, W] or [n, F] and targets [n], got {tuple(inputs.shape)} and "
+                f"{tuple(targets.shape)}"
             )
-        if images.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(f"images must be uint8 or float32, got {images.dtype}")
-        self.images = images
+        if inputs.dtype not in (torch.uint8, torch.float16, torch.float32):
+            raise ValueError(f"inputs must be uint8, float16 or float32, got {inputs.dtype}")
+        self.inputs = inputs
         self.targets = targets.long()
         self.divisor = divisor
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)`."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def sample_shape(self) -> tuple[int, ...]:
+        """`(C, H, W)` of images, `(F,)` of vectors."""
+        return tuple(self.inputs.shape[1:])
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes that one image takes as it is stored."""
-        return self.images[0].nbytes
+        """Bytes that one sample takes as it is stored."""
+        return self.inputs[0].nbytes
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.inputs)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return self._scaled(self.images[row]), int(self.targets[row])
+        return self._scaled(self.inputs[row]), int(self.targets[row])
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the images of `rows` `[b]` as float32 `[b, C, H, W]`, bit for bit what `__getitem__` gives."""
-        return self._scaled(self.images.index_select(0, rows))  # copies whole rows: twice as fast as images[rows]
+        """Returns the inputs of `rows` `[b]` as float32 `[b, ...]`, bit for bit what `__getitem__` gives."""
+        return self._scaled(self.inputs.index_select(0, rows))  # copies whole rows: twice as fast as inputs[rows]
 
-    def _scaled(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(torch.float32) / self.divisor
+    def _scaled(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.to(torch.float32) / self.divisor
+
+
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """Returns a tensor over an array that is only read: it may lie in a mapped file or in shared memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def rows_of(dataset: AvalancheDataset) -> torch.Tensor:

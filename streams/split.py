@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from streams.benchmark import make_benchmark, split_digest
+from streams.benchmark import make_benchmark, shape_facts, split_digest
 from streams.errors import StreamDataError
 from streams.options import InstalledSplitOptions
-from streams.samples import TensorSamples
+from streams.samples import TensorSamples, tensor_of
 from streams.stream import Stream
 
 # Which samples are held out is part of the data, not of a run: the same test and validation samples for every seed,
@@ -27,31 +27,37 @@ TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """A whole data set, as its reader hands it over.
+class LabelledData:
+    """A whole data set of images or vectors, as its reader hands it over.
 
     Attributes:
         dataset: the data set's name.
         source: where it was found.
         files: checksums of what was read, by file.
-        images: `[n, C, H, W]` uint8.
+        inputs: images `[n, C, H, W]` uint8, or vectors `[n, F]` float16 or float32; in memory, or in a mapped file.
         targets: `[n]`, classes numbered from zero.
-        divisor: the largest value that an image may hold.
+        divisor: the largest value that an image may hold; 1 for vectors.
         class_names: one per class.
         n_test: size of the official test set, which is the last `n_test` samples; 0 where there is none.
+        test_fraction: share of each class that is held out as the test set where there is no official one.
+        domains: `[n]`, domains numbered from zero; None where there are none.
+        domain_names: one per domain.
     """
 
     dataset: str
     source: str
     files: dict[str, dict[str, str]]
-    images: np.ndarray
+    inputs: np.ndarray
     targets: np.ndarray
     divisor: float
     class_names: tuple[str, ...]
     n_test: int = 0
+    test_fraction: float = TEST_FRACTION
+    domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
 
 
-def build_split_stream(name: str, data: LabelledImages, options: InstalledSplitOptions, *, seed: int) -> Stream:
+def build_split_stream(name: str, data: LabelledData, options: InstalledSplitOptions, *, seed: int) -> Stream:
     """Builds the stream of a data set split by class.
 
     Args:
@@ -77,12 +83,10 @@ def build_split_stream(name: str, data: LabelledImages, options: InstalledSplitO
         label_of[list(classes)] = class_labels
         experience_of[list(classes)] = experience
 
-    split = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    split = split_data(data, data.targets, options.validation_fraction)
     check_classes(data, split, experience_of)
     experiences = experience_of[data.targets]
-    samples = TensorSamples(
-        torch.from_numpy(data.images), torch.from_numpy(label_of[data.targets]), divisor=data.divisor
-    )
+    samples = TensorSamples(tensor_of(data.inputs), torch.from_numpy(label_of[data.targets]), divisor=data.divisor)
     return Stream(
         name=name,
         scenario=options.scenario,
@@ -100,7 +104,7 @@ def build_split_stream(name: str, data: LabelledImages, options: InstalledSplitO
         classes_per_experience=labels,
         original_classes=original_classes,
         class_names=data.class_names,
-        provenance=image_provenance(data, split),
+        provenance=data_provenance(data, split),
     )
 
 
@@ -114,7 +118,7 @@ def check_blur(options: Any) -> None:
         raise StreamDataError("blur: task labels mark sharp boundaries: choose another scenario, or blur=0")
 
 
-def check_labels(data: LabelledImages) -> None:
+def check_labels(data: LabelledData) -> None:
     """Refuses labels that are not among the data set's classes.
 
     Raises:
@@ -125,7 +129,7 @@ def check_labels(data: LabelledImages) -> None:
         raise StreamDataError(f"{data.dataset}: label {foreign[0]} is not one of its {len(data.class_names)} classes")
 
 
-def check_classes(data: LabelledImages, split: Mapping[str, np.ndarray], experience_of: np.ndarray | None) -> None:
+def check_classes(data: LabelledData, split: Mapping[str, np.ndarray], experience_of: np.ndarray | None) -> None:
     """Refuses a class that has no samples in one of the streams: it could not be learned, or not be judged.
 
     Args:
@@ -181,13 +185,23 @@ def split_classes(order: Sequence[int], experiences: int) -> tuple[tuple[int, ..
     return tuple(tuple(int(c) for c in part) for part in np.array_split(np.asarray(order), experiences))
 
 
-def split_rows(targets: np.ndarray, *, n_test: int, validation_fraction: float) -> dict[str, np.ndarray]:
+def split_data(data: LabelledData, groups: np.ndarray, validation_fraction: float) -> dict[str, np.ndarray]:
+    """Splits the rows of a data set, see `split_rows`."""
+    return split_rows(
+        groups, n_test=data.n_test, validation_fraction=validation_fraction, test_fraction=data.test_fraction
+    )
+
+
+def split_rows(
+    targets: np.ndarray, *, n_test: int, validation_fraction: float, test_fraction: float = TEST_FRACTION
+) -> dict[str, np.ndarray]:
     """Splits the rows of a data set into train, validation (where its fraction is not 0) and test, stratified by class.
 
     Args:
-        targets: `[n]`, original classes.
-        n_test: size of the official test set at the end of the data; 0 to hold out `TEST_FRACTION` of each class.
+        targets: `[n]`, original classes, or other groups to be held out from alike.
+        n_test: size of the official test set at the end of the data; 0 to hold out `test_fraction` of each class.
         validation_fraction: share of each class's remaining samples to hold out.
+        test_fraction: share of each class to hold out where there is no official test set.
 
     Returns:
         Rows `[n_split]` int64 by split, ascending. Always the same rows for the same arguments; a smaller validation
@@ -197,7 +211,7 @@ def split_rows(targets: np.ndarray, *, n_test: int, validation_fraction: float) 
     if n_test:
         train, test = rows[:-n_test], rows[-n_test:]
     else:
-        train, test = _hold_out(rows, targets, TEST_FRACTION)
+        train, test = _hold_out(rows, targets, test_fraction)
     if validation_fraction == 0:
         return {"train": train, "test": test}
     train, validation = _hold_out(train, targets, validation_fraction)
@@ -215,13 +229,13 @@ def _hold_out(rows: np.ndarray, targets: np.ndarray, fraction: float) -> tuple[n
     return rows[~held_out[rows]], rows[held_out[rows]]
 
 
-def image_provenance(data: LabelledImages, split: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what a result must say of images and of how they were split."""
+def data_provenance(data: LabelledData, split: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what a result must say of a data set and of how it was split."""
     return {
         "dataset": data.dataset,
         "source": data.source,
         "files": data.files,
         "sizes": {stream: len(split.get(stream, ())) for stream in ("train", "validation", "test")},
-        "image_shape": list(data.images.shape[1:]),
+        **shape_facts(data.inputs.shape[1:]),
         "split_sha256": split_digest(split),
     }

@@ -20,14 +20,14 @@ from streams.files import named_path
 from streams.shared_data import providable
 
 if TYPE_CHECKING:
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
 SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
 TITLES = {"MNIST": "MNIST", "CIFAR10": "CIFAR-10", "CIFAR100": "CIFAR-100"}  # by torchvision's name
 
 
 @providable
-def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImages:
+def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledData:
     """Finds and reads a data set: the official test set last.
 
     Args:
@@ -39,7 +39,7 @@ def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImage
     """
     import numpy as np
 
-    from streams.split import LabelledImages
+    from streams.split import LabelledData
 
     source, (train, test) = _find(dataset, data_dir)
     for part, name in ((train, "training"), (test, "test")):
@@ -48,11 +48,11 @@ def read_torchvision(dataset: str, data_dir: str | None = None) -> LabelledImage
     targets = np.concatenate([np.asarray(part.targets, dtype=np.uint8) for part in (train, test)])
     arrays = {"images": images, "targets": targets}
     names = tuple(map(str, train.classes))
-    return LabelledImages(
+    return LabelledData(
         dataset=TITLES[dataset],
         source=source,
         files={name: {"sha256": hashlib.sha256(array.tobytes()).hexdigest()} for name, array in arrays.items()},
-        images=images,
+        inputs=images,
         targets=targets,
         divisor=255.0,
         # MNIST's are "0 - zero", ...

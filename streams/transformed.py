@@ -11,8 +11,8 @@ import torch
 from streams.benchmark import make_benchmark
 from streams.counter_rng import Draws
 from streams.options import InstalledRotationOptions, InstalledTransformOptions
-from streams.samples import TensorSamples
-from streams.split import LabelledImages, check_blur, check_classes, check_labels, image_provenance, split_rows
+from streams.samples import TensorSamples, tensor_of
+from streams.split import LabelledData, check_blur, check_classes, check_labels, data_provenance, split_data
 from streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -38,20 +38,20 @@ class RearrangedSamples(TensorSamples):
         self.targets = self.targets.repeat(len(maps))
 
     def __len__(self) -> int:
-        return len(self.images) * len(self.maps)
+        return len(self.inputs) * len(self.maps)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         return self.gather(torch.tensor([row]))[0], int(self.targets[row])
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the images of `rows` `[b]` as float32 `[b, C, H, W]`."""
-        images = self.images.index_select(0, rows % len(self.images)).flatten(2)
-        maps = self.maps[rows // len(self.images)][:, None].expand_as(images)
+        images = self.inputs.index_select(0, rows % len(self.inputs)).flatten(2)
+        maps = self.maps[rows // len(self.inputs)][:, None].expand_as(images)
         rearranged = images.gather(2, maps.clamp(min=0)).masked_fill(maps < 0, 0)
-        return self._scaled(rearranged.unflatten(2, self.images.shape[2:]))
+        return self._scaled(rearranged.unflatten(2, self.inputs.shape[2:]))
 
 
-def build_permuted_stream(name: str, data: LabelledImages, options: InstalledTransformOptions, *, seed: int) -> Stream:
+def build_permuted_stream(name: str, data: LabelledData, options: InstalledTransformOptions, *, seed: int) -> Stream:
     """Builds a stream whose experiences have a permutation of pixels each, the first none (Goodfellow et al. 2013).
 
     Args:
@@ -63,12 +63,12 @@ def build_permuted_stream(name: str, data: LabelledImages, options: InstalledTra
     Raises:
         StreamDataError: blurred boundaries with task labels, or a class without samples for one of the streams.
     """
-    pixels = data.images.shape[2] * data.images.shape[3]
+    pixels = data.inputs.shape[2] * data.inputs.shape[3]
     drawn = Draws("permuted", seed).orders(options.experiences - 1, pixels)
     return _build(name, data, np.concatenate([np.arange(pixels)[None], drawn]), options, seed)
 
 
-def build_rotated_stream(name: str, data: LabelledImages, options: InstalledRotationOptions, *, seed: int) -> Stream:
+def build_rotated_stream(name: str, data: LabelledData, options: InstalledRotationOptions, *, seed: int) -> Stream:
     """Builds a stream whose images are turned further in each experience (Lopez-Paz and Ranzato 2017).
 
     Pixels take the nearest value; corners that come from outside the image are zero.
@@ -84,7 +84,7 @@ def build_rotated_stream(name: str, data: LabelledImages, options: InstalledRota
     """
     last = max(1, options.experiences - 1)
     angles = [options.degrees * experience / last for experience in range(options.experiences)]
-    return _build(name, data, rotations(data.images.shape[2], data.images.shape[3], angles), options, seed)
+    return _build(name, data, rotations(data.inputs.shape[2], data.inputs.shape[3], angles), options, seed)
 
 
 def rotations(height: int, width: int, degrees: Sequence[float]) -> np.ndarray:
@@ -101,14 +101,14 @@ def rotations(height: int, width: int, degrees: Sequence[float]) -> np.ndarray:
     return np.stack(maps)
 
 
-def _build(name: str, data: LabelledImages, maps: np.ndarray, options: InstalledTransformOptions, seed: int) -> Stream:
+def _build(name: str, data: LabelledData, maps: np.ndarray, options: InstalledTransformOptions, seed: int) -> Stream:
     check_blur(options)
     check_labels(data)
-    count, n_classes, size = options.experiences, len(data.class_names), len(data.images)
+    count, n_classes, size = options.experiences, len(data.class_names), len(data.inputs)
     samples = RearrangedSamples(
-        torch.from_numpy(data.images), torch.from_numpy(data.targets), torch.from_numpy(maps), divisor=data.divisor
+        tensor_of(data.inputs), torch.from_numpy(data.targets), torch.from_numpy(maps), divisor=data.divisor
     )
-    base = split_rows(data.targets, n_test=data.n_test, validation_fraction=options.validation_fraction)
+    base = split_data(data, data.targets, options.validation_fraction)
     check_classes(data, base, None)
     starts = np.arange(count)[:, None] * size
     split = {stream: (starts + rows).ravel() for stream, rows in base.items()}
@@ -131,5 +131,5 @@ def _build(name: str, data: LabelledImages, maps: np.ndarray, options: Installed
         classes_per_experience=classes,
         original_classes=classes,
         class_names=data.class_names,
-        provenance=image_provenance(data, split),
+        provenance=data_provenance(data, split),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
@@ -27,6 +27,7 @@ TILE = 64  # pixels of an image's side there, at most
 EXPERIENCES = 20  # of a table or a contact sheet
 EXAMPLES = 5  # experiences of which a sequence is printed
 CLASSES = 10  # that are counted one by one
+VECTORS = 1000  # of which the range of values is told
 CHARACTERS = 400  # of a decoded example
 
 
@@ -51,6 +52,8 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
             console.print(f"\n[bold]{escape(stream.class_names[number - 1])}[/], a training sequence:")
             console.print(shortened, markup=False, highlight=False)
         return
+    if len(cast("TensorSamples", stream.samples).sample_shape) == 1:
+        return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(stream).savefig(output, dpi=120)
@@ -71,6 +74,8 @@ def stream_table(stream: Stream) -> Table:
         training = parts[number]
         sizes = [len(experiences[number].dataset) for experiences in stream.benchmark.streams.values()]
         name = f"{number + 1}" if stream.kind == "classes" else f"{number + 1}: {stream.class_names[number]}"
+        if "domains" in stream.provenance:
+            name = f"{number + 1}: {', '.join(stream.provenance['domains'][number])}"
         table.add(name, *sizes, balance(stream, number, stream.samples.targets[rows_of(training.dataset)]))
     return table
 
@@ -97,7 +102,12 @@ def shape_of(stream: Stream) -> str:
     """Return in words what a sample is and what a model has to say of it."""
     samples = stream.samples
     if isinstance(samples, TensorSamples):
-        channels, height, width = samples.image_shape
+        if len(samples.sample_shape) == 1:
+            rows = torch.linspace(0, len(samples) - 1, min(VECTORS, len(samples))).long()
+            found = samples.gather(rows)
+            span = f"{found.min():.3g} to {found.max():.3g}, mean {found.mean():.3g}"
+            return f"vectors of {samples.sample_shape[0]} features, values {span}; {stream.n_classes} outputs"
+        channels, height, width = samples.sample_shape
         return f"images of {channels} x {height} x {width}, values 0 to 1; {stream.n_classes} outputs"
     assert isinstance(samples, SequenceSamples)
     tokens = samples.inputs.shape[1]
@@ -117,13 +127,14 @@ def contact_sheet(stream: Stream) -> Figure:
     assert isinstance(samples, TensorSamples)
     parts = list(stream.benchmark.streams["train"])
     told = evenly(len(parts), EXPERIENCES)
-    channels, height, width = samples.image_shape
+    channels, height, width = samples.sample_shape
+    channels = 3 if channels >= 3 else 1  # alpha is not drawn
     scale = min(1.0, TILE / max(height, width))
     height, width = max(1, round(scale * height)), max(1, round(scale * width))
     gap = max(1, height // 16)
     sheet = torch.ones(len(told), channels, height + gap, SHOWN, width + gap)
     for row, number in enumerate(told):
-        images = samples.gather(one_of_each(rows_of(parts[number - 1].dataset), samples.targets))
+        images = samples.gather(one_of_each(rows_of(parts[number - 1].dataset), samples.targets))[:, :channels]
         if scale < 1:
             images = functional.interpolate(images, size=(height, width), mode="area")
         sheet[row, :, :height, : len(images), :width] = images.permute(1, 2, 0, 3)

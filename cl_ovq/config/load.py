@@ -27,7 +27,17 @@ from cl_ovq.uris import redact, redact_tree, remember
 from streams import STREAMS
 
 # Prefixes of keys that decide no result, see `decisive`.
-INDIFFERENT = ("tracking.", "checkpoint.", "output_dir", "threads", "device", "seeds", "figures", "imports")
+INDIFFERENT = (
+    "tracking.",
+    "checkpoint.",
+    "stream.cache",  # and stream.cache_dir: the samples are the same bits
+    "output_dir",
+    "threads",
+    "device",
+    "seeds",
+    "figures",
+    "imports",
+)
 EXPERIMENTS = "experiments"
 SUFFIXES = (".yaml", ".yml")
 EXAMPLE = "model.mixer=softmax"

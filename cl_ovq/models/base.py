@@ -28,15 +28,22 @@ class ModelContext:
     dictionary: Any = None
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the stream's images, or the features of its vectors."""
+        return cast("TensorSamples", self.stream.samples).sample_shape
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the stream's images."""
-        return cast("TensorSamples", self.stream.samples).image_shape
+        """Channels, height and width of the stream's images, for a model that reads only images."""
+        channels, height, width = self.sample_shape
+        return channels, height, width
 
     def mixers(self, options: StackOptions) -> list[Mixer]:
         """Return the mixer of each layer, made anew."""
         return build_mixers(options, self.dictionary)
 
 
+INPUTS = ("images", "vectors", "sequences")
 ModelBuilder = Callable[[Any, ModelContext], nn.Module]
 
 
@@ -45,10 +52,21 @@ class Model(Part[ModelBuilder]):
     """A model of the registry.
 
     Attributes:
-        reads: what it reads, `images` or `sequences`; None for both.
+        reads: what it reads, one or several of `INPUTS`; None for all of them.
     """
 
-    reads: str | None = None
+    reads: str | tuple[str, ...] | None = None
+
+    def takes(self, inputs: str) -> bool:
+        """Return whether it reads inputs of that kind."""
+        return self.reads is None or inputs == self.reads or (isinstance(self.reads, tuple) and inputs in self.reads)
+
+
+def inputs_of(stream: Stream) -> str:
+    """Return what the samples of a stream are, one of `INPUTS`."""
+    if stream.kind != "classes":
+        return "sequences"
+    return "images" if len(cast("TensorSamples", stream.samples).sample_shape) == 3 else "vectors"
 
 
 # Puts the head on a network whose `head` is linear; given the network, the stream, and the sections that it opens.

@@ -8,7 +8,7 @@ from torch import nn
 
 from cl_ovq.errors import UserError, first_line
 from cl_ovq.mixers import MIXERS, OVQOptions, StackOptions, layer_mixers, seed_dictionaries
-from cl_ovq.models.base import HEADS, MODELS, ModelContext
+from cl_ovq.models.base import HEADS, MODELS, ModelContext, inputs_of
 from cl_ovq.models.freezing import freeze_encoder, learns
 from cl_ovq.models.sequence import SequenceModelOptions
 
@@ -47,11 +47,12 @@ def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
         UserError: the configuration does not fit the stream, or the model the machine's memory.
     """
     name, part = config.model.name, MODELS[config.model.name]
-    has = "images" if stream.kind == "classes" else "sequences"
-    if part.reads not in (None, has):
+    has = inputs_of(stream)
+    if not part.takes(has):
+        reads = part.reads if isinstance(part.reads, str) else " and ".join(part.reads or ())
         raise UserError(
-            f"model.name: '{name}' reads {part.reads}, and '{stream.name}' has {has}: "
-            f"known: {', '.join(MODELS.having(lambda other: other.reads in (None, has)))}"
+            f"model.name: '{name}' reads {reads}, and '{stream.name}' has {has}: "
+            f"known: {', '.join(MODELS.having(lambda other: other.takes(has)))}"
         )
     try:
         network = part.build(config.model, ModelContext(stream, config.dictionary))

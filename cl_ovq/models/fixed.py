@@ -1,4 +1,4 @@
-"""Models whose features are not learned: the pixels themselves, or random functions of them."""
+"""Models whose features are not learned: the samples themselves, or random functions of them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class FixedFeatureModel(nn.Module):
     """Fixed features and a head.
 
     Args:
-        features: maps images `[B, channels, height, width]` to features `[B, F]`, without parameters.
-        image_shape: channels, height and width of an image.
+        features: maps images `[B, channels, height, width]`, or vectors, to features `[B, F]`, without parameters.
+        sample_shape: channels, height and width of an image, or the features of a vector.
         n_classes: outputs of the head.
     """
 
-    def __init__(self, features: nn.Module, *, image_shape: tuple[int, int, int], n_classes: int) -> None:
+    def __init__(self, features: nn.Module, *, sample_shape: tuple[int, ...], n_classes: int) -> None:
         super().__init__()
         self.features = features
-        size = features(torch.zeros(1, *image_shape)).shape[1]
+        size = features(torch.zeros(1, *sample_shape)).shape[1]
         self.head: nn.Module = nn.Linear(size, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class RandomFeatures(nn.Module):
     W and b are drawn with a model's weights, and so follow from the run's seed.
 
     Args:
-        pixels: pixels of an image, of all channels.
+        pixels: of an image, of all channels, or the features of a vector.
         features: F.
     """
 
@@ -54,7 +54,7 @@ class RandomFeatures(nn.Module):
         self.register_buffer("bias", torch.randn(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `[B, channels, height, width]` to `[B, F]`."""
+        """Map images `[B, channels, height, width]`, or vectors, to `[B, F]`."""
         return functional.gelu(functional.linear(2 * x.flatten(1) - 1, self.weight, self.bias))
 
 
@@ -95,23 +95,27 @@ class RandomConvolutionOptions:
     width: int = option(64, "random filters; each gives 16 features", minimum=1, maximum=WIDEST)
 
 
-@MODELS.enter("pixels", "the pixels as features, nothing learned before the head", reads="images")
+@MODELS.enter(
+    "pixels",
+    "the pixels, or the vector, as features: nothing learned before the head",
+    reads=("images", "vectors"),
+)
 def build_pixels(options: NoOptions, context: ModelContext) -> nn.Module:
     """Build the model of plain pixels."""
-    return FixedFeatureModel(nn.Flatten(), image_shape=context.image_shape, n_classes=context.stream.n_classes)
+    return FixedFeatureModel(nn.Flatten(), sample_shape=context.sample_shape, n_classes=context.stream.n_classes)
 
 
 @MODELS.enter(
     "random_features",
-    "fixed random functions of all pixels (Rahimi and Recht 2008): width features",
+    "fixed random functions of all pixels or features (Rahimi and Recht 2008): width features",
     options=RandomFeatureOptions,
-    reads="images",
+    reads=("images", "vectors"),
 )
 def build_random_features(options: RandomFeatureOptions, context: ModelContext) -> nn.Module:
     """Build the model of random features."""
-    shape = context.image_shape
+    shape = context.sample_shape
     features = RandomFeatures(pixels=math.prod(shape), features=options.width)
-    return FixedFeatureModel(features, image_shape=shape, n_classes=context.stream.n_classes)
+    return FixedFeatureModel(features, sample_shape=shape, n_classes=context.stream.n_classes)
 
 
 @MODELS.enter(
@@ -124,4 +128,4 @@ def build_random_convolution(options: RandomConvolutionOptions, context: ModelCo
     """Build the model of random filters."""
     shape = context.image_shape
     features = RandomConvolution(channels=shape[0], filters=options.width)
-    return FixedFeatureModel(features, image_shape=shape, n_classes=context.stream.n_classes)
+    return FixedFeatureModel(features, sample_shape=shape, n_classes=context.stream.n_classes)

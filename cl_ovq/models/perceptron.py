@@ -1,4 +1,4 @@
-"""A multilayer perceptron on pixels: the network of most published class-incremental baselines."""
+"""A multilayer perceptron on pixels or features: the network of most published class-incremental baselines."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Perceptron(nn.Module):
     """Fully connected layers with ReLU, and a head.
 
     Args:
-        image_shape: channels, height and width of an image.
+        sample_shape: channels, height and width of an image, or the features of a vector.
         n_classes: outputs of the head.
         width: features of a hidden layer.
         depth: hidden layers.
     """
 
-    def __init__(self, *, image_shape: tuple[int, int, int], n_classes: int, width: int, depth: int) -> None:
+    def __init__(self, *, sample_shape: tuple[int, ...], n_classes: int, width: int, depth: int) -> None:
         super().__init__()
-        sizes = [math.prod(image_shape)] + [width] * depth
+        sizes = [math.prod(sample_shape)] + [width] * depth
         layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
         self.encoder = nn.Sequential(nn.Flatten(), *layers)
         self.head: nn.Module = nn.Linear(width, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Map images `[B, channels, height, width]` to features `[B, width]`."""
+        """Map images `[B, channels, height, width]` or vectors `[B, F]` to features `[B, width]`."""
         return self.encoder(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ class PerceptronOptions:
 
 @MODELS.enter(
     "mlp",
-    "multilayer perceptron on pixels: depth layers of width features",
+    "multilayer perceptron on pixels or features: depth layers of width features",
     options=PerceptronOptions,
-    reads="images",
+    reads=("images", "vectors"),
 )
 def build_perceptron(options: PerceptronOptions, context: ModelContext) -> nn.Module:
     """Build the multilayer perceptron."""
-    shape, classes = context.image_shape, context.stream.n_classes
-    return Perceptron(image_shape=shape, n_classes=classes, width=options.width, depth=options.depth)
+    shape, classes = context.sample_shape, context.stream.n_classes
+    return Perceptron(sample_shape=shape, n_classes=classes, width=options.width, depth=options.depth)

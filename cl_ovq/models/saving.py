@@ -23,14 +23,14 @@ class SavedModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         config: the configuration that it was built from.
-        image_shape: channels, height and width of its inputs; None where they are sequences.
+        sample_shape: channels, height and width of its inputs, or the features of vectors; None of sequences.
         n_classes: its outputs.
         task_labels: whether it takes the samples' task labels as its second argument.
     """
 
     model: nn.Module
     config: ExperimentConfig
-    image_shape: tuple[int, int, int] | None
+    sample_shape: tuple[int, ...] | None
     n_classes: int
     task_labels: bool
 
@@ -43,7 +43,7 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
             "state": state,
             "config": to_dict(config),
             "kind": stream.kind,
-            "image_shape": getattr(stream.samples, "image_shape", None),
+            "sample_shape": getattr(stream.samples, "sample_shape", None),
             "features": getattr(stream.samples, "features", None),
             "n_classes": stream.n_classes,
             "scenario": stream.scenario,
@@ -59,11 +59,11 @@ def load_model(path: Path) -> SavedModel:
 
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     config = from_stored(saved["config"])
-    shape = saved["image_shape"]
+    shape = saved.get("sample_shape", saved.get("image_shape"))  # as files from before vectors call it
     # What building a model asks of its stream; the samples themselves are not needed.
     stream = SimpleNamespace(
         kind=saved["kind"],
-        samples=SimpleNamespace(image_shape=shape, features=saved["features"]),
+        samples=SimpleNamespace(sample_shape=shape, features=saved["features"]),
         n_classes=saved["n_classes"],
         scenario=saved["scenario"],
         classes_per_experience=saved["classes_per_experience"],

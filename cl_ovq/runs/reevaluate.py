@@ -288,10 +288,10 @@ def _check_fit(own: Stream, other: Stream) -> None:
         if ours != theirs:
             raise UserError(f"stream.name: '{other.name}' has {theirs}, and the model was built for {ours}")
         return
-    shape, wanted = (cast("TensorSamples", stream.samples).image_shape for stream in (other, own))
+    shape, wanted = (cast("TensorSamples", stream.samples).sample_shape for stream in (other, own))
     if shape != wanted:
         raise UserError(
-            f"stream.name: '{other.name}' has images of {list(shape)}, and the model was built for {list(wanted)}"
+            f"stream.name: '{other.name}' has samples of {list(shape)}, and the model was built for {list(wanted)}"
         )
     if other.n_classes > own.n_classes:
         raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, and the model {own.n_classes}")

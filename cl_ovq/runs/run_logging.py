@@ -122,7 +122,7 @@ def run_color(name: str) -> str:
 def log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
     """Name the data set that the run uses."""
     facts = stream.provenance
-    shapes = {name: facts[name] for name in ("image_shape", "sequence_shape") if name in facts}
+    shapes = {name: facts[name] for name in ("image_shape", "vector_shape", "sequence_shape") if name in facts}
     tracker.log_input(
         stream.name,
         facts["split_sha256"][:36],
@@ -135,7 +135,7 @@ def log_data(stream: Stream, evaluation: str, tracker: Tracker) -> None:
 def log_model(
     config: ExperimentConfig, stream: Stream, model: torch.nn.Module, directory: Path, tracker: Tracker
 ) -> None:
-    """Keep the trained model, and register it with MLflow if it reads images: what is served answers for images.
+    """Keep the trained model, and register it with MLflow unless it reads sequences: single samples are served.
 
     One that was given from Python, or for a stream that was, cannot be built again to be served: its file is kept.
     """
@@ -147,7 +147,8 @@ def log_model(
     if not isinstance(samples, TensorSamples) or CUSTOM in (config.model.name, config.stream.name):
         tracker.log_file(path)
         return
-    inputs: dict[str, Any] = {"images": [-1, *samples.image_shape]}
+    name = "images" if len(samples.sample_shape) == 3 else "vectors"
+    inputs: dict[str, Any] = {name: [-1, *samples.sample_shape]}
     if stream.scenario == "task_incremental":
         inputs["task_labels"] = [-1]
     tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)

@@ -29,10 +29,11 @@ def log_model(uri: str, experiment_id: str, run_id: str, path: Path, record: Map
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    types: dict[str, np.dtype[Any]] = {"images": np.dtype(np.float32), "task_labels": np.dtype(np.int64)}
+    types: dict[str, np.dtype[Any]] = {"task_labels": np.dtype(np.int64)}
     named = len(record["inputs"]) > 1  # MLflow takes a bare array where there is one input without a name
     inputs: list[Any] = [
-        TensorSpec(types[name], shape, name if named else None) for name, shape in record["inputs"].items()
+        TensorSpec(types.get(name, np.dtype(np.float32)), shape, name if named else None)
+        for name, shape in record["inputs"].items()
     ]
     outputs: list[Any] = [TensorSpec(np.dtype(np.float32), (-1, record["outputs"]))]
     mlflow.set_tracking_uri(uri)

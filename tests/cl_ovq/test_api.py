@@ -158,7 +158,7 @@ def test_a_model_of_ones_own_is_trained_like_any_other(tiny_path, tiny, run):
     from cl_ovq.models.perceptron import Perceptron
 
     def perceptron(stream):
-        return Perceptron(image_shape=(1, 8, 8), n_classes=10, width=16, depth=2)
+        return Perceptron(sample_shape=(1, 8, 8), n_classes=10, width=16, depth=2)
 
     for strategy in ("naive", "derpp", "slda", "gdumb"):
         ours = cl_ovq.run(tiny_path, {"strategy.name": strategy}, model=perceptron, quiet=True)

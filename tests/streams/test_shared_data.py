@@ -70,7 +70,7 @@ def test_a_stream_of_provided_data_is_the_stream(monkeypatch):
     with collecting() as data:
         read_digits()
     for images in data.values():
-        images.images.flags.writeable = False  # as Ray's object store hands it over
+        images.inputs.flags.writeable = False  # as Ray's object store hands it over
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("read again"))
     provide(data)
     found = build_stream("split_digits", seed=3)

@@ -61,7 +61,7 @@ def copy_package(folder: Path) -> Path:
 def test_images_and_labels_are_what_torchvision_reads(unpacked):
     stream = build_stream("split_fashion_mnist", SplitOptions(experiences=3), seed=0)
     train, test = (FashionMNIST(unpacked, train=train) for train in (True, False))
-    assert torch.equal(stream.samples.images[:, 0], torch.cat([train.data, test.data]))
+    assert torch.equal(stream.samples.inputs[:, 0], torch.cat([train.data, test.data]))
     assert torch.equal(stream.samples.targets, torch.cat([train.targets, test.targets]))
     assert list(stream.class_names) == train.classes
     for row in (0, 1, 59_999):
@@ -101,7 +101,7 @@ def test_data_dir_comes_first_packed_or_not(unpacked, tmp_path):
     plain = read_fashion_mnist(str(unpacked / TORCHVISION_SUBFOLDER))
     for data in (packed, in_torchvisions_layout, plain):
         assert data.source == "stream.data_dir"
-        assert np.array_equal(data.images, packed.images)
+        assert np.array_equal(data.inputs, packed.inputs)
         assert np.array_equal(data.targets, packed.targets)
     assert set(plain.files) == set(FILES)
     assert all(sums["sha256"] == sums["unpacked_sha256"] for sums in plain.files.values())
@@ -202,7 +202,7 @@ def test_download(server, no_package, monkeypatch, tmp_path, capsys, give_data_d
     data_dir = str(root) if give_data_dir else None
     data = read_fashion_mnist(data_dir)
     assert data.source == "download"
-    assert data.images.shape == (70_000, 1, 28, 28)
+    assert data.inputs.shape == (70_000, 1, 28, 28)
     assert capsys.readouterr().out == ""
     assert list(root.iterdir()) == [root / "FashionMNIST"]
     assert len(server) >= 4

@@ -8,19 +8,19 @@ import pytest
 from streams import SplitOptions, StreamDataError
 from streams.options import TransformOptions
 from streams.sequences import SequenceSamples, sequence_stream
-from streams.split import LabelledImages, build_split_stream
+from streams.split import LabelledData, build_split_stream
 from streams.transformed import build_permuted_stream
 
 NAMES = ("zero", "one", "two", "three")
 
 
-def images(*targets: int, n_test: int = 0) -> LabelledImages:
+def images(*targets: int, n_test: int = 0) -> LabelledData:
     labels = np.array(targets, dtype=np.uint8)
     pixels = np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)
-    return LabelledImages("Shapes", "test", {}, pixels, labels, 255.0, NAMES, n_test)
+    return LabelledData("Shapes", "test", {}, pixels, labels, 255.0, NAMES, n_test)
 
 
-def split(data: LabelledImages, **options):
+def split(data: LabelledData, **options):
     options = SplitOptions(experiences=2, shuffle_classes=False, **options)
     return build_split_stream("split_shapes", data, options, seed=0)
 

@@ -40,7 +40,7 @@ def test_new_classes_on_tensors(task_labels, scenario):
     benchmark = nc_benchmark(tensors(), tensors(20), n_experiences=2, task_labels=task_labels, seed=3)
     stream = Stream.from_avalanche(benchmark, name="mine")
     assert (stream.name, stream.scenario, stream.n_classes, stream.kind) == ("mine", scenario, 4, "classes")
-    assert stream.samples.image_shape == (1, 4, 4)
+    assert stream.samples.sample_shape == (1, 4, 4)
     for split in ("train", "test"):
         theirs, ours = benchmark.streams[split], stream.benchmark.streams[split]
         for one, other in zip(theirs, ours, strict=True):
@@ -85,7 +85,7 @@ def test_a_validation_stream_is_taken_over():
 
 def test_vectors_are_images_of_one_row():
     benchmark = nc_benchmark(tensors(shape=(7,)), tensors(20, shape=(7,)), n_experiences=2, task_labels=False)
-    assert Stream.from_avalanche(benchmark).samples.image_shape == (1, 1, 7)
+    assert Stream.from_avalanche(benchmark).samples.sample_shape == (7,)
 
 
 def test_experiences_with_the_same_classes_are_domains():

@@ -236,4 +236,4 @@ def test_reading_float_samples_leaves_them_unchanged():
     for _ in range(2):
         assert torch.equal(samples[1][0], images[1] / 2)
         assert torch.equal(samples.gather(torch.tensor([1, 1, 3])), images[[1, 1, 3]] / 2)
-    assert samples.image_shape == (1, 2, 2)
+    assert samples.sample_shape == (1, 2, 2)

@@ -139,11 +139,11 @@ def test_mnist_is_read_from_its_files(tmp_path):
     assert stream.provenance["sizes"]["test"] == 20
     assert stream.class_names == tuple("0123456789")
     images = np.concatenate([arrays["train"][0], arrays["t10k"][0]])
-    np.testing.assert_array_equal(stream.samples.images[:, 0].numpy(), images)
+    np.testing.assert_array_equal(stream.samples.inputs[:, 0].numpy(), images)
     assert stream.provenance["files"]["images"]["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
     for name in ("permuted_mnist", "rotated_mnist"):
         options = (RotationOptions if "rotated" in name else TransformOptions)(experiences=2, data_dir=str(tmp_path))
-        assert build_stream(name, options, seed=0).samples.image_shape == (1, 28, 28)
+        assert build_stream(name, options, seed=0).samples.sample_shape == (1, 28, 28)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
@@ -168,10 +168,10 @@ def test_cifar_is_read_from_its_files(name, classes, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "test_list", [[file, sums[file]] for file, _ in dataset.test_list])
     monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": hashlib.md5(content).hexdigest()})
     stream = build_stream(f"split_{name.lower()}", SplitOptions(experiences=5, data_dir=str(tmp_path)), seed=0)
-    assert stream.samples.image_shape == (3, 32, 32)
+    assert stream.samples.sample_shape == (3, 32, 32)
     assert stream.class_names == tuple(names)
     images = np.concatenate(expected).reshape(-1, 3, 32, 32)
-    np.testing.assert_array_equal(stream.samples.images.numpy(), images)
+    np.testing.assert_array_equal(stream.samples.inputs.numpy(), images)
     (folder / dataset.train_list[0][0]).write_bytes(b"damaged")
     with pytest.raises(StreamDataError, match="was not found"):
         build_stream(f"split_{name.lower()}", SplitOptions(data_dir=str(tmp_path)), seed=0)

@@ -35,7 +35,7 @@ def test_random_convolution_is_the_mean_absolute_response_of_a_cell():
 
 
 def test_perceptron_layers():
-    model = Perceptron(image_shape=(1, 4, 4), n_classes=3, width=7, depth=2)
+    model = Perceptron(sample_shape=(1, 4, 4), n_classes=3, width=7, depth=2)
     shapes = [tuple(parameter.shape) for parameter in model.parameters()]
     assert shapes == [(7, 16), (7,), (7, 7), (7,), (3, 7), (3,)]
     x = torch.rand(2, 1, 4, 4)

@@ -103,7 +103,7 @@ def test_mistakes_are_said(run, tmp_path):
         evaluate_finished(directory, ["evaluation.lengths=[16]"])
     with pytest.raises(UserError, match="unknown stream 'split_digit'"):
         evaluate_finished(directory, ["stream.name=split_digit"])
-    with pytest.raises(UserError, match=r"has images of \[1, 28, 28\], and the model was built for \[1, 8, 8\]"):
+    with pytest.raises(UserError, match=r"has samples of \[1, 28, 28\], and the model was built for \[1, 8, 8\]"):
         evaluate_finished(directory, ["stream.name=split_fashion_mnist"])
     (tmp_path / "checkpoint.bin").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not a checkpoint"):

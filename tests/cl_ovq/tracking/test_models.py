@@ -9,18 +9,22 @@ from mlflow import MlflowClient
 from cl_ovq.mixers import dictionaries
 from cl_ovq.models.saving import load_model, save_model
 
+VECTORS = ("stream.name=features", "stream.data=x.npz", "model.name=mlp", "strategy.name=naive")
 KINDS = {
     "stream": (),
     "sequence": ("dictionary.scope=sequence",),
     "softmax": ("model.mixer=softmax",),
     "memory": ("model.name=pixels", "model.head=memory", "memory.capacity=50", "strategy.name=naive"),
     "task_incremental": ("stream.scenario=task_incremental",),
+    "vectors": VECTORS,
+    "vectors with task labels": (*VECTORS, "stream.scenario=task_incremental"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logged_model_gives_the_same_predictions(run_in, tiny, store, tmp_path, monkeypatch, kind):
     trained = {}
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(80, 5)), y=np.arange(80) % 4)
 
     def keep(path, model, config, stream):
         trained.update(model=model, stream=stream)
@@ -31,7 +35,7 @@ def test_logged_model_gives_the_same_predictions(run_in, tiny, store, tmp_path, 
     model, stream = trained["model"].eval(), trained["stream"]
     images = stream.samples.gather(torch.arange(20))
     labels = torch.arange(20) % 2
-    inputs = (images, labels) if kind == "task_incremental" else (images,)
+    inputs = (images, labels) if stream.scenario == "task_incremental" else (images,)
     with torch.no_grad():
         expected = model(*inputs).numpy()
 
@@ -39,10 +43,11 @@ def test_logged_model_gives_the_same_predictions(run_in, tiny, store, tmp_path, 
     (logged,) = run.outputs.model_outputs
     mlflow.set_tracking_uri(store)
     loaded = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
-    given = {"images": images.numpy(), "task_labels": labels.numpy()} if len(inputs) > 1 else images.numpy()
+    name = "images" if images.ndim == 4 else "vectors"
+    given = {name: images.numpy(), "task_labels": labels.numpy()} if len(inputs) > 1 else images.numpy()
     assert np.array_equal(loaded.predict(given), expected)
     signature = loaded.metadata.signature
-    assert signature.inputs.inputs[0].shape == (-1, *stream.samples.image_shape)
+    assert signature.inputs.inputs[0].shape == (-1, *stream.samples.sample_shape)
     assert signature.outputs.inputs[0].shape == (-1, stream.n_classes)
 
     saved = load_model(next(tmp_path.rglob("runs/**/model.pt")))

@@ -118,7 +118,7 @@ def configured(tiny_path):
 def few_digits():
     """A hundred training samples in the place of the whole data set."""
     data = read_digits()
-    few = dataclasses.replace(data, images=data.images[:200], targets=data.targets[:200])
+    few = dataclasses.replace(data, inputs=data.inputs[:200], targets=data.targets[:200])
     with patch.dict(DATASETS, digits=ImageDataset(lambda: few, "a few digits", installed=True)):
         yield
 

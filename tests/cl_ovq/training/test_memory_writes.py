@@ -41,7 +41,7 @@ def test_one_pass_makes_the_memory_that_observing_the_samples_in_order_makes(ses
     trained.learn()
     fresh = memory_of(session(*PIXELS, "strategy.name=naive").model)
     fresh.observe(torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen]))
-    x = trained.stream.samples.images[:50].flatten(1) / trained.stream.samples.divisor
+    x = trained.stream.samples.inputs[:50].flatten(1) / trained.stream.samples.divisor
     torch.testing.assert_close(memory(x), fresh(x))
 
 

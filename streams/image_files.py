@@ -1,0 +1,194 @@
+"""Finds and decodes images of a user's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from streams.errors import StreamDataError
+from streams.files import read_data
+
+SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+)
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
+FITS = ("crop", "pad", "stretch")
+HEADS = ("path", "file", "image", "filename")  # of a list's first column, where its first line is a header
+AT_ONCE = 256  # images that are decoded together
+TOLD = 3  # images that a message names
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image on disk.
+
+    Attributes:
+        path: of the file.
+        name: of the file in its data set, the same wherever that lies.
+        label: its class.
+        domain: its domain; None where there are none.
+    """
+
+    path: Path
+    name: str
+    label: str
+    domain: str | None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every image is made into.
+
+    Attributes:
+        size: height and width; None where all images have the same already.
+        channels: 1 to 4, see `MODES`.
+        fit: how an image of another shape becomes square, one of `FITS`.
+    """
+
+    size: int | None
+    channels: int
+    fit: str
+
+
+def find_images(root: Path, option: str) -> list[ImageFile]:
+    """Returns the images of a folder `class/image` or `domain/class/image`, or of a list, by name.
+
+    Raises:
+        StreamDataError: there are none, or they lie at different depths.
+    """
+    if root.is_file():
+        return _listed(root, option)
+    if not root.is_dir():
+        raise StreamDataError(f"{option}: '{root}' is neither a folder of images nor a list of them")
+    names = sorted(_walk(root, root))
+    if not names:
+        raise StreamDataError(f"{option}: '{root}' has no images in it ({', '.join(sorted(SUFFIXES))})")
+    depths = {len(Path(name).parts): name for name in reversed(names)}
+    if len(depths) > 1 or not depths.keys() <= {2, 3}:
+        examples = " and ".join(f"'{depths[depth]}'" for depth in sorted(depths))
+        raise StreamDataError(
+            f"{option}: images of '{root}' must all lie in class/ or all in domain/class/, and there is {examples}"
+        )
+    found = []
+    for name in names:
+        *domain, label, _ = Path(name).parts
+        found.append(ImageFile(root / name, name, label, domain[0] if domain else None))
+    return found
+
+
+def _walk(folder: Path, root: Path) -> Iterator[str]:
+    """Yields the names of all images below a folder, relative to the root; what is hidden is passed over."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            if entry.is_dir():
+                yield from _walk(path, root)
+            elif path.suffix.lower() in SUFFIXES:
+                yield path.relative_to(root).as_posix()
+
+
+def _listed(path: Path, option: str) -> list[ImageFile]:
+    """Returns the images of a list: `path,label` or `path,label,domain` a line, paths from the list's folder."""
+    try:
+        rows = list(csv.reader(read_data(path).decode("utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StreamDataError(f"{option}: '{path}' is neither a folder nor a list of path,label[,domain]") from error
+    numbered = [(number, [cell.strip() for cell in row]) for number, row in enumerate(rows, start=1) if row]
+    if numbered and numbered[0][1][0].lower() in HEADS:
+        del numbered[0]
+    if not numbered:
+        raise StreamDataError(f"{option}: the list '{path}' is empty")
+    wanted = len(numbered[0][1])
+    found = []
+    for number, row in numbered:
+        if len(row) != wanted or wanted not in (2, 3) or not all(row):
+            raise StreamDataError(
+                f"{path}, line {number}: '{','.join(row)}' is not path,label or, in all lines, path,label,domain"
+            )
+        found.append(ImageFile(path.parent / row[0], row[0], row[1], row[2] if wanted == 3 else None))
+        if not found[-1].path.is_file():
+            raise StreamDataError(f"{path}, line {number}: there is no file '{found[-1].path}'")
+    return found
+
+
+def decode(content: bytes, form: Form) -> np.ndarray:
+    """Returns an image as `[channels, height, width]` uint8, turned as its camera says.
+
+    Raises:
+        Exception: it cannot be read; Pillow's.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        low, high = image.getextrema() if image.mode in ("F", "I") else (0, 0)
+        if image.mode == "F" or low < 0 or high > 65_535:  # type: ignore[operator]
+            raise ValueError(f"values of mode {image.mode} have no known range: save it with 8 or 16 bits")
+        if image.mode.startswith("I"):  # Pillow would cut off what is above 255
+            image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
+        image = image.convert(MODES[form.channels])
+        if form.size is not None:
+            image = _resized(image, form.size, form.fit)
+        pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resized(image: Image.Image, size: int, fit: str) -> Image.Image:
+    shape, method = (size, size), Image.Resampling.BILINEAR
+    if image.size == shape:
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, shape, method)
+    return ImageOps.pad(image, shape, method) if fit == "pad" else image.resize(shape, method)
+
+
+def decode_all(files: Sequence[ImageFile], form: Form) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+    """Yields images `[b, C, H, W]` uint8 in their order, with the content of each file, a few hundred at once.
+
+    Raises:
+        StreamDataError: naming images that cannot be read, after trying all of them.
+    """
+    wrong: list[str] = []
+    shape: tuple[int, ...] | None = None
+
+    def one(file: ImageFile) -> tuple[bytes, np.ndarray | str]:
+        try:
+            content = read_data(file.path)
+            return content, decode(content, form)
+        except Exception as error:  # of whatever kind: a damaged file makes decoders fail anywhere
+            return b"", " ".join(str(error).split()) or type(error).__name__
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # what Pillow says of large images and odd files
+        for start in range(0, len(files), AT_ONCE):
+            part = files[start : start + AT_ONCE]
+            images, contents = [], []
+            for file, (content, found) in zip(part, pool.map(one, part), strict=True):
+                if isinstance(found, np.ndarray) and shape not in (None, found.shape):
+                    found = f"has {_text(found.shape)}, and others have {_text(shape or ())}: name a `size` for all"
+                if isinstance(found, str):
+                    wrong.append(found if file.name in found else f"{file.name}: {found}")
+                    continue
+                shape = found.shape
+                images.append(found)
+                contents.append(content)
+            if not wrong:
+                yield np.stack(images), contents
+    if wrong:
+        more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
+        count = "an image" if len(wrong) == 1 else f"{len(wrong)} images"
+        raise StreamDataError(f"{count} cannot be used: {'; '.join(itertools.islice(wrong, TOLD))}{more}")
+
+
+def _text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape[1:])) + " pixels"

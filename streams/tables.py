@@ -1,0 +1,136 @@
+"""Reads tables of features, a column each or a column of lists: CSV and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from streams.errors import StreamDataError
+from streams.feature_files import BATCH, DOMAINS, LABELS, Batch, FeatureFile, choose
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_csv(file: FeatureFile) -> Iterator[Batch]:
+    """Yields the rows of a CSV file whose first line names the columns.
+
+    Raises:
+        StreamDataError: naming file, column and row of what cannot be read.
+    """
+    separator = "\t" if ".tsv" in file.path.suffixes else ","
+    first = 0
+    try:
+        header = list(pd.read_csv(file.path, sep=separator, nrows=0).columns)
+        labels, domains, features = _columns(file, header)
+        text = [name for name in (labels, domains) if name is not None]
+        frames = pd.read_csv(
+            file.path,
+            sep=separator,
+            usecols=[*features, *text],
+            dtype=dict.fromkeys(text, str),
+            keep_default_na=False,
+            chunksize=BATCH,
+        )
+        for frame in frames:
+            vectors = np.stack([_numbers(frame[name], file, first) for name in features], axis=1)
+            of_domains = None if domains is None else frame[domains].to_numpy()
+            yield Batch(vectors, frame[labels].to_numpy(), of_domains, features)
+            first += len(frame)
+    except (OSError, ValueError, EOFError, pd.errors.ParserError) as error:
+        if isinstance(error, StreamDataError):
+            raise
+        raise StreamDataError(f"{file.path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
+
+
+def _numbers(column: Any, file: FeatureFile, first: int) -> np.ndarray:
+    """Returns a column as numbers; text among them is refused."""
+    if column.dtype.kind in "fiub":
+        return column.to_numpy(dtype=np.float64)
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = np.flatnonzero(np.isnan(numbers))
+    if len(wrong):
+        row = int(wrong[0])
+        raise StreamDataError(
+            f"{file.path}: column '{column.name}' of row {first + row + 1} is '{column.iloc[row]}', which is no "
+            "number: leave the column out by `columns`, or correct it"
+        )
+    return numbers
+
+
+def read_parquet(file: FeatureFile) -> Iterator[Batch]:
+    """Yields the rows of a Parquet file whose features are columns of numbers, or one column of lists of numbers.
+
+    Raises:
+        StreamDataError: naming file, column and row of what cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = 0
+    try:
+        with pq.ParquetFile(file.path) as table:
+            labels, domains, features = _columns(file, table.schema_arrow.names)
+            names = [*features, *(name for name in (labels, domains) if name is not None)]
+            for rows in table.iter_batches(BATCH, columns=names):
+                vectors = np.concatenate([_vectors(rows.column(name), name, file, first) for name in features], axis=1)
+                of_domains = None if domains is None else _texts(rows.column(domains))
+                yield Batch(vectors, _texts(rows.column(labels)), of_domains, features)
+                first += rows.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise StreamDataError(f"{file.path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
+
+
+def _vectors(column: pa.Array, name: str, file: FeatureFile, first: int) -> np.ndarray:
+    """Returns a column of numbers as `[b, 1]`, one of lists of numbers as `[b, F]`."""
+    import pyarrow as pa
+
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise StreamDataError(f"{file.path}: column '{name}' of row {first + row + 1} is missing")
+    if not isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        if not (
+            pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
+        ):
+            raise StreamDataError(
+                f"{file.path}: column '{name}' holds {column.type}, which is no number: leave it out by `columns`"
+            )
+        return column.to_numpy(zero_copy_only=False)[:, None].astype(np.float64)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(lengths != lengths[0])
+    if len(wrong):
+        row = int(wrong[0])
+        raise StreamDataError(
+            f"{file.path}: column '{name}' of row {first + row + 1} has {lengths[row]} numbers, and row {first + 1} "
+            f"has {lengths[0]}"
+        )
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "fiub":
+        raise StreamDataError(
+            f"{file.path}: column '{name}' holds lists of {column.type.value_type}, which are no numbers"
+        )
+    return values.reshape(len(column), int(lengths[0]))
+
+
+def _texts(column: pa.Array) -> np.ndarray:
+    """Returns labels or domains; a missing one is empty."""
+    values = column.to_numpy(zero_copy_only=False)
+    if column.null_count:
+        return np.asarray(["" if value is None or value != value else str(value) for value in values], dtype=str)
+    return values
+
+
+def _columns(file: FeatureFile, names: Sequence[str]) -> tuple[str, str | None, list[str]]:
+    """Returns which columns are the labels, the domains if there are any, and the features."""
+    where = f"{file.path}: column"
+    labels = choose(file.labels, LABELS, names, where, "labels")
+    domains = choose(file.domains, DOMAINS, names, where, "domains", needed=False)
+    assert labels is not None
+    if file.columns is None:
+        return labels, domains, [name for name in names if name not in (labels, domains)]
+    for name in file.columns:
+        choose(name, (), names, where, "columns")
+    return labels, domains, list(file.columns)
