@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from cl_ovq.errors import UserError, printable
 from cl_ovq.tracking.journal import JournalBusy, JournalWriter, to_number
+from cl_ovq.tracking.names import describe_refused
 from cl_ovq.tracking.process import SenderProcess
 from cl_ovq.tracking.records import JournalMalformed
-from cl_ovq.tracking.sending import describe_refused
 from cl_ovq.tracking.store import absolute_uri, artifact_location, check_address, default_uri
 from cl_ovq.uris import redact
 
