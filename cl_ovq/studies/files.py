@@ -44,7 +44,7 @@ from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.config.schema import option
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.metric_names import METRICS, is_foreign
+from cl_ovq.metric_names import is_foreign, known_metrics
 from cl_ovq.training import quantity_of
 
 RESERVED = ("experiment", "tune")
@@ -67,7 +67,7 @@ class Tuning:
     """
 
     seeds: list[int] = option([100], "of the tuning runs", minimum=0)  # noqa: RUF009 - option makes a field
-    metric: str | None = option(None, "on validation data", choices=tuple(METRICS))
+    metric: str | None = option(None, "on validation data")
     over_lengths: bool = option(False, "whether rows are judged over evaluation.lengths")
     protocol: str = option("end_of_stream", "on validation data", choices=tuple(PROTOCOLS))
     experiences: int | None = option(None, "that are learned (first_k_experiences)", minimum=1)
@@ -318,9 +318,11 @@ def _tuning(tree: dict[str, Any], reported: Sequence[int]) -> Tuning:
 
 def _check_tuning(row: Row, tuning: Tuning) -> None:
     """Refuse to tune a row by what its stream does not measure, or does not have the data for."""
+    config = row.config(row.points[0], 0, "test")  # which imports the parts that it names, metrics among them
+    if tuning.metric is not None and tuning.metric not in known_metrics():
+        raise unknown("metric at tuning.metric", tuning.metric, known_metrics())
     if len(row.points) < 2:
         return
-    config = row.config(row.points[0], 0, "test")
     stream = config.stream
     own = quantity_of(stream.name)
     if tuning.over_lengths and not config.evaluation.lengths:

@@ -16,7 +16,7 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import fingerprint
 from cl_ovq.config.protocols import STREAM
 from cl_ovq.errors import UserError
-from cl_ovq.metric_names import METRICS
+from cl_ovq.metric_names import better
 from cl_ovq.paths import RESULTS, safe_name
 from cl_ovq.runs.folder import locked
 from cl_ovq.runs.pool import run_many
@@ -203,7 +203,7 @@ class _Tasks:
         scores = {point: self._score(index, point) for point in range(len(self.study.rows[index].points))}
         valid = {point: score for point, score in scores.items() if score is not None}
         if valid:
-            sign = METRICS[self._metric(index)]
+            sign = better(self._metric(index))
             self.chosen[index] = max(valid, key=lambda point: sign * valid[point])
 
     def _row_directory(self, index: int) -> Path:

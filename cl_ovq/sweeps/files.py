@@ -37,7 +37,7 @@ from cl_ovq.config.parts import UnusedKeyError, owners
 from cl_ovq.config.protocols import STREAM, check_protocol, check_stream, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.errors import UserError, nearest, unknown
-from cl_ovq.metric_names import METRICS, QUANTITIES, is_foreign
+from cl_ovq.metric_names import QUANTITIES, is_foreign, known_metrics
 from cl_ovq.sweeps.schema import (
     MODES,
     MOST_TRIALS,
@@ -56,7 +56,6 @@ from cl_ovq.uris import redact_tree
 
 FOLDER = "ray_configs"
 BYTES = "memory_bytes"
-OBJECTIVES = (*METRICS, BYTES)
 TOP = (*(field.name for field in fields(TopKeys)), *SECTIONS)
 # What belongs to the sweep, and so to none of its trials.
 OWN = ("seed", "seeds", "output_dir", "evaluation.split", "evaluation.stop_after", "checkpoint.enabled")
@@ -281,8 +280,8 @@ def _section(section: str, cls: Any, values: Any) -> Any:
 
 def _objectives(objectives: dict[str, str]) -> dict[str, str]:
     for metric, mode in objectives.items():
-        if metric not in OBJECTIVES:
-            raise unknown("metric of objectives", metric, OBJECTIVES)
+        if metric not in (known := (*known_metrics(), BYTES)):
+            raise unknown("metric of objectives", metric, known)
         if mode not in MODES:
             raise unknown(f"mode at objectives.{metric}", mode, MODES)
     return objectives

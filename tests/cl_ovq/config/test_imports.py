@@ -12,6 +12,7 @@ import pytest
 
 import cl_ovq
 from cl_ovq.imports import VARIABLE
+from cl_ovq.metric_names import MATRIX_METRICS
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
 from cl_ovq.strategies import STRATEGIES
@@ -51,7 +52,7 @@ def lab(tmp_path, monkeypatch):
     """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
-    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS)]
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS, MATRIX_METRICS)]
     streams = set(STREAMS)
     (tmp_path / "parts.py").write_text(PARTS)
     (tmp_path / "own.yaml").write_text(CONFIG)
@@ -82,7 +83,11 @@ def test_a_configuration_names_its_file(lab, call):
     assert (lab / "imported").read_text() == "x"  # once in a process
     assert "factor of all weights" in call("list", "strategies", "shrink")[1]
     assert call("show", "own.yaml", "strategy.factor=-1")[2].startswith("error: strategy.factor: -1 is too small")
-    assert call("compare", "out", "out")[0] == 0
+    assert found["metrics"]["worst_experience"] == min(found["matrix"][-1])
+    assert "worst_experience" in call("list", "metrics")[1]
+    code, compared, error = call("compare", "out", "out", "--json")
+    assert code == 0, error
+    assert "worst_experience" in compared
     code, out, error = call("evaluate", "out", "--json")
     assert (code, json.loads(out)["values"]["accuracy"]) == (0, found["matrix"][-1]), error
 
@@ -96,6 +101,20 @@ def test_from_python_a_file_is_imported_by_the_one_who_says_so(lab):
     result = cl_ovq.run("own.yaml", {"output_dir": "out"}, quiet=True)
     assert result.config["strategy"]["name"] == "shrink"
     assert (lab / "imported").read_text() == "x"
+
+
+def test_a_study_chooses_by_a_metric_of_the_page(lab):
+    tuning = "tuning: {metric: worst_experience, grid: {strategy.factor: [0.1, 1.0]}}"
+    text = STUDY.partition("  factor:")[0].replace("seeds: 2", f"seeds: 1\n{tuning}")
+    (lab / "study.yaml").write_text(text)
+    cl_ovq.import_parts(["parts.py"])
+    (row,) = cl_ovq.study("study.yaml", quiet=True).rows
+    tuned = [cl_ovq.load(path.parent) for path in lab.rglob("validation-*/results.json")]
+    wanted = {run.config["strategy"]["factor"]: min(run.matrix[-1]) for run in tuned}
+    assert {json.loads(point)["strategy.factor"]: score for point, score in row.scores.items()} == wanted
+    (lab / "study.yaml").write_text(text.replace("worst_experience", "worst_experiment"))
+    with pytest.raises(cl_ovq.UserError, match=r"^unknown metric at tuning\.metric 'worst_experiment': did you mean"):
+        cl_ovq.study("study.yaml", quiet=True)
 
 
 def test_a_model_of_the_page(lab, call):
