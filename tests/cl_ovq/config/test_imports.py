@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from forked import ForkedCommand
 
 import cl_ovq
 from cl_ovq.imports import VARIABLE
@@ -73,6 +74,11 @@ def elsewhere(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
+def forked(*arguments):
+    """The command line in a process that knows what the platform has, and no more."""
+    return ForkedCommand(*arguments).wait()
+
+
 def test_a_configuration_names_its_file(lab, call):
     code, out, error = call("run", "own.yaml", "output_dir=out", "--json")
     assert code == 0, error
@@ -129,25 +135,25 @@ def test_what_is_received_imports_nothing(lab, call):
     assert call("run", "own.yaml", "output_dir=out")[0] == 0
     os.environ.pop(VARIABLE)
     (lab / "imported").unlink()
-    read = elsewhere("compare", "out", "out")
+    read = forked("compare", "out", "out")
     assert read.returncode == 0, read.stderr
-    refused = elsewhere("evaluate", "out")
+    refused = forked("evaluate", "out")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert "unknown" in refused.stderr
     assert f"(it was made with --import {lab / 'parts.py'})" in refused.stderr
     assert not (lab / "imported").exists()
     (lab / "study.yaml").write_text(STUDY)
-    refused = elsewhere("study", "study.yaml")
+    refused = forked("study", "study.yaml")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert f"add --import {lab / 'parts.py'}" in refused.stderr
     assert not (lab / "imported").exists()
-    found = elsewhere("evaluate", "out", "--json", "--import", "parts.py")
+    found = forked("evaluate", "out", "--json", "--import", "parts.py")
     assert found.returncode == 0, found.stderr
 
 
 def test_processes_of_a_study_and_a_logged_model_inherit_them(lab, store):
     (lab / "study.yaml").write_text(STUDY)
-    done = elsewhere("study", "study.yaml", "--jobs", "2", "--import", "parts.py", "--directory", "study", "--json")
+    done = forked("study", "study.yaml", "--jobs", "2", "--import", "parts.py", "--directory", "study", "--json")
     assert done.returncode == 0, done.stderr
     tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=own parts", "output_dir=out")
     result = cl_ovq.run("own.yaml", [*tracked], quiet=True)
@@ -192,7 +198,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
     listed = elsewhere("list", "strategies", PYTHONPATH=path)
     assert listed.returncode == 0, listed.stderr
     assert "shrink" in listed.stdout
-    assert "shrink" not in elsewhere("list", "strategies").stdout
+    assert "shrink" not in forked("list", "strategies").stdout
 
 
 @pytest.mark.parametrize(
