@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from streams.features import FeatureOptions, build_features, load_features
+from streams.glyphs import GlyphOptions, build_glyphs, load_glyphs
 from streams.image_folder import ImageFolderOptions, build_image_folder, load_image_folder
 from streams.images import DATASETS, VARIANTS
 from streams.options import checked_options
@@ -66,6 +67,12 @@ STREAMS: dict[str, StreamEntry] = {
         FeatureOptions,
         "feature vectors of your own with labels and perhaps domains: .npy, .npz, CSV or Parquet",
         read=load_features,
+    ),
+    "glyphs": StreamEntry(
+        build_glyphs,
+        GlyphOptions,
+        "characters in the typefaces that are installed, or of a folder: thousands of classes without a download",
+        read=load_glyphs,
     ),
     "recall": StreamEntry(
         partial(build_recall, "recall"),
