@@ -247,7 +247,10 @@ def test_text_in_a_study_file(write):
     assert (study.title, study.axes, study.refit) == ("007", ["2026", "model"], {"model": "1.10"})
     first, second = study.rows
     assert (first.name, second.name) == ("010, 1.10", "010, 1e3")
-    assert (first.grid, second.grid) == ({"tracking.run_name": ["1e5", "012"]}, {"tracking.run_name": ["1_0"]})
+    assert [row.points for row in (first, second)] == [
+        [{"tracking.run_name": "1e5"}, {"tracking.run_name": "012"}],
+        [{"tracking.run_name": "1_0"}],
+    ]
     config = first.config(first.points[0], 0, "test")
     assert (config.tracking.run_name, config.tracking.experiment, config.tracking.uri) == ("1e5", "12:30", "0x1")
     assert (dict(config.tracking.tags), config.strategy.epochs) == ({"run": "001"}, 2)
