@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_ovq.config.check import checked_values, holds_text
 from cl_ovq.config.custom import check_custom
-from cl_ovq.config.environment import check_environment
+from cl_ovq.config.environment import check_environment, check_references
 from cl_ovq.config.files import read_mapping, shipped_folders
 from cl_ovq.config.keys import check_keys, sections, settle
 from cl_ovq.config.parts import current, default_of, owners, schema_of
@@ -336,8 +336,11 @@ def _resolve(schema: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, A
         defaults[section] = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
     given = {key: value for key, value in tree.items() if key not in schema or value is not None}
     try:
+        check_references(tree)
         merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
         resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except RecursionError as error:
+        raise UserError("references lead from one key to the next too many times") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error

@@ -59,9 +59,9 @@ def _dictionary(found: Mapping[str, Any]) -> str:
         f"Dictionary ({markdown(str(found['scope']))}): {found['size']:.0f} slots per head in use, effective size "
         f"{found['effective_size']:.0f}, {format_number(found['bytes'], 'bytes')}."
     )
-    if not found["history"]:
+    if not found.get("history"):
         return text
-    if not found["plateaus"]:
+    if not found.get("plateaus"):
         return f"{text} Its growth did not come to rest."
     rests = [
         f"from {plateau['start_tokens']:.0f} tokens (step {plateau['start_step']}) "

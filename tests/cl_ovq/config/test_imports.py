@@ -207,6 +207,10 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
         (("show", "own.yaml", "--import", "nowhere.py"), "imports: there is no file "),
         (("show", "own.yaml", "--import", "my_lab_of_nobody"), "imports: my_lab_of_nobody: ModuleNotFoundError: "),
         (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defined"),
+        (("show", "own.yaml", "--import", "./wrong.yaml"), "imports: "),
+        (("show", "own.yaml", "--import", ".."), "imports: '..' is neither the name of a module (my_lab.parts) nor a "),
+        (("show", "own.yaml", "--import", ""), "imports: '' is neither the name of a module (my_lab.parts) nor a file"),
+        (("show", "own.yaml", "--import", "leaves.py"), "imports: leaves.py: SystemExit: 0"),
         (("show", "own.yaml", "imports=[./parts.py]"), "imports: an override comes too late for them: use --import"),
         (("show", "wrong.yaml"), "imports: 3 is not a list"),
         (("show", "includes.yaml"), "imports: "),
@@ -214,6 +218,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
 )
 def test_mistakes(lab, call, arguments, line):
     (lab / "broken.py").write_text("nothing\n")
+    (lab / "leaves.py").write_text("import sys\n\nsys.exit(0)\n")
     (lab / "wrong.yaml").write_text(CONFIG.replace("[./parts.py]", "3"))
     (lab / "includes.yaml").write_text("include: own.yaml\n")
     code, out, error = call(*arguments)

@@ -1,11 +1,14 @@
 """Results that are well-formed and wrong: one line that names the field, or accepted where they are right."""
 
+import copy
+import functools
 import io
 import json
+import operator
 import os
 
 import pytest
-from mutations import mutations, refusal
+from mutations import mutations, paths, refusal
 from rich.console import Console
 
 from cl_ovq.comparison import compare, load_groups
@@ -58,6 +61,23 @@ def test_changed_results(rich_result, tmp_path):
     assert len(refused) > 50
     typed = {"matrix", "matrices", "metrics", "anytime", "quantity", "diverged"}
     assert not [place for place in accepted if len(place) == 1 and place[0] in typed - {"metrics", "diverged"}]
+
+
+def test_any_field_may_be_missing(rich_result, tmp_path):
+    """One of each kind: of a list, the first item's."""
+    places = [way for way in paths(rich_result) if way and all(isinstance(step, str) or step == 0 for step in way)]
+    places = [way for way in places if isinstance(way[-1], str) and (way[0] != "config" or len(way) < 3)]
+    path, accepted = tmp_path / "results.json", []
+    for place in places:
+        tree = copy.deepcopy(rich_result)
+        *way, last = place
+        del functools.reduce(operator.getitem, way, tree)[last]
+        path.write_text(json.dumps(tree))
+        line = refusal(use, path, figures=False)
+        assert line is None or line.startswith(f"{path} does not hold the results of a run: ")
+        accepted += [place] if line is None else []
+    assert ("dictionary", "plateaus") in accepted
+    assert ("matrix",) not in accepted
 
 
 @pytest.mark.slow
