@@ -29,7 +29,7 @@ from streams.files import named_path
 from streams.progress import progress
 from streams.split import LabelledData
 
-FORMAT = 1  # of entries; goes into their digests
+FORMAT = 1  # goes into the digests: to be raised where the same files would give other samples than before
 INPUTS, TARGETS, DOMAINS, FACTS = "inputs", "targets.npy", "domains.npy", "facts.json"
 PLAIN = ("dataset", "source", "files", "divisor", "class_names", "n_test", "domain_names")
 
@@ -51,9 +51,13 @@ class Sink:
         """Appends samples `[b, ...]`, of one shape and type for all chunks.
 
         Raises:
-            StreamDataError: there is no room.
+            StreamDataError: they have another shape than those before, or there is no room.
         """
         data = np.ascontiguousarray(chunk)
+        if self.shape[0] and data.shape[1:] != self.shape[1:]:
+            raise StreamDataError(
+                f"samples differ: one is {list(data.shape[1:])}, and others are {list(self.shape[1:])}"
+            )
         self.shape, self.dtype = (self.shape[0] + len(data), *data.shape[1:]), data.dtype
         self._digest.update(data.data)
         try:

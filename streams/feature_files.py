@@ -78,7 +78,7 @@ def kind_of(file: FeatureFile) -> str:
     return kind
 
 
-def finite(vectors: np.ndarray, path: Path, first: int, names: Sequence[str] | None = None) -> np.ndarray:
+def finite(vectors: np.ndarray, path: Path | str, first: int, names: Sequence[str] | None = None) -> np.ndarray:
     """Returns vectors as they are stored, float32 or float16.
 
     Args:

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ SUFFIXES = frozenset(
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 FITS = ("crop", "pad", "stretch")
 HEADS = ("path", "file", "image", "filename")  # of a list's first column, where its first line is a header
+Read = Callable[[], bytes]
 AT_ONCE = 256  # images that are decoded together
 TOLD = 3  # images that a message names
 
@@ -152,8 +153,12 @@ def _resized(image: Image.Image, size: int, fit: str) -> Image.Image:
     return ImageOps.pad(image, shape, method) if fit == "pad" else image.resize(shape, method)
 
 
-def decode_all(files: Sequence[ImageFile], form: Form) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+def decode_all(items: Iterable[tuple[str, Read]], form: Form) -> Iterator[tuple[np.ndarray, list[bytes]]]:
     """Yields images `[b, C, H, W]` uint8 in their order, with the content of each file, a few hundred at once.
+
+    Args:
+        items: name of each image, for messages, and what reads its file.
+        form: what it is made into.
 
     Raises:
         StreamDataError: naming images that cannot be read, after trying all of them.
@@ -161,23 +166,23 @@ def decode_all(files: Sequence[ImageFile], form: Form) -> Iterator[tuple[np.ndar
     wrong: list[str] = []
     shape: tuple[int, ...] | None = None
 
-    def one(file: ImageFile) -> tuple[bytes, np.ndarray | str]:
+    def one(item: tuple[str, Read]) -> tuple[bytes, np.ndarray | str]:
         try:
-            content = read_data(file.path)
+            content = item[1]()
             return content, decode(content, form)
         except Exception as error:  # of whatever kind: a damaged file makes decoders fail anywhere
             return b"", " ".join(str(error).split()) or type(error).__name__
 
+    remaining = iter(items)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # what Pillow says of large images and odd files
-        for start in range(0, len(files), AT_ONCE):
-            part = files[start : start + AT_ONCE]
+        while part := list(itertools.islice(remaining, AT_ONCE)):
             images, contents = [], []
-            for file, (content, found) in zip(part, pool.map(one, part), strict=True):
+            for (name, _), (content, found) in zip(part, pool.map(one, part), strict=True):
                 if isinstance(found, np.ndarray) and shape not in (None, found.shape):
                     found = f"has {_text(found.shape)}, and others have {_text(shape or ())}: name a `size` for all"
                 if isinstance(found, str):
-                    wrong.append(found if file.name in found else f"{file.name}: {found}")
+                    wrong.append(found if name in found else f"{name}: {found}")
                     continue
                 shape = found.shape
                 images.append(found)

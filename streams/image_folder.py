@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
-from streams.files import named_path, sha256_of, states_of
+from streams.files import named_path, read_data, sha256_of, states_of
 from streams.own_options import CacheOptions, CutOptions
 from streams.shared_data import providable
 
@@ -169,7 +170,7 @@ def _decoded(
     contents = hashlib.sha256()
     names = iter(files)
     with progress("decoding images", len(files)) as advance:
-        for images, read in decode_all(files, form):
+        for images, read in decode_all(((file.name, partial(read_data, file.path)) for file in files), form):
             sink.write(images)
             for content in read:
                 contents.update(next(names).name.encode() + b"\0" + hashlib.sha256(content).digest())

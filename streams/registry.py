@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from streams.features import FeatureOptions, build_features, load_features
 from streams.glyphs import GlyphOptions, build_glyphs, load_glyphs
+from streams.hf_dataset import HubOptions, build_hub, load_hub
 from streams.image_folder import ImageFolderOptions, build_image_folder, load_image_folder
 from streams.images import DATASETS, VARIANTS
 from streams.options import checked_options
@@ -67,6 +68,12 @@ STREAMS: dict[str, StreamEntry] = {
         FeatureOptions,
         "feature vectors of your own with labels and perhaps domains: .npy, .npz, CSV or Parquet",
         read=load_features,
+    ),
+    "hf_dataset": StreamEntry(
+        build_hub,
+        HubOptions,
+        "a data set of the `datasets` library, on disk or from the hub: images or feature vectors",
+        read=load_hub,
     ),
     "glyphs": StreamEntry(
         build_glyphs,

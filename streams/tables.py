@@ -76,27 +76,39 @@ def read_parquet(file: FeatureFile) -> Iterator[Batch]:
             labels, domains, features = _columns(file, table.schema_arrow.names)
             names = [*features, *(name for name in (labels, domains) if name is not None)]
             for rows in table.iter_batches(BATCH, columns=names):
-                vectors = np.concatenate([_vectors(rows.column(name), name, file, first) for name in features], axis=1)
-                of_domains = None if domains is None else _texts(rows.column(domains))
-                yield Batch(vectors, _texts(rows.column(labels)), of_domains, features)
+                vectors = np.concatenate(
+                    [vectors_of(rows.column(name), name, str(file.path), first) for name in features], axis=1
+                )
+                of_domains = None if domains is None else texts_of(rows.column(domains))
+                yield Batch(vectors, texts_of(rows.column(labels)), of_domains, features)
                 first += rows.num_rows
     except (OSError, pa.ArrowException) as error:
         raise StreamDataError(f"{file.path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
-def _vectors(column: pa.Array, name: str, file: FeatureFile, first: int) -> np.ndarray:
-    """Returns a column of numbers as `[b, 1]`, one of lists of numbers as `[b, F]`."""
+def vectors_of(column: pa.Array, name: str, where: str, first: int) -> np.ndarray:
+    """Returns a column of numbers as `[b, 1]`, one of lists of numbers as `[b, F]`.
+
+    Args:
+        column: of a batch.
+        name: its name, for messages.
+        where: it comes from, for messages.
+        first: number of the batch's first row, for messages.
+
+    Raises:
+        StreamDataError: naming the row of what is no number, or missing.
+    """
     import pyarrow as pa
 
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise StreamDataError(f"{file.path}: column '{name}' of row {first + row + 1} is missing")
+        raise StreamDataError(f"{where}: column '{name}' of row {first + row + 1} is missing")
     if not isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         if not (
             pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
         ):
             raise StreamDataError(
-                f"{file.path}: column '{name}' holds {column.type}, which is no number: leave it out by `columns`"
+                f"{where}: column '{name}' holds {column.type}, which is no number: leave it out by `columns`"
             )
         return column.to_numpy(zero_copy_only=False)[:, None].astype(np.float64)
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -104,18 +116,16 @@ def _vectors(column: pa.Array, name: str, file: FeatureFile, first: int) -> np.n
     if len(wrong):
         row = int(wrong[0])
         raise StreamDataError(
-            f"{file.path}: column '{name}' of row {first + row + 1} has {lengths[row]} numbers, and row {first + 1} "
+            f"{where}: column '{name}' of row {first + row + 1} has {lengths[row]} numbers, and row {first + 1} "
             f"has {lengths[0]}"
         )
     values = column.flatten().to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "fiub":
-        raise StreamDataError(
-            f"{file.path}: column '{name}' holds lists of {column.type.value_type}, which are no numbers"
-        )
+        raise StreamDataError(f"{where}: column '{name}' holds lists of {column.type.value_type}, which are no numbers")
     return values.reshape(len(column), int(lengths[0]))
 
 
-def _texts(column: pa.Array) -> np.ndarray:
+def texts_of(column: pa.Array) -> np.ndarray:
     """Returns labels or domains; a missing one is empty."""
     values = column.to_numpy(zero_copy_only=False)
     if column.null_count:

@@ -170,14 +170,14 @@ def reproduce(
 
 def _missing(targets: Sequence[Target]) -> dict[str, str]:
     """Return why there is no data for a target, by its name; each data set is looked for once."""
-    looked: dict[tuple[Any, str | None], str | None] = {}
+    looked: dict[tuple[Any, ...], str | None] = {}
     missing: dict[str, str] = {}
     for target in targets:
         stream = target.row.config({}, 0, "test").stream
         read = STREAMS[stream.name].read
         if read is None:  # generated
             continue
-        key = read, getattr(stream.options, "data_dir", None)
+        key = read, getattr(stream.options, "data_dir", None), getattr(stream.options, "data", None)
         if key not in looked:
             try:
                 read(stream.options)
