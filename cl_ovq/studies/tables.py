@@ -24,6 +24,8 @@ from cl_ovq.uris import redact_tree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cl_ovq.evaluation.records import LengthRecord
+
 BOLD = "Bold: the best mean of the rows on one stream, those that see all data left aside; not tested."
 
 
@@ -254,5 +256,5 @@ class StudyResult:
         return [directory / file for file in (*texts, *figures)]
 
 
-def _without_distances(record: dict[str, Any]) -> dict[str, Any]:
+def _without_distances(record: LengthRecord) -> dict[str, object]:
     return {name: value for name, value in record.items() if name != "distances"}

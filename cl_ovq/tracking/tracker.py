@@ -147,6 +147,11 @@ class Tracker:
         return self._journal.key
 
     @property
+    def resumed(self) -> bool:
+        """Whether this goes on with a run that was tracked from the directory before."""
+        return self._journal.resumed
+
+    @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None while its store cannot be reached."""
         if self._run_id is None and not self._ended:
@@ -262,6 +267,11 @@ class NullTracker(Tracker):
 
     def __init__(self) -> None:
         pass
+
+    @property
+    def resumed(self) -> bool:
+        """False: there is no MLflow run."""
+        return False
 
     @property
     def run_id(self) -> None:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
-from cl_ovq.config.keys import sections
-from cl_ovq.config.load import flatten, list_experiments
+from cl_ovq.config.keys import flatten, sections
+from cl_ovq.config.load import list_experiments
 from cl_ovq.config.parts import current, owners, schema_of
 from cl_ovq.errors import UserError
 from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cl_ovq.config import load_config, to_dict
 from cl_ovq.config.files import read_mapping
-from cl_ovq.config.load import flatten, is_text, is_text_below
+from cl_ovq.config.keys import flatten
+from cl_ovq.config.load import is_text, is_text_below
 from cl_ovq.config.reading import read_override, write_override
 from cl_ovq.errors import UserError
 from cl_ovq.studies import load_study

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from cl_ovq.config import load_config, to_dict
-from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.sweeps import list_sweeps, load_sweep
 
@@ -170,13 +168,3 @@ def test_keys_of_parts_that_only_some_trials_have(sweep_file):
 def test_an_unknown_sweep_is_named():
     with pytest.raises(UserError, match=r"no sweep 'digit': did you mean 'digits'\?"):
         load_sweep("digit")
-
-
-def test_a_fingerprint_is_of_what_decides_a_run(tiny):
-    one = fingerprint(to_dict(tiny()))
-    assert fingerprint(to_dict(tiny("threads=2", "output_dir=there", "tracking.run_name=other"))) == one
-    assert fingerprint(to_dict(tiny("seed=1"))) != one
-    older = to_dict(tiny())
-    del older["evaluation"]["stop_after"]
-    assert fingerprint(older) == one
-    assert fingerprint(to_dict(load_config("quickstart"))) != one
