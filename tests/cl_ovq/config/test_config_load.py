@@ -169,7 +169,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(tree=TREES, stream=st.booleans())
 @example(tree="0", stream=False)
 def test_any_yaml_tree_is_accepted_or_a_mistake(write, tree, stream):

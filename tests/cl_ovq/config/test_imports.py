@@ -38,13 +38,12 @@ figures: false
 """
 STUDY = """
 title: Own
-seeds: 2
+seeds: 1
 grids:
 - stream:
     Pairs: {experiment: own.yaml}
   factor:
     half: {strategy.factor: 0.5}
-    whole: {strategy.factor: 1.0}
 """
 
 

@@ -267,7 +267,7 @@ def test_text_in_a_file_of_a_published_number(write):
     assert dict(target.row.config({}, 0, "test").tracking.tags) == {"run": "0123"}
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=ANY.filter(bool), label=ANY)
 def test_any_text_survives_studies_and_sweeps(write, text, label):
     """What a file says reaches the run through overrides, and the command that a sweep prints."""
