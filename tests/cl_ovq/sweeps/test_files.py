@@ -6,6 +6,7 @@ import pytest
 
 from cl_ovq.errors import UserError
 from cl_ovq.sweeps import list_sweeps, load_sweep
+from cl_ovq.sweeps.files import adjustable
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -168,3 +169,9 @@ def test_keys_of_parts_that_only_some_trials_have(sweep_file):
 def test_an_unknown_sweep_is_named():
     with pytest.raises(UserError, match=r"no sweep 'digit': did you mean 'digits'\?"):
         load_sweep("digit")
+
+
+def test_what_a_trial_may_change_as_it_goes():
+    optimizer = {"optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum"}
+    losses = {"strategy.strength", "strategy.alpha", "strategy.beta", "strategy.temperature"}
+    assert {*adjustable()} == optimizer | losses | {"model.dropout"}
