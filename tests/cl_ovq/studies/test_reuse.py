@@ -103,11 +103,10 @@ def test_rows_that_differ_only_in_evaluation_share_their_training(file, tmp_path
 def test_who_shares_a_training_waits_for_it(file, tmp_path):
     tasks = _Tasks(load_study(str(file(SCALED))), tmp_path / "runs")
     plain, scaled = ([task for task in tasks.own if task.row == row] for row in (0, 1))
-    ready = tasks.ready()
-    tasks.started.add(next(ready))
-    assert list(tasks.ready()) == [plain[1], scaled[1]]  # each seed is a training of its own
+    assert next(tasks.ready())[0] == plain[0]
+    assert [task for task, _ in tasks.ready()] == [plain[1]]  # each seed is a training of its own
     tasks.finish(plain[0], "it failed")
-    assert scaled[0] in tasks.ready()
+    assert [task for task, _ in tasks.ready()] == [scaled[0]]
 
 
 def test_a_further_length_is_measured_in_place(file, tmp_path):
