@@ -80,7 +80,9 @@ def without_secrets(text: str, uri: str) -> str:
     """Return a message in one line, with the address's secrets taken out of it wherever they stand."""
     text = " ".join(text.split()).replace(uri, redact(uri))
     for secret in sorted(_secrets(uri), key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+        # A very short one, such as a user's name, is part of many a word: `u` of `out`.
+        found = re.escape(secret) if len(secret) > 3 else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        text = re.sub(found, HIDDEN, text)
     return text
 
 

@@ -23,6 +23,7 @@ from cl_ovq.runs.folder import locked
 from cl_ovq.runs.pool import run_many
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.reuse import Fingerprints, FinishedRuns, copy_run, fingerprints, holds_run
+from cl_ovq.runs.run_logging import check_store, experiment_of
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
 from cl_ovq.training import quantity_of
@@ -48,7 +49,8 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
         jobs: runs at a time; more than one run in processes of their own.
 
     Raises:
-        UserError: no run succeeded; the first error is named. Or another study is at work in the directory.
+        UserError: no run succeeded; the first error is named. Or another study is at work in the directory, or a store
+            can never be opened.
     """
     with locked(directory, "--directory"):
         return _run_all(study, directory, console, jobs)
@@ -56,6 +58,7 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
 
 def _run_all(study: Study, directory: Path, console: Console, jobs: int) -> StudyResult:
     tasks = _Tasks(study, directory)
+    tasks.check_stores(console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         shown = progress.add_task(escape(study.name), total=tasks.total, completed=tasks.done)
@@ -104,6 +107,17 @@ class _Tasks:
         tuned = sum(task in self.results for i in range(len(self.study.rows)) for task in self._tuning(i))
         reported = sum(task in self.results for i in self.chosen for task in self._reported(i, [self.chosen[i]]))
         return tuned + reported
+
+    def check_stores(self, console: Console) -> None:
+        """Check the stores of the runs to come before the first: tuning, which is not tracked, may take hours."""
+        stores = {}
+        for index in range(len(self.study.rows)):
+            for task in self._reported(index, [self.chosen.get(index, 0)]):
+                config = self.config(task)
+                if config.tracking.enabled and task not in self.results:
+                    stores[config.tracking.uri, experiment_of(config)] = config
+        for config in stores.values():
+            check_store(config, self.study.name, console)
 
     def config(self, task: Task) -> ExperimentConfig:
         """The configuration of a run. One whose model others are to start from is kept as a checkpoint."""

@@ -55,6 +55,12 @@ def test_redact(uri, shown):
         assert "hush" not in message
 
 
+def test_a_short_secret_does_not_eat_the_words_of_a_message():
+    uri = "http://u:hush@host:99999"
+    line = without_secrets("Port out of range: u, not u:hush, nor (u) or pwhush", uri)
+    assert line == "Port out of range: ***, not ***, nor (***) or pw***"
+
+
 @pytest.mark.parametrize(
     "before", ["", "no store ", "no store '", "override 'tracking.uri=", "trial with tracking.uri="]
 )

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from study_helpers import STUDY, results, run
 
+from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
 
@@ -45,6 +46,13 @@ def test_every_run_is_named_as_it_ends(file, tmp_path):
     assert (
         lines[3] == f"4 of 4: digits, mlp, replay, optimizer.learning_rate={rate}, seed 0, test: accuracy {replay:.4g}"
     )
+
+
+def test_a_store_that_can_never_be_opened_is_found_out_before_tuning(file, tmp_path):
+    bad = ("tracking.enabled=true", "tracking.uri=sqlite:////tmp")
+    with pytest.raises(UserError, match=r"^tracking\.uri: cannot open the store 'sqlite:////tmp': it is a folder$"):
+        run(file, tmp_path, *bad)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(file, done, tmp_path):
