@@ -18,6 +18,7 @@ from cl_ovq.metric_names import QUANTITIES
 from cl_ovq.paths import read_regular
 
 LARGEST = 2**63
+LARGEST_FILE = 1 << 29  # bytes: a matrix of 3000 experiences, and as much of everything else
 DEEPEST = 60
 Count = Annotated[int, Field(ge=0, lt=LARGEST)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
@@ -113,7 +114,7 @@ class _Distance(Open):
 
 
 class _Length(Open):
-    tokens: Count
+    tokens: Annotated[Count, Field(ge=1)]
     quantity: Annotated[str, AfterValidator(_quantity)]
     value: Number
     state_bytes: Count
@@ -179,7 +180,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: it cannot be read, or is no JSON that could be written again.
     """
     try:
-        tree = json.loads(read_regular(path).decode("utf-8"))
+        tree = json.loads(read_regular(path, LARGEST_FILE).decode("utf-8"))
         json.dumps(tree, allow_nan=False).encode()
         if _depth(tree) > DEEPEST:
             raise ValueError("it is nested too deeply")
