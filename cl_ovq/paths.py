@@ -62,15 +62,22 @@ def is_folder(path: Path) -> bool:
     return is_there(path) and path.is_dir()
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, largest: int | None = None) -> bytes:
     """Return the content of a regular file: anything else, like a pipe, might never end.
 
+    Args:
+        path: of the file.
+        largest: bytes that it may have; any number if None.
+
     Raises:
-        OSError: it cannot be read, or is something else.
+        OSError: it cannot be read, is something else, or is larger.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if largest is not None and found.st_size > largest:
+            raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
         return file.read()
 
 

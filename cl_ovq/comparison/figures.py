@@ -16,6 +16,7 @@ from cl_ovq.evaluation.drawing import (
     legend,
     marked,
     new_figure,
+    plain,
     raster,
     shortened,
     thinned,
@@ -67,7 +68,7 @@ def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     for axes, group, matrix in zip(panels, groups, matrices, strict=False):
         axes.set_axis_on()
         image = heat_map(axes, matrix, experiences, scale, numbered=numbered, ticks=TICKS if numbered else 10)
-        axes.set_title(group.name if numbered else shortened(group.name), fontsize="small", wrap=True)
+        axes.set_title(plain(group.name) if numbered else shortened(group.name), fontsize="small", wrap=True)
     figure.supxlabel("test experience", fontsize="small")
     figure.colorbar(image, ax=list(panels), label=matrix_label(quantity))
     if len(groups) > PANELS:

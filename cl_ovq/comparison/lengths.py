@@ -35,7 +35,7 @@ def lengths_of(
         UserError: a run was not evaluated so, or otherwise than another seed, or has no checkpoint.
     """
     found: dict[str, list[Records]] = {}
-    with Progress(console=console, transient=True, disable=not lengths) as progress:
+    with Progress(console=console, transient=True, disable=not lengths or not console.is_terminal) as progress:
         shown = progress.add_task("evaluating", total=sum(len(group.sound) for group in groups))
         for group in groups:
             found[group.name] = []
@@ -51,6 +51,10 @@ def lengths_of(
                 )
                 if not records:
                     raise UserError(f"{group.name}: the run was not evaluated at other lengths: name lengths with --at")
+                if [record["tokens"] for record in records] != [
+                    record["tokens"] for record in (found[group.name] or [records])[0]
+                ]:
+                    raise UserError(f"{group.name}: its seeds were evaluated at unlike lengths: name lengths with --at")
                 found[group.name].append(records)
                 progress.advance(shown)
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.figure import Figure
 
-from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, task_color, thinned
+from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, plain, task_color, thinned
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.metric_names import words
@@ -73,7 +73,7 @@ def anytime_figure(points: Sequence[Point], title: str, quantity: str = "accurac
     begins = [before.step for before, point in itertools.pairwise(points) if point.experience != before.experience]
     mark_experiences(axes, begins, "training step")
     axes.set_ylabel(words(quantity))
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")
     legend(figure, axes, loc="outside right center")
     return figure
 
@@ -83,7 +83,7 @@ def _anytime_image(points: Sequence[Point], experiences: int, title: str, quanti
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     above.plot(*thinned([point.step for point in points], [np.mean(point.values) for point in points]), color="black")
     above.set_ylabel(f"mean {words(quantity)}")
-    above.set_title(title, fontsize="medium")
+    above.set_title(plain(title), fontsize="medium")
     chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), ROWS)).round().astype(int))
     shown = [points[number] for number in chosen]
     steps = [point.step for point in shown]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
+from cl_ovq.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
     from cl_ovq.evaluation.metrics import Matrix
+
+warnings.filterwarnings(
+    "ignore", message=r"Glyph \d+ .*missing from font"
+)  # a box is drawn: names may be in any script
 
 INCHES = 14.0  # a figure's longest side
 NUMBERED = 15  # columns and rows of a heat map with a number in every cell
@@ -49,9 +56,14 @@ def mark_names(axis: Any, names: Sequence[str], most: int = 3 * TICKS) -> None:
     axis.set_ticks(places, [shortened(names[place]) for place in places], fontsize="small")
 
 
+def plain(text: str) -> str:
+    """Return a name so that matplotlib draws it as it is: a `$` in it begins no formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def shortened(text: str) -> str:
-    """Return a label, cut in its middle where it is too long to be shown."""
-    return text if len(text) <= LABEL else f"{text[: LABEL // 2]}...{text[3 - LABEL // 2 :]}"
+    """Return a name as a label, cut in its middle where it is too long to be shown."""
+    return plain(text if len(text) <= LABEL else f"{text[: LABEL // 2]}...{text[3 - LABEL // 2 :]}")
 
 
 def thinned(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -18,6 +18,7 @@ from cl_ovq.evaluation.drawing import (
     mark_experiences,
     marked,
     new_figure,
+    plain,
     raster,
     task_color,
     thinned,
@@ -50,7 +51,7 @@ def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Fig
     image = heat_map(axes, cells, experiences, color_scale([cells], quantity), numbered=numbered)
     axes.set_xlabel("test experience")
     axes.set_ylabel("training" if experiences < TICKS else "training: experiences learned")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")
     figure.colorbar(image, label=matrix_label(quantity))
     return figure
 
@@ -93,7 +94,7 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: s
     mark_experiences(axes, begins, "tokens written")
     axes.set_ylabel("slots per head")
     axes.set_ylim(bottom=0)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")
     legend(axes, loc="best")
     return figure
 
@@ -114,7 +115,7 @@ def ownership_figure(statistics: Sequence[SlotStatistics], title: str) -> Figure
     axes.set_xticks(marked(experiences[0], experiences[-1]))
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("slots per head, by owner")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")
     legend(figure, axes, loc="outside right center")
     return figure
 
@@ -147,7 +148,7 @@ def entries_figure(dictionary: PersistentDictionary, title: str) -> Figure:
         figure.colorbar(drawn, label="experience")
     axes.set_xlabel("first principal axis of the key means")
     axes.set_ylabel("second")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")
     return figure
 
 

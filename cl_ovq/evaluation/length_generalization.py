@@ -260,7 +260,8 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
         over_length.axvline(trained, color="grey", linestyle=":", linewidth=0.8)
     labels = ("tokens of a sequence", "distance in tokens, longest sequences", "bytes of a sequence's state")
     for axes, label in zip((over_length, over_distance, over_bytes), labels, strict=True):
-        axes.set_xscale("log", base=2)
+        if any(place > 0 for line in axes.get_lines() for place in line.get_xdata()):
+            axes.set_xscale("log", base=2)
         axes.set_xlabel(label)
     quantity = next(iter(runs.values()))[0]["quantity"]
     over_length.set_ylabel(words(quantity))

@@ -53,7 +53,7 @@ class LengthRecord(TypedDict):
         distances: the same by the distance from what decides a target (in recall), or by its place in the sequence.
     """
 
-    tokens: Count
+    tokens: Annotated[Count, Field(ge=1)]
     sequences: NotRequired[Count]
     quantity: Quantity
     value: Number

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich import table as rich_table
 from rich import text as rich_text
 
+from cl_ovq.errors import printable
 from cl_ovq.metric_names import better, format_number, title
 from cl_ovq.report.markup import latex, markdown
 
@@ -177,14 +178,14 @@ class Table:
 
     def __rich__(self) -> rich_table.Table:
         """Return it for the terminal."""
-        heading = rich_text.Text(self.title, "table.title") if self.title else None
-        caption = rich_text.Text(self.note, "table.caption") if self.note else None
+        heading = _shown(self.title, "table.title") if self.title else None
+        caption = _shown(self.note, "table.caption") if self.note else None
         table = rich_table.Table(title=heading, title_justify="left", caption=caption, caption_justify="left")
         for column in self.columns:
             side: JustifyMethod = "right" if column.right else "left"
-            table.add_column(rich_text.Text(column.heading), justify=side, min_width=column.min_width)
+            table.add_column(_shown(column.heading), justify=side, min_width=column.min_width)
         for row in self.rows:
-            shown = [[rich_text.Text(line.text, _bold(line, line.style, "bold ", "")) for line in cell] for cell in row]
+            shown = [[_shown(line.text, _bold(line, line.style, "bold ", "")) for line in cell] for cell in row]
             table.add_row(*(rich_text.Text("\n").join(lines) for lines in shown))
         return table
 
@@ -254,6 +255,11 @@ def _line(content: object) -> Line:
 
 def _bold(line: Line, text: str, begin: str, end: str) -> str:
     return f"{begin}{text}{end}" if isinstance(line, Number) and line.best else text
+
+
+def _shown(text: str, style: str = "") -> rich_text.Text:
+    """Return a text for the terminal, without what that would obey."""
+    return rich_text.Text(printable(text), style)
 
 
 def _markdown_line(line: Line) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
@@ -219,6 +219,8 @@ class Result:
     def read(cls, path: Path) -> Result:
         """Read the results of a run.
 
+        It may have been moved, and may have come from somebody else: its directory is the one where it was found.
+
         Args:
             path: of `results.json`, or of the directory that holds it.
 
@@ -228,7 +230,8 @@ class Result:
         from cl_ovq.runs.validate import read_json
 
         file = path / RESULTS if path.is_dir() else path
-        return cls.of(read_json(file, "the results of a run"), file)
+        result = cls.of(read_json(file, "the results of a run"), file)
+        return replace(result, output_dir=str(file.parent)) if file.name == RESULTS else result
 
     @classmethod
     def of(cls, tree: Any, path: Path) -> Result:

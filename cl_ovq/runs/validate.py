@@ -19,6 +19,7 @@ from cl_ovq.evaluation.records import LARGEST, Count
 from cl_ovq.paths import read_regular
 from cl_ovq.runs.result import VERSION, Result
 
+LARGEST_FILE = 1 << 29  # bytes: a matrix of 3000 experiences, and as much of everything else
 DEEPEST = 60
 
 
@@ -82,7 +83,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: it cannot be read, or is no JSON that could be written again.
     """
     try:
-        tree = json.loads(read_regular(path).decode("utf-8"))
+        tree = json.loads(read_regular(path, LARGEST_FILE).decode("utf-8"))
         json.dumps(tree, allow_nan=False).encode()
         if _depth(tree) > DEEPEST:
             raise ValueError("it is nested too deeply")

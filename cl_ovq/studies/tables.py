@@ -225,7 +225,7 @@ class StudyResult:
 
     def to_figure(self) -> Figure:
         """Draw averages and forgetting of every row, with confidence intervals."""
-        from cl_ovq.evaluation.drawing import mark_names, new_figure
+        from cl_ovq.evaluation.drawing import mark_names, new_figure, plain
 
         rows = self.rows[::-1]
         names = (*self.quantities, "forgetting")
@@ -237,7 +237,7 @@ class StudyResult:
             axes.set_xlabel(self.metrics[name])
             axes.grid(axis="x", linewidth=0.4)
             mark_names(axes.yaxis, [row.name for row in rows])
-        figure.suptitle(self.study.title, fontsize="medium")
+        figure.suptitle(plain(self.study.title), fontsize="medium")
         return figure
 
     def write(self, directory: Path) -> list[Path]:

@@ -258,7 +258,7 @@ class Outcome:
         return [record for record in self.records if record.status == DONE]
 
     def _importance_figure(self) -> Figure:
-        from cl_ovq.evaluation.drawing import new_figure, shortened
+        from cl_ovq.evaluation.drawing import new_figure, plain, shortened
 
         most = list(self.importances.items())[:KEYS_DRAWN][::-1]
         names, shares = [shortened(name) for name, _ in most], [share for _, share in most]
@@ -266,11 +266,11 @@ class Outcome:
         axes = figure.subplots()
         axes.barh(names, shares)
         axes.set_xlabel(f"share of the variance of {self.sweep.primary} (functional analysis of variance)")
-        axes.set_title(f"{self.sweep.title}: {len(self._done())} trials", fontsize="medium")
+        axes.set_title(plain(f"{self.sweep.title}: {len(self._done())} trials"), fontsize="medium")
         return figure
 
     def _pareto_figure(self) -> Figure:
-        from cl_ovq.evaluation.drawing import LISTED, new_figure
+        from cl_ovq.evaluation.drawing import LISTED, new_figure, plain
 
         y, x = list(self.sweep.objectives)[:2]
         figure = new_figure(6.4, 4.4)
@@ -291,7 +291,7 @@ class Outcome:
         if x.endswith("bytes") and line and line[0][0] > 0:
             axes.set_xscale("log")
         axes.legend()
-        axes.set_title(self.sweep.title, fontsize="medium")
+        axes.set_title(plain(self.sweep.title), fontsize="medium")
         return figure
 
     def _parameters_figure(self) -> Figure | None:

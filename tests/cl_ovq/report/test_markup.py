@@ -10,6 +10,7 @@ from rich.console import Console
 from cl_ovq.comparison import compare, load_groups
 from cl_ovq.comparison.pages import to_table, write_page
 from cl_ovq.evaluation.aggregates import Aggregate
+from cl_ovq.evaluation.length_generalization import lengths_figure
 from cl_ovq.report.markup import code, code_block, markdown
 from cl_ovq.report.runs import matrix_table, seeds_table, summary_table
 from cl_ovq.runs.result import Result
@@ -66,6 +67,31 @@ def test_of_a_run(tiny, tmp_path, name):
     assert f"{name} on split_digits" in file.getvalue()
     run_experiment(config, Console(file=file, width=400), resume=True)
     assert f"{tmp_path / 'a[/b]'} is finished" in file.getvalue()
+
+
+def test_what_a_terminal_obeys_is_not_printed(named):
+    result = Result.read(named("\033[2Jx\a"))
+    table = to_table(compare(load_groups([str(named("\033[2Jx\a")), str(named("other"))])))
+    for shown in (rendered(summary_table([result])), rendered(table)):
+        assert "[2Jx" in shown
+        assert "\033" not in shown
+        assert "\a" not in shown
+
+
+def test_names_in_figures_are_no_formulas(named, tiny, tmp_path):
+    name = r"$\nothing{$ 50$ x^$"
+    write_page(compare(load_groups([str(named(name)), str(named("other"))])), tmp_path / "page.html")
+    file = io.StringIO()
+    config = tiny(f"tracking.run_name={name}", f"output_dir={tmp_path / 'a'}", "figures=true")
+    result = run_experiment(config, Console(file=file, width=400))
+    assert "was not drawn" not in file.getvalue()
+    assert "matrix" in result.artifacts
+    figure = lengths_figure(
+        {name: [{"tokens": 1, "value": 0.5, "state_bytes": 0, "distances": [], "quantity": "accuracy"}]}
+    )
+    figure.savefig(io.BytesIO())
+    (shown,) = (text.get_text() for text in figure.legends[0].get_texts())
+    assert shown.replace(r"\$", "$") == name
 
 
 class Tags(html.parser.HTMLParser):

@@ -161,6 +161,36 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         Result.read(tmp_path)
 
 
+def test_what_is_too_large_is_not_read(tmp_path):
+    os.truncate(os.open(tmp_path / "results.json", os.O_CREAT | os.O_WRONLY), 1 << 40)
+    with pytest.raises(UserError, match="cannot be read: it has more than 536,870,912 bytes"):
+        Result.read(tmp_path)
+
+
+def test_the_folder_of_results_is_where_they_are(rich_result, tmp_path, call):
+    """Not the one that they name: that is where they were, or somebody's private one."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "checkpoint.bin").write_text("private")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "results.json").write_text(json.dumps(rich_result | {"output_dir": str(elsewhere)}))
+    assert Result.read(tmp_path / "moved").output_dir == str(tmp_path / "moved")
+    code, out, error = call("lengths", "moved", "--at", "16")
+    assert (code, out, error.partition(" (")[0]) == (2, "", "error: moved holds no checkpoint")
+
+
+def test_lengths_that_seeds_do_not_share(rich_result, tmp_path, call):
+    record = {"tokens": 8, "quantity": "accuracy", "value": 0.5, "state_bytes": 0, "distances": []}
+    for seed in (0, 1):
+        (tmp_path / "runs" / str(seed)).mkdir(parents=True)
+        changed = {"config": rich_result["config"] | {"seed": seed}, "lengths": [record] * (seed + 1)}
+        (tmp_path / "runs" / str(seed) / "results.json").write_text(json.dumps(rich_result | changed))
+    assert call("lengths", "runs/0")[0] == 0
+    code, _, error = call("lengths", "runs")
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert "its seeds were evaluated at unlike lengths" in error
+
+
 def test_changed_files_of_seeds(rich_result, tmp_path):
     path = tmp_path / "seeds.json"
     seeds = {"metrics": {}, "runs": [rich_result], "diverged": []}
