@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -100,10 +101,14 @@ def _inherited() -> list[str]:
 def _absolute(name: str, folder: Path) -> str:
     """Return a module's name as it is, and a file's as an absolute path."""
     if not name.endswith(SUFFIX) and os.sep not in name:
+        if not re.fullmatch(r"\w+(\.\w+)*", name):
+            raise UserError(f"imports: '{name}' is neither the name of a module (my_lab.parts) nor a file (./parts.py)")
         return name
     path = (folder / expanded(name)).resolve()
     if not is_file(path):
         raise UserError(f"imports: there is no file {path}")
+    if path.suffix != SUFFIX:
+        raise UserError(f"imports: {path} is no file of Python ({SUFFIX})")
     return str(path)
 
 
@@ -126,5 +131,5 @@ def _import(name: str, given: str) -> None:
         except BaseException:
             del sys.modules[module]
             raise
-    except Exception as error:  # of whatever kind: it is their code
+    except (Exception, SystemExit) as error:  # of whatever kind: it is their code
         raise UserError(f"imports: {given}: {type(error).__name__}: {first_line(error)}") from error

@@ -6,6 +6,26 @@ the sign that it has; differences (forgetting, transfer) are of the results matr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cl_ovq.registry import Part, Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Part[Callable[[Any], float]]):
+    """A function of the results matrix `[T + 1, T]`, see `cl_ovq.evaluation.metrics`; NaN where it is undefined.
+
+    Attributes:
+        sign: 1 where more of it is better, -1 where less is.
+    """
+
+    sign: int = 1
+
+
+# Metrics of one's own: every run has them beside those of the platform.
+MATRIX_METRICS: Registry[Metric] = Registry("metric", Metric)
 # 1: more of it is better; -1: less of it is better.
 QUANTITIES = {"accuracy": 1, "bits_per_byte": -1, "squared_error": -1}
 AVERAGES = ("", "learning_", "average_incremental_")  # prefixes of the quantity's name
@@ -42,6 +62,16 @@ TITLES = {
 }
 COUNTS = ("dictionary/size", "dictionary/effective_size", "dictionary/plateau_tokens")
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def better(metric: str) -> int:
+    """Return 1 where more of a metric is better, -1 where less is, and 0 where nobody says."""
+    return MATRIX_METRICS[metric].sign if metric in MATRIX_METRICS else BETTER.get(metric, 0)
+
+
+def known_metrics() -> tuple[str, ...]:
+    """Return the metrics by which hyper-parameters can be chosen, those of one's own among them."""
+    return (*METRICS, *MATRIX_METRICS)
 
 
 def words(name: str) -> str:

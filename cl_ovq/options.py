@@ -24,6 +24,7 @@ def option(
     maximum: float | None = None,
     parts: Registry[Any] | None = None,
     replaces: str | None = None,
+    adjustable: bool | None = None,
 ) -> Any:
     """Declare a field of an options dataclass.
 
@@ -37,6 +38,8 @@ def option(
         parts: the field names a part, or a list of parts, of this registry. The options of the named parts join the
             section that the field is in.
         replaces: another field of the same dataclass, whose part is not used where this field is set.
+        adjustable: whether it may change while weights, dictionaries and optimizer go on: population-based training
+            searches among such options only.
     """
     given = {
         "choices": choices,
@@ -45,6 +48,7 @@ def option(
         "maximum": maximum,
         "parts": parts,
         "replaces": replaces,
+        "adjustable": adjustable,
     }
     metadata = {"help": help} | {name: value for name, value in given.items() if value is not None}
     if isinstance(default, list | dict):

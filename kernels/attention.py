@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kernels import chunked, reference
 from kernels.options import DictionaryOptions, check_name
+from kernels.schema import Arguments
 from kernels.state import DictionaryState, statistics_dtype
 from kernels.triton.support import on_gpu, unserved
 from kernels.writing import check_fits
@@ -58,7 +59,7 @@ def ovq_attention(
     read-out and through the means of all later chunks; the choice of slots carries none.
     """
     check_name("implementation", implementation, IMPLEMENTATIONS)
-    b, t, g, dk, dv = _check(q, k, v, beta, slot_bias, mask)
+    b, g, dk, dv = _check(q, k, v, beta, slot_bias, mask)
     implementation = choose(implementation, q, k, v, options)
     dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
     if initial_state is None:
@@ -72,19 +73,18 @@ def ovq_attention(
         raise ValueError(
             f"the state has {initial_state.batch} rows, the tokens {b}: they must be equal, or the state's 1"
         )
+    x = Arguments(q, k, v, beta, slot_bias, mask, initial_state, options)
     if implementation == "triton":
         from kernels.triton import operator
 
-        return operator.attention(q, k, v, beta, slot_bias, options, mask, initial_state, output_final_state)
-    if mask is None:
-        mask = torch.ones(b, t, dtype=torch.bool, device=q.device)
-    if implementation == "reference":
-        with torch.autocast(q.device.type, enabled=False):
-            q, k, beta = q.to(dtype), k.to(dtype), beta.to(dtype)
-            bias = None if slot_bias is None else slot_bias.to(dtype)
-            o, final = reference.attention(q, k, v.to(dtype), beta, bias, options, mask, initial_state.expand(b))
-        return o.to(v.dtype), final if output_final_state else None
-    return chunked.attention(q, k, v, beta, slot_bias, options, mask, initial_state, output_final_state)
+        return chunked.attention(x, output_final_state, operator.NAME)
+    if implementation == "chunked":
+        return chunked.attention(x, output_final_state)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, beta = (y.to(dtype) for y in (q, k, v, beta))
+        bias = None if slot_bias is None else slot_bias.to(dtype)
+        o, final = reference.attention(Arguments(q, k, v, beta, bias, mask, initial_state.expand(b), options))
+    return o.to(x.v.dtype), final if output_final_state else None
 
 
 def choose(implementation: str, q: Tensor, k: Tensor, v: Tensor, options: DictionaryOptions) -> str:
@@ -107,8 +107,8 @@ def choose(implementation: str, q: Tensor, k: Tensor, v: Tensor, options: Dictio
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, slot_bias: Tensor | None, mask: Tensor | None
-) -> tuple[int, int, int, int, int]:
-    """B, T, G, Dk, Dv, or a ValueError that says which shape does not fit."""
+) -> tuple[int, int, int, int]:
+    """B, G, Dk, Dv, or a ValueError that says which shape does not fit."""
     four = q.dim() == k.dim() == v.dim() == 4
     if not four or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3] or v.shape[:3] != k.shape[:3]:
         raise ValueError(
@@ -130,4 +130,4 @@ def _check(
         raise ValueError(f"mask must be bool [{b}, {t}], got {mask.dtype} {list(mask.shape)}")
     if not all(x.is_floating_point() for x in (q, k, v, beta)):
         raise ValueError(f"q, k, v and beta must be floating, got {q.dtype}, {k.dtype}, {v.dtype}, {beta.dtype}")
-    return b, t, g, dk, v.shape[-1]
+    return b, g, dk, v.shape[-1]

@@ -119,25 +119,25 @@ def visibility(queries: int, group: int, tokens: int, valid: Tensor | None, like
 
 def attend(q: Tensor, x: Sources, scratch: Scratch) -> Tensor:
     """Softmax weights `[E, R s, n + m]` of queries `q [E, R s, Dk]`, which beta has scaled."""
-    n, (lines, m, _) = x.mu.shape[1], x.k.shape
+    n, (batch_heads, m, _) = x.mu.shape[1], x.k.shape
     weights = scratch.take("weights", q, *q.shape[:2], n + m)
-    own = weights.view(lines, -1, n + m)[..., n:]
+    own = weights.view(batch_heads, -1, n + m)[..., n:]
     of_slots, group = weights[..., :n], x.slot_bias.shape[1]
     if n and group == 1:
         torch.baddbmm(x.slot_bias, q, x.mu.mT, out=of_slots)
     elif n:
         of_slots.unflatten(1, (-1, group)).copy_(x.slot_bias[:, None])
         of_slots.baddbmm_(q, x.mu.mT)
-    torch.baddbmm(x.token_bias.expand_as(own), q.view(lines, -1, q.shape[-1]), x.k.mT, out=own)
+    torch.baddbmm(x.token_bias.expand_as(own), q.view(batch_heads, -1, q.shape[-1]), x.k.mT, out=own)
     return torch.softmax(weights, -1, out=weights)
 
 
 def combine(weights: Tensor, x: Sources, out: Tensor) -> None:
     """Outputs `[E, R s, Dv]` under these weights, into `out`."""
-    n = x.mu.shape[1]
-    lines = x.k.shape[0]
+    n, batch_heads = x.mu.shape[1], x.k.shape[0]
     torch.bmm(weights[..., :n], x.nu, out=out)
-    out.view(lines, -1, out.shape[-1]).baddbmm_(weights.view(lines, -1, weights.shape[-1])[..., n:], x.v)
+    own = weights.view(batch_heads, -1, weights.shape[-1])[..., n:]
+    out.view(batch_heads, -1, out.shape[-1]).baddbmm_(own, x.v)
 
 
 def tiles(x: Sources, queries: int, group: int, cuts: Iterable[int] = ()) -> Iterator[tuple[slice, Sources]]:
@@ -180,51 +180,54 @@ def own_dictionaries(x: Sources) -> Sources:
     return x._replace(mu=mu, nu=nu, slot_bias=slot_bias)
 
 
+class SourceGradients(NamedTuple):
+    """Gradients of `Sources`, to be added to.
+
+    Args:
+        mu: `[E, n, Dk]`; None if nobody wants it.
+        nu: `[E, n, Dv]`; None if nobody wants it.
+        k: `[E R, m, Dk]`.
+        v: `[E R, m, Dv]`.
+    """
+
+    mu: Tensor | None
+    nu: Tensor | None
+    k: Tensor
+    v: Tensor
+
+
 def attend_backward(
-    gradient: Tensor,
-    q: Tensor,
-    weights: Tensor,
-    x: Sources,
-    scratch: Scratch,
-    d_q: Tensor,
-    add_mu: Tensor | None,
-    add_nu: Tensor | None,
-    add_k: Tensor,
-    add_v: Tensor,
+    gradient: Tensor, q: Tensor, x: Sources, scratch: Scratch, d_q: Tensor, add: SourceGradients
 ) -> Tensor:
     """Gradient of `combine(attend(q, x), x)`; those of the sources are added to what is given.
 
     Args:
         gradient: `[E, R s, Dv]` of the outputs.
         q: `[E, R s, Dk]` scaled.
-        weights: what `attend` gave.
-        x: what it read.
+        x: what it reads.
         scratch: buffers.
         d_q: `[E, R s, Dk]`, filled with the gradient of q.
-        add_mu: `[E, n, Dk]`; None if nobody wants it.
-        add_nu: `[E, n, Dv]`; None if nobody wants it.
-        add_k: `[E R, m, Dk]`.
-        add_v: `[E R, m, Dv]`.
+        add: gradients of the sources.
 
     Returns:
         Gradient `[E, R s, n + m]` of the logits, a buffer that the next read overwrites.
     """
-    n = x.mu.shape[1]
-    lines = x.k.shape[0]
+    n, batch_heads = x.mu.shape[1], x.k.shape[0]
+    weights = attend(q, x, scratch)
     d = scratch.take("gradients", q, *weights.shape)
-    d_own, own = (t.view(lines, -1, t.shape[-1])[..., n:] for t in (d, weights))
-    gradient_rows, q_rows = (t.view(lines, -1, t.shape[-1]) for t in (gradient, q))
+    d_own, own = (t.view(batch_heads, -1, t.shape[-1])[..., n:] for t in (d, weights))
+    gradient_rows, q_rows = (t.view(batch_heads, -1, t.shape[-1]) for t in (gradient, q))
     torch.bmm(gradient, x.nu.mT, out=d[..., :n])
     torch.bmm(gradient_rows, x.v.mT, out=d_own)
-    if add_nu is not None:
-        add_nu.baddbmm_(weights[..., :n].mT, gradient)
-    add_v.baddbmm_(own.mT, gradient_rows)
+    if add.nu is not None:
+        add.nu.baddbmm_(weights[..., :n].mT, gradient)
+    add.v.baddbmm_(own.mT, gradient_rows)
     # Softmax: d = weights * (d - sum of weights * d)
     d.mul_(weights)
     d.addcmul_(weights, d.sum(-1, keepdim=True), value=-1)
     torch.bmm(d[..., :n], x.mu, out=d_q)
-    d_q.view(lines, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
-    if add_mu is not None:
-        add_mu.baddbmm_(d[..., :n].mT, q)
-    add_k.baddbmm_(d_own.mT, q_rows)
+    d_q.view(batch_heads, -1, d_q.shape[-1]).baddbmm_(d_own, x.k)
+    if add.mu is not None:
+        add.mu.baddbmm_(d[..., :n].mT, q)
+    add.k.baddbmm_(d_own.mT, q_rows)
     return d

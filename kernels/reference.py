@@ -16,6 +16,7 @@ from torch import Tensor
 from kernels.growth import target_size
 from kernels.numerics import counter_hash, gumbel, normalise
 from kernels.options import DictionaryOptions
+from kernels.schema import Arguments
 from kernels.state import DictionaryState
 
 
@@ -39,8 +40,7 @@ class Slots:
 def read(
     q: Tensor,
     slots: Slots,
-    keys: list[Tensor],
-    values: list[Tensor],
+    tokens: list[tuple[Tensor, Tensor]],
     beta: Tensor,
     slot_bias: Tensor,
     options: DictionaryOptions,
@@ -50,8 +50,8 @@ def read(
     Args:
         q: `[Dk]` normalised.
         slots: as they stood when the chunk began.
-        keys: normalised keys `[Dk]` of the valid tokens of the chunk up to and including the query's own.
-        values: their values `[Dv]`.
+        tokens: normalised keys `[Dk]` and values `[Dv]` of the valid tokens of the chunk up to and including the
+            query's own.
         beta: inverse temperature, a scalar.
         slot_bias: a scalar that every slot's logit gets beside the logarithm of its count.
         options: read-out.
@@ -67,7 +67,7 @@ def read(
         # A tensor: a number of Python's would make the derivative of `torch.func.jvp` double precision.
         logits.append(beta * similarity + mu.new_tensor(math.log(c)) + slot_bias)
         seen.append(nu)
-    for k, v in zip(keys, values, strict=True):
+    for k, v in tokens:
         # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.
         similarity = dot(q, k) - dot(k, k) / 2 if options.read_out == "gmr" else dot(q, k)
         logits.append(beta * similarity)
@@ -92,7 +92,6 @@ def choose_seeds(
     wanted: int,
     slots: Slots,
     old: list[Tensor],
-    positions: list[int],
     options: DictionaryOptions,
 ) -> list[int]:
     """At most `wanted` of the tokens `candidates`, which become new slots, in order of position.
@@ -101,14 +100,14 @@ def choose_seeds(
         keys: the chunk's normalised keys.
         candidates: indices into `keys`.
         wanted: slots to fill.
-        slots: says row and head.
+        slots: says row, head, and how many valid tokens came before the chunk.
         old: means of the slots that count as old.
-        positions: of each key in the stream of valid tokens.
         options: seeds and their random seed.
     """
 
     def bits(j: int, *draw: int) -> Tensor:
-        return counter_hash(options.seed, positions[j], positions[j] >> 32, slots.row, slots.head, *draw)
+        position = slots.t + j
+        return counter_hash(options.seed, position, position >> 32, slots.row, slots.head, *draw)
 
     if options.seeds == "spread":
         ranked = sorted(candidates, key=lambda j: (similarity_to(keys[j], old)[0], j))
@@ -134,15 +133,15 @@ def choose_seeds(
     return sorted(chosen)
 
 
-def close_chunk(slots: Slots, keys: list[Tensor], values: list[Tensor], options: DictionaryOptions) -> list[int]:
+def close_chunk(slots: Slots, tokens: list[tuple[Tensor, Tensor]], options: DictionaryOptions) -> list[int]:
     """The update with the m valid tokens of a chunk; changes `slots`, returns the slot of each token.
 
     Args:
         slots: one head's dictionary.
-        keys: m normalised keys `[Dk]`.
-        values: m values `[Dv]`.
+        tokens: m normalised keys `[Dk]` and values `[Dv]`.
         options: of the dictionary.
     """
+    keys, values = [key for key, _ in tokens], [value for _, value in tokens]
     m, n = len(keys), len(slots.c)
     if m == 0:
         return []
@@ -159,8 +158,7 @@ def close_chunk(slots: Slots, keys: list[Tensor], values: list[Tensor], options:
     candidates = [j for j in range(m) if j not in seeds]
     if options.growth == "novelty":
         candidates = [j for j in candidates if similarity_to(keys[j], old)[0] < options.novelty_threshold]
-    positions = [slots.t + j for j in range(m)]
-    seeds = seeds + choose_seeds(keys, candidates, new, slots, old, positions, options)
+    seeds = seeds + choose_seeds(keys, candidates, new, slots, old, options)
     for j in seeds:
         slots.c.append(1)
         slots.mu.append(keys[j])
@@ -176,12 +174,12 @@ def close_chunk(slots: Slots, keys: list[Tensor], values: list[Tensor], options:
             members.setdefault(slot_of[j], []).append(j)
 
     # 4. Counts and means.
-    for i, tokens in members.items():
-        a = len(tokens)
+    for i, joined in members.items():
+        a = len(joined)
         slots.c[i] += a
         w = learning_rate(a, slots.c[i], options)
-        key = sum((keys[j] for j in tokens), torch.zeros_like(keys[0])) / a
-        value = sum((values[j] for j in tokens), torch.zeros_like(values[0])) / a
+        key = sum((keys[j] for j in joined), torch.zeros_like(keys[0])) / a
+        value = sum((values[j] for j in joined), torch.zeros_like(values[0])) / a
         slots.mu[i] = slots.mu[i] + w * (key - slots.mu[i])
         slots.nu[i] = slots.nu[i] + w * (value - slots.nu[i])
     slots.t += m
@@ -195,31 +193,18 @@ def learning_rate(a: int, c: int, options: DictionaryOptions) -> float:
     return {"adaptive": adaptive, "constant": constant, "floored": max(adaptive, constant)}[options.learning_rate]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    slot_bias: Tensor | None,
-    options: DictionaryOptions,
-    mask: Tensor,
-    state: DictionaryState,
-) -> tuple[Tensor, DictionaryState]:
+def attention(x: Arguments) -> tuple[Tensor, DictionaryState]:
     """OVQ attention of a whole sequence; plain autograd differentiates it.
 
     Args:
-        q: `[B, T, H, Dk]` in the state's dtype, like k, v and beta.
-        k: `[B, T, G, Dk]`.
-        v: `[B, T, G, Dv]`.
-        beta: `[H]`.
-        slot_bias: `[H]`; None is zero.
-        options: of the dictionary.
-        mask: `[B, T]` bool, True for valid tokens.
-        state: of B rows.
+        x: the call: all numbers in the state's dtype, a mask, a state of B rows.
 
     Returns:
         Output `[B, T, H, Dv]`, and the state after the T tokens.
     """
+    q, k, v, beta, slot_bias, mask, state, options = x
+    if mask is None:
+        mask = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
     (b, t, h, _), heads = q.shape, k.shape[2]
     group = h // heads  # query heads that read one dictionary
     if slot_bias is None:
@@ -240,18 +225,17 @@ def attention(
                 else:
                     key, value = normalise(k[row, s - p, head]), v[row, s - p, head]
                 chunk.append((key, value, bool(valid[row, s])))
-                keys = [key for key, _, is_valid in chunk if is_valid]
-                values = [value for _, value, is_valid in chunk if is_valid]
+                tokens = [(key, value) for key, value, is_valid in chunk if is_valid]
                 for i in range(head * group, (head + 1) * group) if s >= p else ():
                     query = normalise(q[row, s - p, i])
                     o = (
-                        read(query, slots, keys, values, beta[i], slot_bias[i], options)
+                        read(query, slots, tokens, beta[i], slot_bias[i], options)
                         if valid[row, s]
                         else torch.zeros_like(value)
                     )
                     outputs.append(o)
                 if len(chunk) == length:
-                    close_chunk(slots, keys, values, options)
+                    close_chunk(slots, tokens, options)
                     chunk = []
             pending_keys += [key for key, _, _ in chunk]
             pending_values += [value for _, value, _ in chunk]
@@ -283,9 +267,7 @@ def update(
         where = [(r, s) for r in source for s in range(t) if mask[r, s]]
         for head in range(h):
             slots = Slots(state, row, head)
-            chosen = close_chunk(
-                slots, [normalise(k[r, s, head]) for r, s in where], [v[r, s, head] for r, s in where], options
-            )
+            chosen = close_chunk(slots, [(normalise(k[r, s, head]), v[r, s, head]) for r, s in where], options)
             for (r, s), slot in zip(where, chosen, strict=True):
                 slots_of[r, s, head] = slot
             dictionaries.append(slots)

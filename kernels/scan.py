@@ -1,6 +1,6 @@
-"""The walk along the chunks of a block of lines: read, then update.
+"""The scan along the chunks of a block of batch heads: read, then update.
 
-Letters: see `lines`; `N` capacity, `n` slots in use, `D = Dk + Dv`.
+Letters: see `batch_heads`; `N` capacity, `n` slots in use, `D = Dk + Dv`.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kernels import reading
-from kernels.lines import Block, Grid, Tokens, load_queries, load_tokens
+from kernels.batch_heads import Block, Call, Chunk, load_queries, load_tokens
 from kernels.options import DictionaryOptions
 from kernels.reading import Scratch, Sources
-from kernels.selection import Assignment, choose_slots
-from kernels.writing import line_index, update_weights, write_
+from kernels.selection import Assignment, Dictionary, choose_slots
+from kernels.writing import flat_slots, update_weights, write_
 
 
 def segment_length(options: DictionaryOptions) -> int:
@@ -21,53 +21,25 @@ def segment_length(options: DictionaryOptions) -> int:
     return -(-4 * options.capacity // options.chunk_size)
 
 
-class Dictionary(NamedTuple):
-    """Dictionaries of all rows and heads, or of one row that all share.
+class ScanResult(NamedTuple):
+    """What a call gives and what its gradient needs, of all rows and heads; a block fills its part.
 
     Args:
-        counts: `[B, G, N]` int64.
-        keys: `[B, G, N, Dk]`.
-        values: `[B, G, N, Dv]`.
-        size: `[B, G]` int64.
-        tokens: `[B]` int64.
-    """
-
-    counts: Tensor
-    keys: Tensor
-    values: Tensor
-    size: Tensor
-    tokens: Tensor
-
-
-class Walk(NamedTuple):
-    """What a forward walk leaves behind, of all rows and heads; a block fills its part.
-
-    Args:
+        o: `[B, T, H, Dv]` outputs.
         means: `[B, G, N, D]` keys beside values after the last update.
         counts: `[B, G, N]` int64.
         size: `[B, G]` int64.
-        slots: `[B, G, closes L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the slot.
+        slots: `[B, G, full_chunks L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the
+            slot.
         snapshots: `[segments - 1, B, G, N, D]` means at the start of every segment but the first.
     """
 
+    o: Tensor
     means: Tensor
     counts: Tensor
     size: Tensor
     slots: Tensor
     snapshots: Tensor
-
-
-class Call(NamedTuple):
-    """What every block of one call shares."""
-
-    q: Tensor
-    tokens: Tokens
-    beta: Tensor
-    slot_bias: Tensor | None
-    dictionary: Dictionary
-    options: DictionaryOptions
-    grid: Grid
-    closes: int
 
 
 class Seen(NamedTuple):
@@ -104,20 +76,14 @@ def decode(code: Tensor) -> Assignment:
     return Assignment(torch.where(seeds, -2 - code, code).long(), seeds)
 
 
-def sources(
-    call: Call,
-    block: Block,
-    dictionary: Seen,
-    kv: Tensor,
-    valid: Tensor | None,
-    queries: int,
-    scratch: Scratch,
-) -> Sources:
-    """What the last `queries` positions of a chunk `kv [X, Y, m, D]` see, of the dictionary and of the chunk."""
-    m, dk, group = kv.shape[2], call.q.shape[-1], block.group
-    read_out = call.options.read_out
-    beta = block.head_view(call.beta)
-    added = None if call.slot_bias is None else block.head_view(call.slot_bias)
+def sources(call: Call, block: Block, dictionary: Seen, chunk: Chunk, scratch: Scratch) -> Sources:
+    """What the new positions of a chunk, its last, see of the dictionary and of the chunk."""
+    kv, valid, new = chunk.kv, chunk.valid, call.grid.queries(chunk.number)
+    queries = new.stop - new.start
+    m, dk, group = kv.shape[2], call.x.q.shape[-1], block.group
+    read_out = call.x.options.read_out
+    beta = block.head_view(call.x.beta)
+    added = None if call.x.slot_bias is None else block.head_view(call.x.slot_bias)
     mu, slot_bias = reading.slot_sources(dictionary.keys, dictionary.counts, beta, added, read_out)
     if valid is None:
         token_bias = scratch.once("visibility", (queries, m), lambda: reading.visibility(queries, group, m, None, kv))
@@ -133,19 +99,17 @@ def sources(
     return Sources(mu.flatten(0, 1), nu, slot_bias.flatten(0, 1), tokens[..., :dk], tokens[..., dk:], token_bias)
 
 
-def read_chunk(
-    call: Call, block: Block, index: int, x: Sources, valid: Tensor | None, scratch: Scratch, o: Tensor
-) -> None:
-    """Write the outputs of chunk `index` into `o [B, T, H, Dv]`."""
-    positions = call.grid.queries(index)
-    beta = block.head_view(call.beta)[:, :, None]
-    q, _ = load_queries(block.view_queries(call.q)[:, :, positions], beta, valid, scratch)
+def read_chunk(call: Call, block: Block, chunk: Chunk, x: Sources, scratch: Scratch, o: Tensor) -> None:
+    """Write the outputs of a chunk into `o [B, T, H, Dv]`."""
+    positions, valid = call.grid.queries(chunk.number), chunk.valid
+    beta = block.head_view(call.x.beta)[:, :, None]
+    q, _ = load_queries(block.view_queries(call.x.q)[:, :, positions], beta, valid, scratch)
     out = scratch.take("out", q, *q.shape[:4], o.shape[-1])
 
     def read(x: Sources, cuts: list[int]) -> None:
-        lines_q, lines_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, out))
+        flat_q, flat_out = (t.view(x.mu.shape[0], -1, t.shape[-1]) for t in (q, out))
         for tile, seen in reading.tiles(x, q.shape[2], block.group, cuts):
-            reading.combine(reading.attend(lines_q[:, tile], seen, scratch), seen, lines_out[:, tile])
+            reading.combine(reading.attend(flat_q[:, tile], seen, scratch), seen, flat_out[:, tile])
 
     read(x, [])
     # Whatever is not finite shows in the sum, and nearly never is there any: then the chunk is read anew.
@@ -156,56 +120,57 @@ def read_chunk(
     block.view_queries(o)[:, :, positions] = out
 
 
-def read_only(call: Call, block: Block, o: Tensor) -> None:
-    """Outputs of a call that closes no chunk: one read, of dictionaries that may be shared by all rows."""
+def read_only(call: Call, block: Block, result: ScanResult) -> None:
+    """Outputs of a call that fills no chunk: one read, of dictionaries that may be shared by all rows."""
     scratch = Scratch()
-    kv, valid, _, seen = open_chunk(call, block)
-    read_chunk(call, block, 0, sources(call, block, seen, kv, valid, call.q.shape[1], scratch), valid, scratch, o)
+    chunk, seen = open_chunk(call, block)
+    read_chunk(call, block, chunk, sources(call, block, seen, chunk, scratch), scratch, result.o)
 
 
-def open_chunk(call: Call, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Seen]:
-    """Tokens, mask and inverse norms of the only chunk, and the dictionary without a copy of it."""
-    x, y = block.view(call.tokens.k).shape[:2]
+def open_chunk(call: Call, block: Block) -> tuple[Chunk, Seen]:
+    """The only chunk, and the dictionary without a copy of it."""
+    state = call.x.state
+    x, y = block.view(call.x.k).shape[:2]
     _, m = call.grid.bounds(0)
-    counts, keys, values, size = (block.dictionaries(t) for t in call.dictionary[:4])
+    counts, keys, values, size = (block.dictionaries(t) for t in (state.counts, state.keys, state.values, state.size))
     kv = keys.new_empty(x, y, m, keys.shape[-1] + values.shape[-1])
-    valid, inverse = load_tokens(block, call.tokens, call.grid, 0, kv)
-    return kv, valid, inverse, in_use(int(size.max()), counts, keys, values)
+    return load_tokens(call, block, 0, kv), in_use(int(size.max()), counts, keys, values)
 
 
-def forward(call: Call, block: Block, walk: Walk, o: Tensor) -> None:
-    """Walk a block's chunks; fill its part of the outputs `o [B, T, H, Dv]` and of `walk`."""
-    grid, options, closes = call.grid, call.options, call.closes
+def forward(call: Call, block: Block, result: ScanResult) -> None:
+    """Scan a block's chunks; fill its part of `result`."""
+    grid, options, state = call.grid, call.x.options, call.x.state
     scratch = Scratch()
-    counts, keys, values, size = (block.view_lines(t) for t in call.dictionary[:4])
-    tokens = call.dictionary.tokens[block.rows].clone()
+    counts, keys, values, size = (
+        block.view_batch_heads(t) for t in (state.counts, state.keys, state.values, state.size)
+    )
+    tokens = state.tokens[block.rows].clone()
     dk = keys.shape[-1]
     means = torch.cat([keys, values], -1)
-    slots, snapshots = block.view_lines(walk.slots), walk.snapshots[:, block.rows, block.heads]
+    slots, snapshots = block.view_batch_heads(result.slots), result.snapshots[:, block.rows, block.heads]
     every = segment_length(options)
     buffer = means.new_empty(*size.shape, grid.length, means.shape[-1])
+    origin = (block.rows.start, block.heads.start)
     for index in range(grid.chunks):
         start, stop = grid.bounds(index)
         if index and index % every == 0 and len(snapshots):
             snapshots[index // every - 1] = means
         used = int(size.max())
-        kv = buffer[:, :, : stop - start]
-        valid, _ = load_tokens(block, call.tokens, grid, index, kv)
+        chunk = load_tokens(call, block, index, buffer[:, :, : stop - start])
         queries = grid.queries(index)
         if queries.stop > queries.start:
-            s = queries.stop - queries.start
-            x = sources(call, block, in_use(used, counts, means[..., :dk], means[..., dk:]), kv, valid, s, scratch)
-            read_chunk(call, block, index, x, valid, scratch, o)
-        if index < closes:
-            mask = None if valid is None else valid[:, 0]
-            origin = (block.rows.start, block.heads.start)
-            choice, size = choose_slots(kv[..., :dk], mask, means[:, :, :used, :dk], size, tokens, options, origin)
+            x = sources(call, block, in_use(used, counts, means[..., :dk], means[..., dk:]), chunk, scratch)
+            read_chunk(call, block, chunk, x, scratch, result.o)
+        if index < call.full_chunks:
+            mask = None if chunk.valid is None else chunk.valid[:, 0]
+            dictionary = Dictionary(means[:, :, :used, :dk], size, tokens, origin)
+            choice, size = choose_slots(chunk.kv[..., :dk], mask, dictionary, options)
             weights = update_weights(choice, counts, options, means.dtype)
-            write_(means, kv, line_index(choice, means.shape[2]), weights.share)
+            write_(means, chunk.kv, flat_slots(choice, means.shape[2]), weights.share)
             counts = weights.counts
             tokens += stop - start if mask is None else mask.sum(-1)
             if slots.shape[-1]:
                 slots[:, :, start:stop] = encode(choice)
-    block.view_lines(walk.means).copy_(means)
-    block.view_lines(walk.counts).copy_(counts)
-    block.view_lines(walk.size).copy_(size)
+    block.view_batch_heads(result.means).copy_(means)
+    block.view_batch_heads(result.counts).copy_(counts)
+    block.view_batch_heads(result.size).copy_(size)

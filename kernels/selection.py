@@ -4,6 +4,7 @@ Nothing here carries a gradient. Letters: `B` rows, `H` heads, `m` tokens of the
 size.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +31,22 @@ class Assignment(NamedTuple):
 
     slots: Tensor
     seeds: Tensor
+
+
+class Dictionary(NamedTuple):
+    """What the choice of slots looks at: dictionaries before an update.
+
+    Args:
+        means: `[B, H, n, D]` key means of at least all slots in use.
+        size: `[B, H]` slots in use.
+        tokens: `[B]` valid tokens absorbed before.
+        origin: row and head, of all that a call has, that come first here: random choices depend on them.
+    """
+
+    means: Tensor
+    size: Tensor
+    tokens: Tensor
+    origin: tuple[int, int] = (0, 0)
 
 
 def best_match(keys: Tensor, means: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,29 +108,20 @@ def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def choose_slots(
-    keys: Tensor,
-    valid: Tensor | None,
-    means: Tensor,
-    size: Tensor,
-    tokens: Tensor,
-    options: DictionaryOptions,
-    origin: tuple[int, int] = (0, 0),
+    keys: Tensor, valid: Tensor | None, dictionary: Dictionary, options: DictionaryOptions
 ) -> tuple[Assignment, Tensor]:
     """Steps 1 to 3 of the update: new slots, their seeds, and the assignment of all other tokens.
 
     Args:
         keys: `[B, H, m, D]` normalised.
         valid: `[B, m]` bool; None if all are.
-        means: `[B, H, n, D]` key means of at least all slots in use.
-        size: `[B, H]` slots in use.
-        tokens: `[B]` valid tokens absorbed before.
+        dictionary: before the update.
         options: growth, seeds, assignment.
-        origin: row and head, of all that a call has, that come first here: random choices depend on them.
 
     Returns:
         The assignment, and `[B, H]` int64 slots in use afterwards.
     """
-    b, h, m, _ = keys.shape
+    (b, h, m, _), (means, size, tokens, _) = keys.shape, dictionary
     arrived = torch.full_like(tokens, m) if valid is None else valid.sum(-1)
     new = (target_size(tokens + arrived, options)[:, None] - size).clamp_(min=0).minimum(arrived[:, None])  # [B, H]
     similarity, nearest = best_match(keys, means, size) if means.shape[2] else _nothing(keys)
@@ -137,7 +145,7 @@ def choose_slots(
         candidates = candidates & (similarity < options.novelty_threshold)
         new = new.minimum(candidates.sum(-1))
 
-    seeds = chosen = _choose_seeds(keys, similarity, candidates, new, valid, tokens, options, origin)
+    seeds = chosen = _choose_seeds(keys, similarity, candidates, new, options, partial(_bits, valid, dictionary))
     if options.assignment == "all" and bool(chosen.any()):
         nearest = _match_seeds(keys, chosen, old, similarity, nearest)
     if first is not None:
@@ -164,26 +172,31 @@ def _match_seeds(keys: Tensor, seeds: Tensor, first_new: Tensor, similarity: Ten
     return torch.where(seed_similarity > similarity, first_new[..., None] + which, nearest)
 
 
+def _bits(valid: Tensor, dictionary: Dictionary, seed: int, *draw: int) -> Tensor:
+    """Random bits for each token, of which `valid [B, H, m]` are; no split of a sequence changes them."""
+    b, h, _ = valid.shape
+    row = torch.arange(dictionary.origin[0], dictionary.origin[0] + b, device=valid.device)[:, None, None]
+    head = torch.arange(dictionary.origin[1], dictionary.origin[1] + h, device=valid.device)[:, None]
+    position = dictionary.tokens[:, None, None] + valid.cumsum(-1) - 1  # counted in valid tokens
+    return counter_hash(seed, position, position >> 32, row, head, *draw)
+
+
 def _choose_seeds(
     keys: Tensor,
     similarity: Tensor,
     candidates: Tensor,
     wanted: Tensor,
-    valid: Tensor,
-    tokens: Tensor,
     options: DictionaryOptions,
-    origin: tuple[int, int],
+    bits: Callable[..., Tensor],
 ) -> Tensor:
-    """`wanted [B, H]` of the `candidates [B, H, m]`, who suffice, as bool `[B, H, m]`, by `options.seeds`."""
+    """`wanted [B, H]` of the `candidates [B, H, m]`, who suffice, as bool `[B, H, m]`, by `options.seeds`.
+
+    Chance is what `bits` gives, see `_bits`, for a seed and a draw.
+    """
     if options.seeds == "spread":
         return _lowest(similarity, candidates, wanted)
-    b, h, _ = candidates.shape
-    row = torch.arange(origin[0], origin[0] + b, device=keys.device)[:, None, None]
-    head = torch.arange(origin[1], origin[1] + h, device=keys.device)[:, None]
-    position = tokens[:, None, None] + valid.cumsum(-1) - 1  # counted in valid tokens, so that no split changes it
     if options.seeds == "random":
-        bits = counter_hash(options.seed, position, position >> 32, row, head)
-        return _lowest(bits.double(), candidates, wanted)
+        return _lowest(bits(options.seed).double(), candidates, wanted)
 
     chosen = torch.zeros_like(candidates)
     for draw in range(int(wanted.max())):
@@ -193,7 +206,7 @@ def _choose_seeds(
         else:
             # For unit vectors 1 - similarity is half the squared distance; adding Gumbel noise to its logarithm and
             # taking the largest draws in proportion to it.
-            noise = gumbel(counter_hash(options.seed, position, position >> 32, row, head, draw))
+            noise = gumbel(bits(options.seed, draw))
             rank = -((1 - similarity.double()).clamp(min=torch.finfo(torch.float64).tiny).log() + noise)
         pick = _lowest(rank, left, (wanted > draw).long())
         chosen = chosen | pick

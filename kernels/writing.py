@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, check_name
 from kernels.registration import has_tangent
-from kernels.selection import Assignment, choose_slots
+from kernels.selection import Assignment, Dictionary, choose_slots
 from kernels.state import DictionaryState
 from kernels.triton.support import on_gpu, unserved
 
@@ -74,8 +74,8 @@ def update_weights(choice: Assignment, counts: Tensor, options: DictionaryOption
     return Weights(total, torch.where(counts > 0, 1 - rate, 0.0), share)
 
 
-def line_index(choice: Assignment, slots: int) -> Tensor:
-    """Row of each token's slot in means `[B H N, D]`, as `[B H m]`; a masked token names its line's slot 0."""
+def flat_slots(choice: Assignment, slots: int) -> Tensor:
+    """Row of each token's slot in means `[B H N, D]`, as `[B H m]`; a masked token names slot 0 of its row and head."""
     b, h, _ = choice.slots.shape
     offset = torch.arange(0, b * h * slots, slots, device=choice.slots.device).view(b, h, 1)
     return (choice.slots.clamp(min=0) + offset).view(-1)
@@ -91,7 +91,7 @@ def write_(means: Tensor, tokens: Tensor, index: Tensor, share: Tensor) -> None:
     Args:
         means: zero in empty slots.
         tokens: zero where masked.
-        index: from `line_index`.
+        index: from `flat_slots`.
         share: `[B, H, m]`, see `Weights`.
     """
     flat = means.view(-1, means.shape[-1])
@@ -156,11 +156,10 @@ def update(
     k = normalise(k)
     used = int(state.size.max()) if state.size.numel() else 0
     keys, values = (x.clone(memory_format=torch.contiguous_format) for x in (state.keys, state.values))
-    choice, size = choose_slots(
-        k, None if bool(mask.all()) else mask, state.keys[:, :, :used], state.size, state.tokens, options
-    )
+    dictionary = Dictionary(state.keys[:, :, :used], state.size, state.tokens)
+    choice, size = choose_slots(k, None if bool(mask.all()) else mask, dictionary, options)
     weights = update_weights(choice, state.counts, options, dtype)
-    index = line_index(choice, state.capacity)
+    index = flat_slots(choice, state.capacity)
     write_(keys, k, index, weights.share)
     write_(values, v, index, weights.share)
     tokens = state.tokens + mask.sum(-1)

@@ -12,6 +12,7 @@ from cl_ovq.config.load import list_experiments
 from cl_ovq.config.parts import default_of, owners
 from cl_ovq.config.schema import SCALARS, STREAM_PARTS
 from cl_ovq.errors import UserError
+from cl_ovq.metric_names import BETTER, MATRIX_METRICS, title
 from cl_ovq.mixers import GROWTHS, MIXERS, RATES, SCOPES
 from cl_ovq.models import HEADS, MODELS
 from cl_ovq.registry import Registry
@@ -111,6 +112,11 @@ def _summaries(registry: Registry[Any]) -> Callable[[], Mapping[str, str]]:
     return lambda: {name: part.summary for name, part in registry.items()}
 
 
+def _metrics() -> dict[str, str]:
+    ours = {name: f"{title(name)}, {'more' if sign > 0 else 'less'} is better" for name, sign in BETTER.items()}
+    return {**ours, **_summaries(MATRIX_METRICS)()}
+
+
 UNLIMITED = 2**24  # a largest value from here on is the machine's limit
 BOUNDS = {"minimum": ">=", "exclusive_minimum": ">", "maximum": "<="}
 PARTS: dict[str, Registry[Any]] = {
@@ -126,6 +132,7 @@ PARTS: dict[str, Registry[Any]] = {
 }
 KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
     **{kind: _summaries(registry) for kind, registry in PARTS.items()},
+    "metrics": _metrics,
     "experiments": _experiments,
     "studies": _studies,
     "published": _published,

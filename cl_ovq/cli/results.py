@@ -62,9 +62,11 @@ def lengths(
         typer.Option(min=1, help="Tokens at which the runs' checkpoints are evaluated now; as they were if not given."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="With --at: tokens of all sequences of a length.")] = 65_536,
-    sharpen: Annotated[
+    log_length_scaling: Annotated[
         bool,
-        typer.Option("--sharpen", help="With --at: see the key evaluation.log_length_scaling in `cl-ovq list keys`."),
+        typer.Option(
+            "--log-length-scaling", help="With --at: see the key evaluation.log_length_scaling in `cl-ovq list keys`."
+        ),
     ] = False,
     output: Annotated[Path, typer.Option(help="File of the figure.", callback=picture_file)] = Path("lengths.png"),
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
@@ -78,10 +80,12 @@ def lengths(
     from cl_ovq.evaluation.length_generalization import lengths_figure, mean_records
     from cl_ovq.report.runs import lengths_table
 
-    if sharpen and not at:
-        raise UserError("--sharpen: needs --at: what runs measured is as it is")
+    if log_length_scaling and not at:
+        raise UserError("--log-length-scaling requires --at: stored results cannot be changed")
     checked_values("", EvaluationConfig, {"lengths": list(at or ()), "length_tokens": tokens})
-    found = lengths_of(load_groups(runs, uri), at or (), tokens, Console(stderr=True), sharpen=sharpen)
+    found = lengths_of(
+        load_groups(runs, uri), at or (), tokens, Console(stderr=True), log_length_scaling=log_length_scaling
+    )
     Console().print(lengths_table(found))
     figure = lengths_figure({name: mean_records(records) for name, records in found.items()})
     try:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence, to_matrix
-from cl_ovq.metric_names import BETTER, QUANTITIES
+from cl_ovq.metric_names import BETTER, MATRIX_METRICS, QUANTITIES, better
 from cl_ovq.runs.groups import Group
 from cl_ovq.runs.result import summary_metrics
 from cl_ovq.strategies import sees_all
@@ -62,7 +62,7 @@ class Difference:
             return "not tested"
         if self.corrected >= LEVEL:
             return "no difference shown"
-        return "better" if self.difference * BETTER[self.metric] > 0 else "worse"
+        return "better" if self.difference * better(self.metric) > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Comparison:
         Any group but the first has to be shown to be better than the first; the first, that every other is worse.
         """
         found = enumerate(self.aggregates[metric])
-        means = {group: BETTER.get(metric, 0) * each.mean for group, each in found if each is not None}
+        means = {group: better(metric) * each.mean for group, each in found if each is not None}
         best = max(means, key=means.__getitem__, default=0)
         if best > 0:
             return best if (tested := self.of(metric, best)) and tested.verdict == "better" else None
@@ -126,7 +126,8 @@ def compare(groups: Sequence[Group]) -> Comparison:
     joint = (group for group in groups if group.sound and sees_all(group.config))
     reference = next(joint, None)
     values = [_values(group, reference) for group in groups]
-    names = [*TESTED, *SHOWN]
+    tests = [*TESTED, *MATRIX_METRICS]
+    names = [*tests, *SHOWN]
     aggregates = {}
     for name in names:
         found = [aggregate([*group[name].values()]) if name in group else None for group in values]
@@ -138,11 +139,11 @@ def compare(groups: Sequence[Group]) -> Comparison:
             ours, theirs = values[position].get(name), values[0].get(name)
             if ours and theirs:
                 raw.append((name, position, float(np.mean(list(ours.values()))), _difference(ours, theirs)))
-    tested = [found[2] for name, _, _, found in raw if name in TESTED and found[2] is not None]
+    tested = [found[2] for name, _, _, found in raw if name in tests and found[2] is not None]
     corrected = iter(holm(tested))
     differences = []
     for name, position, mean, (difference, interval, p, paired, seeds) in raw:
-        p = p if name in TESTED else None
+        p = p if name in tests else None
         adjusted = None if p is None else next(corrected)
         differences.append(Difference(name, position, mean, difference, interval, p, adjusted, paired, seeds))
     return Comparison(list(groups), aggregates, differences)

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cl_ovq.comparison.differences import Comparison
-from cl_ovq.config.load import decisive
+from cl_ovq.config.identity import identity
 from cl_ovq.paths import write_atomically
 from cl_ovq.report.table import Column, Number, Table, Text, html_page, mean_number, metric_name
 
@@ -79,7 +79,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 
 def _configurations(comparison: Comparison) -> str:
-    trees = [decisive(group.config) for group in comparison.groups]
+    trees = [identity(group.config).whole for group in comparison.groups]
     keys = sorted({key for tree in trees for key in tree} - {"seed"})
     lines = [
         f"{key}: {' | '.join(str(tree.get(key, '-')) for tree in trees)}"

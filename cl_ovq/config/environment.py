@@ -12,8 +12,8 @@ from typing import Any
 
 from cl_ovq.errors import UserError
 
-# A reference to another key, and what is left of one within which another stood.
-REFERENCE = re.compile(r"\$\{\s*([\w.\[\]-]+)\s*\}")
+REFERENCE = re.compile(r"\$\{\s*([\w\[\]-][\w.\[\]-]*)\s*\}")  # to another key, by its whole name
+LONGEST = 4 << 20  # characters of all values together, with what references stand for
 
 
 def check_environment(leaves: Mapping[str, Any], indifferent: tuple[str, ...], *, allowed: bool) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def check_environment(leaves: Mapping[str, Any], indifferent: tuple[str, ...], *
     for key in calling:
         if not allowed:
             raise UserError(
-                f"{key}: '{leaves[key]}' may read the environment, whose secrets a file of somebody else may ask for: "
-                "allow it with --allow-env, or write the value"
+                f"{key}: '{leaves[key]}' is more than a reference to a key, and may read the environment, whose "
+                "secrets a file of somebody else may ask for: allow it with --allow-env, or write the value"
             )
         if not key.startswith(indifferent):
             raise _deciding(key, leaves[key])
@@ -44,6 +44,42 @@ def check_environment(leaves: Mapping[str, Any], indifferent: tuple[str, ...], *
         if key not in written and any(_meets(target, other) for target in _targets(value) for other in written):
             raise _deciding(key, value)
     return written
+
+
+def check_references(tree: Mapping[str, Any]) -> None:
+    """Check how long the texts of a configuration become: ten lines of ten references each may stand for 10^10 letters.
+
+    Args:
+        tree: the configuration as written.
+
+    Raises:
+        UserError: longer than any that people write.
+    """
+    texts: dict[str, str] = {}
+    inside: dict[str, list[str]] = {}
+
+    def enter(place: str, value: Any) -> None:
+        if isinstance(value, str):
+            texts[place] = value
+        elif isinstance(value, Mapping | Sequence):
+            items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+            inside[place] = [f"{place}.{key}" for key, _ in items]
+            for key, inner in items:
+                enter(f"{place}.{key}", inner)
+
+    lengths: dict[str, int] = {}
+
+    def length(place: str) -> int:
+        if place not in lengths:
+            lengths[place] = 0  # where references go in a circle, OmegaConf says so
+            text = texts.get(place, "")
+            further = [f".{target}" for target in _targets(text) if target] + inside.get(place, [])
+            lengths[place] = len(text) + sum(length(other) for other in further)
+        return lengths[place]
+
+    enter("", tree)
+    if length("") > LONGEST:
+        raise UserError(f"with all that they refer to the values have more than {LONGEST} characters")
 
 
 def _deciding(key: str, value: Any) -> UserError:
@@ -66,12 +102,7 @@ def _refers(value: Any) -> bool:
 
 def _calls(value: Any) -> bool:
     """Return whether anything but references to keys is in a value: a resolver, whatever its name is made of."""
-    for text in _texts(value):
-        while (inner := REFERENCE.sub("x", text)) != text:
-            text = inner
-        if "${" in text:
-            return True
-    return False
+    return any("${" in REFERENCE.sub("", text) for text in _texts(value))
 
 
 def _targets(value: Any) -> list[str]:
@@ -79,8 +110,7 @@ def _targets(value: Any) -> list[str]:
     found = []
     for text in _texts(value):
         targets = [re.sub(r"[\[\]]+", ".", target).strip(".") for target in REFERENCE.findall(text)]
-        odd = "${" in REFERENCE.sub("", text) or any(target.startswith(".") for target in REFERENCE.findall(text))
-        found += [""] if odd else targets
+        found += [""] if _calls(text) else targets
     return found
 
 

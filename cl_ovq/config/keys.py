@@ -60,6 +60,17 @@ def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     return merged
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
 def sections() -> list[str]:
     """Return the names of all sections that a configuration may have."""
     return list(dict.fromkeys(owner.section for owner in owners()))

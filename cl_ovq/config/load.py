@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_ovq.config.check import checked_values, holds_text
 from cl_ovq.config.custom import check_custom
-from cl_ovq.config.environment import check_environment
+from cl_ovq.config.environment import check_environment, check_references
 from cl_ovq.config.files import read_mapping, shipped_folders
-from cl_ovq.config.keys import check_keys, sections, settle
+from cl_ovq.config.identity import INDIFFERENT
+from cl_ovq.config.keys import check_keys, flatten, sections, settle
 from cl_ovq.config.parts import current, default_of, owners, schema_of
 from cl_ovq.config.reading import Step, read_override, yaml_line
 from cl_ovq.config.schema import SCALARS, SECTIONS, ExperimentConfig, Scalars, StreamConfig
@@ -26,18 +27,6 @@ from cl_ovq.paths import is_file
 from cl_ovq.uris import redact, redact_tree, remember
 from streams import STREAMS
 
-# Prefixes of keys that decide no result, see `decisive`.
-INDIFFERENT = (
-    "tracking.",
-    "checkpoint.",
-    "stream.cache",  # and stream.cache_dir: the samples are the same bits
-    "output_dir",
-    "threads",
-    "device",
-    "seeds",
-    "figures",
-    "imports",
-)
 EXPERIMENTS = "experiments"
 SUFFIXES = (".yaml", ".yml")
 EXAMPLE = "model.mixer=softmax"
@@ -260,22 +249,6 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     return stored
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a configuration by their dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flatten(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the result of a run, by dotted key: all but where it is kept and on what it is computed."""
-    return {key: value for key, value in flatten(tree).items() if not key.startswith(INDIFFERENT)}
-
-
 def _read_layers(path: Path, *, given: bool = True, included: bool = False) -> list[dict[str, Any]]:
     """Read a YAML file and the one that it includes (one level); return both, the included one first.
 
@@ -336,8 +309,11 @@ def _resolve(schema: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, A
         defaults[section] = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
     given = {key: value for key, value in tree.items() if key not in schema or value is not None}
     try:
+        check_references(tree)
         merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
         resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except RecursionError as error:
+        raise UserError("references lead from one key to the next too many times") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cl_ovq.errors import UserError
+from cl_ovq.evaluation.records import CapacityRecord, DistanceRecord, Generalization, LengthRecord
 from cl_ovq.metric_names import words
 from cl_ovq.mixers import OVQAttention, sharpened
 from cl_ovq.models.sequence import SequenceModel
@@ -28,69 +29,39 @@ PIECE = 512  # tokens that are fed at a time: what bounds memory, not what is co
 BATCH_TOKENS = 32_768  # tokens of all sequences that are fed together, over their whole length
 
 
-@dataclass(frozen=True)
-class DistanceRecord:
-    """The targets whose distance lies in `[nearest, farthest]`.
-
-    Attributes:
-        nearest: in tokens.
-        farthest: in tokens.
-        value: mean over these targets.
-        targets: their number.
-    """
-
-    nearest: int
-    farthest: int
-    value: float
-    targets: int
-
-
-@dataclass(frozen=True)
-class LengthRecord:
-    """A model on test sequences of one length.
-
-    Attributes:
-        tokens: of a sequence.
-        sequences: number of sequences.
-        quantity: what `value` is: `accuracy`, `bits_per_byte` or `squared_error`.
-        value: mean over all targets.
-        targets: their number.
-        state_bytes: of one sequence's state at its end, all layers together.
-        distances: the same by the distance from what decides a target (in recall), or by its place in the sequence.
-    """
-
-    tokens: int
-    sequences: int
-    quantity: str
-    value: float
-    targets: int
-    state_bytes: int
-    distances: list[DistanceRecord]
-
-
 class NotFiniteError(UserError):
     """What a trained model answers is not a number."""
 
 
 def length_generalization(
-    model: torch.nn.Module, stream: Stream, asked: EvaluationConfig, device: torch.device
-) -> dict[str, Any]:
-    """Return the records of all lengths and capacities that a configuration asks for, as data.
+    model: torch.nn.Module, stream: Stream, asked: EvaluationConfig, known: Generalization | None = None
+) -> Generalization:
+    """Return the records of all lengths and capacities that a configuration asks for.
 
     Args:
         model: in evaluation mode; a `SequenceModel` where anything is asked for.
         stream: of the sequences.
         asked: the section `evaluation`.
-        device: of the model.
+        known: records of this very model that were measured in the same way, and need not be measured again.
 
     Raises:
         UserError: the stream has no sequences of such a length.
         NotFiniteError: the model's outputs there are NaN.
     """
-    amount = (asked.length_tokens, device, asked.split, asked.log_length_scaling)
+    amount = (asked.length_tokens, asked.split, asked.log_length_scaling)
+    lengths = {record["tokens"]: record for record in (known["lengths"] if known else [])}
+    missing = [length for length in asked.lengths if length not in lengths]
+    lengths |= {record["tokens"]: record for record in evaluate_lengths(model, stream, missing, *amount)}
+
+    at = asked.lengths or ([trained_length(stream)] if asked.capacities else [])
+    capacities = {(record["capacity"], record["tokens"]): record for record in (known["capacities"] if known else [])}
+    for capacity in asked.capacities:
+        if missing := [length for length in at if (capacity, length) not in capacities]:
+            found = evaluate_capacities(model, stream, [capacity], missing, *amount)
+            capacities |= {(capacity, record["tokens"]): record for record in found}
     return {
-        "lengths": as_data(evaluate_lengths(model, stream, asked.lengths, *amount)),
-        "capacities": evaluate_capacities(model, stream, asked.capacities, asked.lengths, *amount),
+        "lengths": [lengths[length] for length in asked.lengths],
+        "capacities": [capacities[capacity, length] for capacity in asked.capacities for length in at],
     }
 
 
@@ -100,9 +71,8 @@ def evaluate_lengths(
     stream: Stream,
     lengths: Sequence[int],
     tokens: int,
-    device: torch.device,
     split: str = "test",
-    sharpen: bool = False,
+    log_length_scaling: bool = False,
 ) -> list[LengthRecord]:
     """Evaluate a model at each length, fed in pieces with its state carried on.
 
@@ -111,23 +81,23 @@ def evaluate_lengths(
         stream: what it was trained on.
         lengths: in tokens.
         tokens: of all sequences of one length together, at least; every experience has one sequence at least.
-        device: of the model.
         split: `test` or `validation`.
-        sharpen: whether attention over all tokens gets the inverse temperature times log(length) / log(trained length)
-            where a sequence is longer than those trained on. Logits that do not grow with the number of tokens leave a
-            token ever less of the attention; multiplying them by the logarithm of that number prevents it (Chiang and
-            Cholak 2022, "Overcoming a theoretical limitation of self-attention").
+        log_length_scaling: whether attention over all tokens gets the inverse temperature times log(length) /
+            log(trained length) where a sequence is longer than those trained on. Logits that do not grow with the
+            number of tokens leave a token ever less of the attention; multiplying them by the logarithm of that number
+            prevents it (Chiang and Cholak 2022, "Overcoming a theoretical limitation of self-attention").
 
     Raises:
         UserError: the stream has no sequences of such a length.
     """
     records = []
+    device = next(model.parameters()).device
     trained = trained_length(stream) if lengths else 0
     for length in lengths:
         samples = sequences_of(stream, length, -(-tokens // length), split)
         assert isinstance(model, SequenceModel)  # no other takes sequences
         values, places = [], []
-        factor = math.log(length) / math.log(trained) if sharpen and length > trained > 1 else 1.0
+        factor = math.log(length) / math.log(trained) if log_length_scaling and length > trained > 1 else 1.0
         for rows in torch.arange(len(samples)).split(max(1, BATCH_TOKENS // length)):
             targets = samples.targets[rows]
             with sharpened(model, factor):
@@ -157,10 +127,9 @@ def evaluate_capacities(
     capacities: Sequence[int],
     lengths: Sequence[int],
     tokens: int,
-    device: torch.device,
     split: str = "test",
-    sharpen: bool = False,
-) -> list[dict[str, Any]]:
+    log_length_scaling: bool = False,
+) -> list[CapacityRecord]:
     """Evaluate a model with each capacity of its sequences' dictionaries, at each length.
 
     Nothing else changes: the weights are those that were trained, and growth follows its schedule with the capacity.
@@ -171,18 +140,16 @@ def evaluate_capacities(
         capacities: slots of each head's dictionary.
         lengths: in tokens; the greatest length that was trained on if empty.
         tokens: see `evaluate_lengths`.
-        device: of the model.
         split: see `evaluate_lengths`.
-        sharpen: see `evaluate_lengths`.
-
-    Returns:
-        Records as data, each with its `capacity`.
+        log_length_scaling: see `evaluate_lengths`.
     """
-    records = []
+    records: list[CapacityRecord] = []
     for capacity in capacities:
         with _capacity(model, capacity):
-            found = evaluate_lengths(model, stream, lengths or [trained_length(stream)], tokens, device, split, sharpen)
-        records += [{"capacity": capacity} | record for record in as_data(found)]
+            found = evaluate_lengths(
+                model, stream, lengths or [trained_length(stream)], tokens, split, log_length_scaling
+            )
+        records += [CapacityRecord(capacity=capacity, **record) for record in found]
     return records
 
 
@@ -244,21 +211,21 @@ def _by_distance(values: Tensor, distances: Tensor) -> list[DistanceRecord]:
     for number in bins.unique().tolist():
         inside = bins == number
         records.append(
-            DistanceRecord(2**number, 2 ** (number + 1) - 1, float(values[inside].mean()), int(inside.sum()))
+            DistanceRecord(
+                nearest=2**number,
+                farthest=2 ** (number + 1) - 1,
+                value=float(values[inside].mean()),
+                targets=int(inside.sum()),
+            )
         )
     return records
 
 
-def as_data(records: Sequence[LengthRecord]) -> list[dict[str, Any]]:
-    """Return records as plain values that JSON can hold."""
-    return [asdict(record) for record in records]
-
-
-def mean_records(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def mean_records(runs: Sequence[Sequence[LengthRecord]]) -> list[dict[str, Any]]:
     """Return records like a run's, with means over runs; distances that not every run has are left out.
 
     Args:
-        runs: records as data of each run, at the same lengths.
+        runs: records of each run, at the same lengths.
     """
     records = []
     for at in zip(*runs, strict=True):
@@ -274,7 +241,7 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
     """Draw runs over length, over distance at their greatest length, and over the size of the state.
 
     Args:
-        runs: records as data, by the name of the run.
+        runs: records, by the name of the run.
         trained: tokens of training sequences, marked by a line.
     """
     from cl_ovq.evaluation.drawing import legend, new_figure

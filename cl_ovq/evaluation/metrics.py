@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ovq.metric_names import QUANTITIES
+from cl_ovq.metric_names import MATRIX_METRICS, QUANTITIES
 
 Matrix = NDArray[np.float64]
 
@@ -146,6 +146,7 @@ def all_metrics(matrix: Matrix, quantity: str = "accuracy") -> dict[str, float |
         "forward_transfer": forward_transfer(matrix),
         f"learning_{quantity}": sign * learning_average(matrix),
         f"average_incremental_{quantity}": sign * average_incremental(matrix),
+        **{name: float(metric.build(matrix)) for name, metric in MATRIX_METRICS.items()},
     }
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 

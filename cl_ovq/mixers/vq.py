@@ -36,7 +36,7 @@ class VQAttention(ProjectedMixer):
     Args:
         width: features per token (C).
         heads: attention heads (H); divides `width`.
-        codes: codes of a head's codebook (S).
+        codebook_size: codes of a head's codebook (S).
         chunk_size: tokens that are compared with each other before they are cached; of no consequence but for
             gradients and speed.
         decay: of the running means, per training step.
@@ -54,7 +54,7 @@ class VQAttention(ProjectedMixer):
         *,
         width: int,
         heads: int,
-        codes: int,
+        codebook_size: int,
         chunk_size: int = 64,
         decay: float = 0.99,
         commitment: float = 1e-2,
@@ -63,13 +63,13 @@ class VQAttention(ProjectedMixer):
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
         self.head_dim = width // heads
-        self.codes = codes
+        self.codebook_size = codebook_size
         self.chunk_size = chunk_size
         self.decay = decay
         self.commitment = commitment
         self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
         dtype = statistics_dtype(torch.get_default_dtype())
-        size = (heads, codes, self.head_dim)
+        size = (heads, codebook_size, self.head_dim)
         self.register_buffer("codebook", normalise(torch.randn(size, dtype=dtype)))  # [H, S, D]
         self.register_buffer("usage", torch.zeros(size[:2], dtype=dtype))  # running mean of a step's tokens, [H, S]
         self.register_buffer("sums", torch.zeros(size, dtype=dtype))  # and of the sum of their keys
@@ -91,8 +91,8 @@ class VQAttention(ProjectedMixer):
             self._start(k.detach(), valid)
         codebook = self.codebook.to(exact, copy=True)  # learning, which changes it, comes before the backward pass
         if memory is None:
-            counts = v.new_zeros(batch, self.heads, self.codes)
-            sums = v.new_zeros(batch, self.heads, self.codes, self.head_dim)
+            counts = v.new_zeros(batch, self.heads, self.codebook_size)
+            sums = v.new_zeros(batch, self.heads, self.codebook_size, self.head_dim)
         else:
             counts, sums = memory
         outputs, chosen = [], []
@@ -103,7 +103,7 @@ class VQAttention(ProjectedMixer):
             quantized = k[:, :, part] + (codes_of(codebook, code) - k[:, :, part]).detach()
             read = _read(q[:, :, part], quantized, v[:, :, part], codebook, valid[:, part], counts, sums)
             outputs.append(read)
-            one_hot = functional.one_hot(code, self.codes).to(exact) * valid[:, None, part, None]
+            one_hot = functional.one_hot(code, self.codebook_size).to(exact) * valid[:, None, part, None]
             counts = counts + one_hot.sum(2)
             sums = sums + one_hot.transpose(-1, -2) @ v[:, :, part]
         if not tokens:
@@ -119,7 +119,7 @@ class VQAttention(ProjectedMixer):
     def memory_bytes(self, tokens: int) -> int:
         """Return the bytes of counts and value sums; the codebook is a part of the weights."""
         size = torch.promote_types(self.qkv.weight.dtype, torch.float32).itemsize
-        return self.heads * self.codes * (1 + self.head_dim) * size
+        return self.heads * self.codebook_size * (1 + self.head_dim) * size
 
     @torch.no_grad()
     def _start(self, k: Tensor, valid: Tensor) -> None:
@@ -129,7 +129,7 @@ class VQAttention(ProjectedMixer):
         self.codebook.copy_(self._random_keys(k, valid))
         self.started.fill_(True)
         # As if each had been chosen by its fair part of this batch; the running means go on from there.
-        fair = valid.sum() / self.codes
+        fair = valid.sum() / self.codebook_size
         self.usage.copy_(fair)
         self.sums.copy_(self.codebook * fair)
 
@@ -138,11 +138,11 @@ class VQAttention(ProjectedMixer):
         """Move the codebook towards the keys `[B, H, T, D]` that chose each code."""
         if not valid.any():
             return
-        one_hot = functional.one_hot(codes, self.codes).to(k.dtype) * valid[:, None, :, None]  # [B, H, T, S]
+        one_hot = functional.one_hot(codes, self.codebook_size).to(k.dtype) * valid[:, None, :, None]  # [B, H, T, S]
         usage, sums = one_hot.sum((0, 2)), torch.einsum("bhts,bhtd->hsd", one_hot, k)
         usage = self.decay * self.usage + (1 - self.decay) * usage
         sums = self.decay * self.sums + (1 - self.decay) * sums
-        fair = valid.sum() / self.codes
+        fair = valid.sum() / self.codebook_size
         dead = (usage < DEAD * fair)[..., None]
         sums = torch.where(dead, self._random_keys(k, valid) * fair, sums)
         usage = torch.where(dead[..., 0], fair, usage)
@@ -153,7 +153,7 @@ class VQAttention(ProjectedMixer):
     def _random_keys(self, k: Tensor, valid: Tensor) -> Tensor:
         """Draw a valid key for each code, `[H, S, D]`."""
         rows, times = valid.nonzero(as_tuple=True)
-        drawn = torch.randint(len(rows), (self.codes,), device=rows.device)
+        drawn = torch.randint(len(rows), (self.codebook_size,), device=rows.device)
         return k[rows[drawn], :, times[drawn]].transpose(0, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQAttention:
@@ -166,7 +166,8 @@ class VQAttention(ProjectedMixer):
 
     def extra_repr(self) -> str:
         """Describe the layer in its printed form."""
-        return f"heads={self.heads}, head_dim={self.head_dim}, codes={self.codes}, chunk_size={self.chunk_size}"
+        size = f"heads={self.heads}, head_dim={self.head_dim}, codebook_size={self.codebook_size}"
+        return f"{size}, chunk_size={self.chunk_size}"
 
 
 def codes_of(codebook: Tensor, codes: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ def build_vq(options: VQOptions, dictionary: ChunkOptions) -> VQAttention:
     return VQAttention(
         width=options.width,
         heads=options.heads,
-        codes=options.codebook_size,
+        codebook_size=options.codebook_size,
         chunk_size=dictionary.chunk_size,
         decay=options.code_decay,
         commitment=options.commitment,

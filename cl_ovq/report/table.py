@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich import table as rich_table
 from rich import text as rich_text
 
-from cl_ovq.metric_names import BETTER, format_number, title
+from cl_ovq.metric_names import better, format_number, title
 from cl_ovq.report.markup import latex, markdown
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ Line = Text | Number
 
 def metric_name(metric: str) -> Text:
     """Return a metric's name as the first cell of its row."""
-    return Text(title(metric), better=BETTER.get(metric, 0))
+    return Text(title(metric), better=better(metric))
 
 
 def mean_number(found: Aggregate | None, metric: str = "") -> Number:

@@ -73,8 +73,11 @@ class Tracking(Callback):
     """Logs the run to MLflow; what is logged step by step, Avalanche's evaluator hands to the same tracker."""
 
     def run_begin(self, run: Run) -> None:
-        """Name the data."""
+        """Name the data; what a run that was finished before has found, tell an MLflow run that is new."""
         log_data(run.stream, run.config.evaluation.split, run.tracker)
+        if run.earlier is not None and not run.tracker.resumed:
+            found = {name: value for name, value in run.earlier.metrics.items() if value is not None}
+            run.tracker.log(found, step=len(run.earlier.matrix) - 1)
 
     def experience_end(self, run: Run, row: int) -> None:
         """Log the metrics of the experiences so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -14,10 +14,12 @@ from cl_ovq.config import to_dict
 from cl_ovq.errors import UnwrittenError
 from cl_ovq.paths import RESULTS, write_atomically
 from cl_ovq.runs.provenance import code_revision, device_name, package_versions, peak_memory_bytes
-from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.runs.result import Evaluated, Provenance, Result, carried_bytes
+from cl_ovq.runs.reuse import still_valid
 from cl_ovq.runs.summary import describe_findings, draw_figures, figures_of, warn
 
 if TYPE_CHECKING:
+    from cl_ovq.evaluation.records import Generalization
     from cl_ovq.runs.run import Run
 
 
@@ -31,10 +33,11 @@ def finish(run: Run) -> Result:
     from cl_ovq.training.divergence import DivergedError
 
     strategy, stream, asked = run.strategy, run.stream, run.config.evaluation
-    beside: dict[str, Any] = {}
+    beside: Generalization = {"lengths": [], "capacities": []}
     if run.diverged is None:
+        known = None if run.earlier is None else still_valid(run.earlier, run.config)
         try:
-            beside = length_generalization(run.model, stream, asked, run.device)
+            beside = length_generalization(run.model, stream, asked, known)
         except NotFiniteError as error:
             step, experiences = strategy.clock.train_iterations, len(stream.classes_per_experience)
             run.diverged = DivergedError(step, experiences, str(error))
@@ -47,9 +50,8 @@ def finish(run: Run) -> Result:
         config=to_dict(run.config),
         **found,
         **beside,
-        provenance=_provenance(run),
+        provenance=_provenance(run, found["dictionary"]["bytes"]),
     )
-    result.provenance["dictionary_bytes"] = result.dictionary["bytes"]
     result.provenance["memory_bytes"] = carried_bytes(result)
     write_result(result, run.directory, run.console)
     run.callbacks.result_written(run, result)
@@ -63,10 +65,18 @@ def finish(run: Run) -> Result:
     return result
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    """Return what a result must say of how it came about, but for the bytes of dictionaries."""
+def _provenance(run: Run, dictionary_bytes: int) -> Provenance:
+    """Return what a result must say of how it came about.
+
+    A run that was finished before says how it was trained, and where and by which code it was evaluated since.
+    """
     from cl_ovq.training.memory_usage import method_bytes, replay_bytes, replay_samples
 
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if run.earlier is not None:
+        kept = run.earlier.provenance
+        evaluated: Evaluated = {"code": code_revision(), "device": device_name(run.device), "finished": now}
+        return {**kept, "evaluated": [*kept.get("evaluated", []), evaluated]}
     return {
         "seed": run.config.seed,
         "code": code_revision(),
@@ -80,8 +90,9 @@ def _provenance(run: Run) -> dict[str, Any]:
         "replay_samples": replay_samples(run.strategy),
         "replay_bytes": replay_bytes(run.strategy, run.stream.samples),
         "method_bytes": method_bytes(run.strategy),
+        "dictionary_bytes": dictionary_bytes,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": now,
     }
 
 
@@ -91,7 +102,7 @@ def write_result(result: Result, directory: Path, console: Console) -> None:
     Raises:
         UnwrittenError: the results cannot be written.
     """
-    result.artifacts = {Path(RESULTS).stem: RESULTS}
+    result.artifacts[Path(RESULTS).stem] = RESULTS
     try:
         write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(result.config)))
         result.artifacts["config"] = "config.yaml"

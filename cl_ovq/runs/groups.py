@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_ovq.config.load import decisive
+from cl_ovq.config.identity import differences, identity
 from cl_ovq.errors import UserError
 from cl_ovq.paths import RESULTS, is_there
 from cl_ovq.runs.result import Result
@@ -98,7 +98,9 @@ def load_group(name: str, uri: str | None = None) -> Group:
 
 
 def group_of(results: Sequence[Result], name: str) -> Group:
-    """Return runs that differ by nothing but their seeds as a group.
+    """Return runs whose training differs by nothing but their seeds as a group.
+
+    They may differ in what was evaluated after it; of two runs of one seed the one that has more of that is taken.
 
     Args:
         results: of the runs.
@@ -109,13 +111,14 @@ def group_of(results: Sequence[Result], name: str) -> Group:
     """
     runs: dict[int, Result] = {}
     for result in results:
-        differing = _differing(results[0].config, result.config)
+        differing = sorted(differences(*map(_deciding, (results[0], result))))
         if differing:
             raise UserError(
                 f"{name} holds runs of more than one configuration (they differ in {', '.join(differing[:3])}): "
                 "name one of the directories under it"
             )
-        runs[result.config["seed"]] = result
+        seed = result.config["seed"]
+        runs[seed] = max(runs.get(seed, result), result, key=lambda run: len(run.lengths) + len(run.capacities))
     label = results[0].run_name.rsplit(" seed ", 1)[0]
     return Group(label, dict(sorted(runs.items())))
 
@@ -168,10 +171,9 @@ def _download(client: MlflowClient, run: Run) -> Result:
             raise UserError(f"run '{run.info.run_name}' ({run.info.status}) has no {RESULTS} in MLflow") from error
 
 
-def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    first, second = decisive(a), decisive(b)
-    keys = sorted((first.keys() | second.keys()) - {"seed"})
-    return [key for key in keys if first.get(key) != second.get(key)]
+def _deciding(result: Result) -> dict[str, Any]:
+    """Return what decides training but for the seed."""
+    return {key: value for key, value in identity(result.config).training.items() if key != "seed"}
 
 
 def _stream(group: Group) -> str:

@@ -13,8 +13,10 @@ import torch
 
 from cl_ovq.config import ExperimentConfig, from_stored
 from cl_ovq.config.custom import CUSTOM, LENT
+from cl_ovq.config.identity import EVALUATION
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics, to_matrix
+from cl_ovq.evaluation.records import CapacityRecord, LengthRecord
 from cl_ovq.metric_names import COLUMNS, evenly, format_number, words
 from cl_ovq.models import build_model
 from cl_ovq.paths import RESULTS, is_file, is_folder
@@ -31,13 +33,9 @@ from streams.sequences import SequenceSamples
 
 # What may be changed of a finished run: what it is judged on, and where that is computed.
 CHANGEABLE = (
-    "stream.",
-    *(
-        f"evaluation.{key}"
-        for key in ("split", "batch_size", "lengths", "length_tokens", "capacities", "log_length_scaling")
-    ),
-    "device",
-    "threads",
+    *("stream.", "evaluation.split", "evaluation.batch_size"),
+    *EVALUATION,
+    *("device", "threads"),
 )
 
 
@@ -59,7 +57,7 @@ class Evaluation:
         metrics: mean of the quantity; of images the means of the probes and `forward_transfer_linear_probe` (trained
             less untrained); on the own stream of a finished run also forgetting and backward transfer, from the rows
             that the run measured.
-        lengths: on sequences of each of `evaluation.lengths`, see `evaluation.lengths.LengthRecord`.
+        lengths: on sequences of each of `evaluation.lengths`, see `evaluation.records.LengthRecord`.
         capacities: the same with dictionaries of each of `evaluation.capacities`.
     """
 
@@ -70,8 +68,8 @@ class Evaluation:
     quantity: str
     values: dict[str, list[float | None]]
     metrics: dict[str, float | None]
-    lengths: list[dict[str, Any]]
-    capacities: list[dict[str, Any]]
+    lengths: list[LengthRecord]
+    capacities: list[CapacityRecord]
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -159,21 +157,20 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
-    beside = length_generalization(strategy.model.eval(), stream, config.evaluation, device)
+    beside = length_generalization(strategy.model.eval(), stream, config.evaluation)
     return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
 
 
-def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen: bool = False) -> list[dict[str, Any]]:
+def finished_lengths(
+    name: str, lengths: Sequence[int], tokens: int, *, log_length_scaling: bool = False
+) -> list[LengthRecord]:
     """Evaluate the model of a checkpoint on sequences of its own stream of other lengths.
 
     Args:
         name: see `evaluate_finished`.
         lengths: in tokens.
         tokens: of all sequences of one length together.
-        sharpen: see `evaluation.lengths.evaluate_lengths`.
-
-    Returns:
-        Records as data, see `evaluation.lengths.LengthRecord`.
+        log_length_scaling: see `evaluation.length_generalization.evaluate_lengths`.
 
     Raises:
         UserError: there is no such checkpoint, or its stream has no sequences of such a length.
@@ -184,7 +181,7 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen:
         "lengths": [*lengths],
         "length_tokens": tokens,
         "capacities": [],
-        "log_length_scaling": str(sharpen).lower(),
+        "log_length_scaling": str(log_length_scaling).lower(),
     }
     overrides = [f"evaluation.{key}={value}" for key, value in asked.items()]
     path = find_checkpoint_file(name)
@@ -192,7 +189,7 @@ def finished_lengths(name: str, lengths: Sequence[int], tokens: int, *, sharpen:
     stream = load_stream(config)
     model = build_model(config, stream).to(device)
     _load(model, run, path)
-    return length_generalization(model.eval(), stream, config.evaluation, device)["lengths"]
+    return length_generalization(model.eval(), stream, config.evaluation)["lengths"]
 
 
 def trained_model(name: str) -> torch.nn.Module:

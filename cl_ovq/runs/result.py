@@ -6,11 +6,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from cl_ovq.errors import unknown
 from cl_ovq.evaluation.metrics import Matrix, to_matrix
+from cl_ovq.evaluation.records import (
+    Amount,
+    AnytimeRecord,
+    CapacityRecord,
+    Count,
+    Dictionaries,
+    LengthRecord,
+    Number,
+    Quantity,
+)
 from cl_ovq.paths import RESULTS, write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +32,78 @@ if TYPE_CHECKING:
 
     from cl_ovq.runs.given import GivenModel
     from streams import Stream
+
+
+VERSION = 2  # of the fields of a result; files without one are of version 1, which had the same
+
+
+def _inside(name: str) -> str:
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not name:
+        raise ValueError("is no file of the run's folder")
+    return name
+
+
+Rows = Annotated[list[list[Number | None]], Field(min_length=2)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Divergence(TypedDict):
+    """Where training ended because it diverged, see `cl_ovq.training.divergence.DivergedError`."""
+
+    step: Count
+    experience: Count
+    reason: str
+
+
+class Evaluated(TypedDict):
+    """When and by what a finished run was evaluated again."""
+
+    code: dict[str, Any]
+    device: str
+    finished: str
+
+
+class Provenance(TypedDict):
+    """How a result came about.
+
+    Attributes:
+        seed: base random seed.
+        code: `version`, `revision`, and whether the tree was `dirty`.
+        packages: versions by name.
+        data: source, files and checksums of the stream.
+        device: in words.
+        wall_seconds: of the whole run, and of training.
+        train_seconds: of training alone.
+        train_steps: of training.
+        peak_memory_bytes: of the process on a CPU, allocated on a GPU.
+        replay_samples: kept for replay.
+        replay_bytes: of these.
+        method_bytes: of what else the strategy carries from task to task.
+        dictionary_bytes: of all dictionaries.
+        memory_bytes: carried from task to task altogether, see `carried_bytes`.
+        parameters: of the model.
+        finished: when, in UTC.
+        evaluated: every evaluation of the finished model since.
+    """
+
+    seed: int
+    code: NotRequired[dict[str, Any]]
+    packages: NotRequired[dict[str, Any]]
+    data: NotRequired[dict[str, Any]]
+    device: str
+    wall_seconds: Amount
+    train_seconds: NotRequired[Amount]
+    train_steps: Count
+    peak_memory_bytes: Count
+    replay_samples: NotRequired[Count]
+    replay_bytes: Count
+    method_bytes: NotRequired[Count]
+    dictionary_bytes: Count
+    memory_bytes: NotRequired[Count]
+    parameters: NotRequired[Count]
+    finished: NotRequired[str]
+    evaluated: NotRequired[list[Evaluated]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +118,7 @@ class Picture:
 
 @dataclass
 class Result:
-    """Everything that a run found.
+    """Everything that a run found. The types of its fields are what files are checked against when they are read.
 
     Attributes:
         run_id: MLflow's id of the run; None where tracking is off.
@@ -55,23 +140,25 @@ class Result:
         diverged: where training ended because a loss or weights were not finite (`experience`, `step`, `reason`); the
             rows of the matrices from there on hold None. None for a run that did not diverge. Outputs that are not
             numbers at other lengths count as divergence too.
+        version: of the fields, see `VERSION`; a file of a later one is refused.
     """
 
     run_id: str | None
     run_name: str
-    matrix: list[list[float | None]]
-    matrices: dict[str, list[list[float | None]]]
-    metrics: dict[str, float | None]
-    dictionary: dict[str, Any]
+    matrix: Rows
+    matrices: dict[str, Rows]
+    metrics: dict[str, Number | None]
+    dictionary: Dictionaries
     config: dict[str, Any]
-    provenance: dict[str, Any]
+    provenance: Provenance
     output_dir: str
-    artifacts: dict[str, str] = field(default_factory=dict)
-    quantity: str = "accuracy"
-    anytime: list[dict[str, Any]] = field(default_factory=list)
-    lengths: list[dict[str, Any]] = field(default_factory=list)
-    capacities: list[dict[str, Any]] = field(default_factory=list)
-    diverged: dict[str, Any] | None = None
+    artifacts: dict[str, Annotated[str, AfterValidator(_inside)]] = field(default_factory=dict)
+    quantity: Quantity = "accuracy"
+    anytime: list[AnytimeRecord] = field(default_factory=list)
+    lengths: list[LengthRecord] = field(default_factory=list)
+    capacities: list[CapacityRecord] = field(default_factory=list)
+    diverged: Divergence | None = None
+    version: Annotated[int, Field(ge=1)] = VERSION
 
     @property
     def verdict(self) -> str | None:
@@ -154,7 +241,7 @@ class Result:
         Raises:
             UserError: it is none of this version.
         """
-        from cl_ovq.runs.validate import check_result  # only what reads files needs pydantic
+        from cl_ovq.runs.validate import check_result  # which checks against this class
 
         return cls(**check_result(tree, path))
 
@@ -184,7 +271,7 @@ def carried_bytes(result: Result) -> int:
     A dictionary that lives for one sequence carries nothing.
     """
     found = result.dictionary
-    memory = found.get("memory", {}).get("bytes", 0)
+    memory = found["memory"]["bytes"] if "memory" in found else 0
     dictionaries = 0 if found["scope"] == "sequence" else result.provenance["dictionary_bytes"]
     return int(dictionaries + memory + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
 

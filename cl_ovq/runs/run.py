@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cl_ovq.config import ExperimentConfig, to_dict
+from cl_ovq.config.identity import differences, identity
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_task_accuracy
 from cl_ovq.models import build_model
@@ -20,10 +21,11 @@ from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
 from cl_ovq.runs.checking import check_config, find_device
 from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
-from cl_ovq.runs.finish import finish
+from cl_ovq.runs.finish import finish, write_result
 from cl_ovq.runs.folder import clear, run_folder
 from cl_ovq.runs.provenance import reset_peak_memory
 from cl_ovq.runs.result import Result
+from cl_ovq.runs.reuse import complete
 from cl_ovq.runs.run_logging import check_store, open_tracker
 from cl_ovq.runs.setup import build_strategy, describe, load_stream, quiet
 from cl_ovq.runs.summary import Recorders, stream_metrics, warn
@@ -57,7 +59,8 @@ def run_experiment(
         config: a loaded configuration.
         console: where progress is drawn; standard error, where standard output carries the result.
         parent: the MLflow run that this one belongs to.
-        resume: whether to go on from the checkpoint in `output_dir`, if there is one; a run that is finished is read.
+        resume: whether to go on from the checkpoint in `output_dir`, if there is one; a run that is finished is read,
+            and what it has not measured yet on its trained model is measured.
         overwrite: whether to take the place of the run in `output_dir`, if there is one.
         callbacks: called as the run goes, after its checkpoint is written and MLflow has its metrics.
 
@@ -93,7 +96,7 @@ def schedule(config: ExperimentConfig, train: Sequence[Any]) -> list[tuple[int, 
 class Run:
     """A run that is going on, made by `Run.open`.
 
-    Of a run that was finished before, only the first five attributes are there.
+    Of a run that was finished before, only the first six attributes are there.
 
     Attributes:
         config: its configuration.
@@ -101,6 +104,8 @@ class Run:
         directory: where its files go; no other run writes there meanwhile.
         console: where progress is drawn.
         result: of a run that was finished before; None for any other.
+        earlier: the result of a run that was finished before, but has not measured all that is asked for now; its model
+            is taken from its checkpoint.
         resumed: whether it goes on from a checkpoint.
         stream, model, device, strategy: what is learned, by what, where and how.
         tracker: the MLflow run; one that forgets everything where tracking is off.
@@ -133,6 +138,7 @@ class Run:
         self.directory = directory
         self.console = console
         self.result: Result | None = None
+        self.earlier: Result | None = None
         self.metrics: dict[str, float] = {}
         self.diverged: DivergedError | None = None
 
@@ -175,19 +181,35 @@ class Run:
         """Take the result of the folder's run if it is finished, and otherwise return its checkpoint if there is one.
 
         Raises:
-            UserError: it is damaged, or another run's.
+            UserError: it is damaged, or another run's; or it lacks what is asked for, and has no checkpoint.
         """
-        if (self.directory / RESULTS).exists():
-            self.result = Result.read(self.directory)
-            check_same(self.directory / RESULTS, self.result.config, self.config)
-            line = f"the run in {self.directory} is finished: this is its result"
-            self.console.print(line, soft_wrap=True, markup=False)
+        results = self.directory / RESULTS
+        if not results.exists():
+            begun = find_checkpoint(self.directory, self.config)
+            if begun is None:
+                self._say(f"no checkpoint in {self.directory}: the run starts from the beginning")
+            return begun
+        found = Result.read(results)
+        check_same(results, found.config, self.config)
+        changed = differences(identity(to_dict(self.config)).evaluation, identity(found.config).evaluation)
+        self.result = complete(found, self.config) if changed else found
+        if self.result is not None:
+            self._say(f"the run in {self.directory} is finished: this is its result")
+            if changed:
+                write_result(self.result, self.directory, self.console)
             return None
         begun = find_checkpoint(self.directory, self.config)
         if begun is None:
-            line = f"no checkpoint in {self.directory}: the run starts from the beginning"
-            self.console.print(line, soft_wrap=True, markup=False)
+            raise UserError(
+                f"{results} was measured with other values of {', '.join(changed)}, and there is no checkpoint whose "
+                "model could be evaluated: add --overwrite to run it anew, with checkpoint.enabled=true"
+            )
+        self.earlier = found
+        self._say(f"the run in {self.directory} is finished: its model is evaluated for {', '.join(changed)}")
         return begun
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def _load(self) -> None:
         """Build stream and model, and see whether MLflow's store would take the run.
@@ -272,7 +294,7 @@ class Run:
         tracking = [Tracking()] if self.config.tracking.enabled else []
         self.callbacks = Callbacks([Progress(self._bar), *tracking, Checkpointing(self.checkpoints), *callbacks])
         self.callbacks.run_begin(self)
-        if self.resumed:
+        if self.resumed and self.earlier is None:
             line = f"going on after {self.checkpoints.done} of {len(self._schedule)} experiences"
             console.print(line, highlight=False)
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.custom import CUSTOM
-from cl_ovq.config.load import flatten
+from cl_ovq.config.keys import flatten
 from cl_ovq.mixers import layer_mixers, scope_of
 from cl_ovq.runs.provenance import code_revision, device_name
 from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
@@ -174,6 +174,18 @@ def _log_summary(result: Result, tracker: Tracker) -> None:
     if result.dictionary["history"]:
         for step, at_rest in sorted(_rests(result.dictionary["plateaus"], steps).items()):
             tracker.log({"dictionary/at_rest": at_rest}, step=step)
+    # A step later for each time that the finished model was evaluated again: MLflow shows the last.
+    tracker.log(_beside(result), step=steps + len(result.provenance.get("evaluated", [])))
+
+
+def _beside(result: Result) -> dict[str, float]:
+    """Return what the trained model reaches at other lengths and with other capacities, by the name of a metric."""
+    lengths = {f"{record['quantity']}/tokens_{record['tokens']}": record["value"] for record in result.lengths}
+    capacities = {
+        f"{record['quantity']}/tokens_{record['tokens']}/capacity_{record['capacity']}": record["value"]
+        for record in result.capacities
+    }
+    return lengths | capacities
 
 
 def _rests(plateaus: Sequence[Mapping[str, Any]], steps: int) -> dict[int, int]:

@@ -139,8 +139,8 @@ def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> 
     if result.lengths:
         length = result.config["stream"].get("length")
         draw["lengths.png"] = partial(lengths_figure, {name: result.lengths}, length)
-    if records:
-        draw["dictionary_growth.png"] = partial(figures.growth_figure, records, result.dictionary["capacity"], name)
+    if records and (capacity := result.dictionary.get("capacity")) is not None:
+        draw["dictionary_growth.png"] = partial(figures.growth_figure, records, capacity, name)
     shared = dictionaries(model)
     if shared and recorders.census.records:
         draw["dictionary_owners.png"] = partial(figures.ownership_figure, recorders.census.records, name)

@@ -1,41 +1,25 @@
 """Results of runs that were read from a file, whoever wrote it: checked before anything is made of them.
 
-What nothing here names is kept as it is: programs that read it say what they need by adding it here.
+What is checked are the types of the fields of `Result`. What these do not name is kept as it is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from cl_ovq.config.parts import current
+from cl_ovq.config.parts import current, default_of
 from cl_ovq.errors import UserError
-from cl_ovq.metric_names import QUANTITIES
+from cl_ovq.evaluation.records import LARGEST, Count
 from cl_ovq.paths import read_regular
+from cl_ovq.runs.result import VERSION, Result
 
-LARGEST = 2**63
 DEEPEST = 60
-Count = Annotated[int, Field(ge=0, lt=LARGEST)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
-Amount = Annotated[Number, Field(ge=0)]
-Matrix = Annotated[list[list[Number | None]], Field(min_length=2)]
-
-
-def _inside(name: str) -> str:
-    path = PurePath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or not name:
-        raise ValueError("is no file of the run's folder")
-    return name
-
-
-def _quantity(name: str) -> str:
-    if name not in QUANTITIES:
-        raise ValueError(f"is none of {', '.join(QUANTITIES)}")
-    return name
 
 
 class Open(BaseModel):
@@ -65,107 +49,26 @@ class _Config(Open):
     evaluation: _EvaluationConfig
 
 
-class _Record(Open):
-    step: Count
-    size: Amount
+def _consistent(result: Any) -> Any:
+    experiences = len(result.matrix) - 1
+    for name, matrix in {"matrix": result.matrix, **result.matrices}.items():
+        if [len(row) for row in matrix] != [experiences] * (experiences + 1):
+            raise ValueError(f"{name} has not {experiences + 1} rows of {experiences}")
+    if any(len(point["values"]) > experiences for point in result.anytime):
+        raise ValueError(f"anytime has values on more than {experiences} experiences")
+    return result
 
 
-class _Plateau(Open):
-    start_tokens: Amount
-    start_step: Count
-    end_tokens: Amount | None
-    end_step: Count | None
-
-
-class _Bytes(Open):
-    bytes: Count
-
-
-class _Dictionary(Open):
-    scope: Literal["sequence", "shared", "none"]
-    size: Amount
-    effective_size: Amount
-    tokens: Amount = 0
-    bytes: Count
-    capacity: Amount | None = None
-    plateau_tokens: Amount | None = None
-    plateaus: list[_Plateau] = []
-    census: list[dict[str, Any]] = []
-    history: list[_Record] = []
-    layers: dict[str, _Bytes] = {}
-    memory: _Bytes | None = None
-
-
-class _Provenance(Open):
-    seed: int
-    device: str
-    wall_seconds: Amount
-    train_steps: Count
-    peak_memory_bytes: Count
-    replay_bytes: Count
-    dictionary_bytes: Count
-    method_bytes: Count = 0
-
-
-class _Distance(Open):
-    nearest: Count
-    value: Number
-
-
-class _Length(Open):
-    tokens: Count
-    quantity: Annotated[str, AfterValidator(_quantity)]
-    value: Number
-    state_bytes: Count
-    distances: list[_Distance]
-
-
-class _Capacity(_Length):
-    capacity: Count
-
-
-class _Point(Open):
-    step: Count
-    experience: Count
-    values: Annotated[list[Number], Field(min_length=1)]
-
-
-class _Diverged(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    step: Count
-    experience: Count
-    reason: str
-
-
-class _Result(BaseModel):
-    """See `cl_ovq.runs.result.Result`."""
-
-    model_config = ConfigDict(extra="forbid")
-    run_id: str | None
-    run_name: str
-    matrix: Matrix
-    matrices: dict[str, Matrix]
-    metrics: dict[str, Number | None]
-    dictionary: _Dictionary
-    config: _Config
-    provenance: _Provenance
-    output_dir: str
-    artifacts: dict[str, Annotated[str, AfterValidator(_inside)]] = {}
-    quantity: Annotated[str, AfterValidator(_quantity)] = "accuracy"
-    anytime: list[_Point] = []
-    lengths: list[_Length] = []
-    capacities: list[_Capacity] = []
-    diverged: _Diverged | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> _Result:
-        experiences = len(self.matrix) - 1
-        for name, matrix in {"matrix": self.matrix, **self.matrices}.items():
-            if [len(row) for row in matrix] != [experiences] * (experiences + 1):
-                raise ValueError(f"{name} has not {experiences + 1} rows of {experiences}")
-        if any(len(point.values) > experiences for point in self.anytime):
-            raise ValueError(f"anytime has values on more than {experiences} experiences")
-        return self
+def _adapter() -> TypeAdapter[Any]:
+    """Return what checks plain data against the fields of `Result`, of whose configuration it knows more."""
+    hints = get_type_hints(Result, include_extras=True) | {"config": _Config}
+    expected: dict[str, Any] = {}
+    for field in fields(Result):
+        default = default_of(field)
+        expected[field.name] = (hints[field.name], ... if default is MISSING else default)
+    model = create_model("Result", __config__=ConfigDict(extra="forbid"), **expected)
+    consistent: Any = Annotated[model, AfterValidator(_consistent)]
+    return TypeAdapter(consistent)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -206,14 +109,18 @@ def check_result(tree: Any, path: Path) -> Mapping[str, Any]:
     """Return plain data that holds the results of a run, with its configuration as it would be stored today.
 
     Raises:
-        UserError: it does not, with the first field that is wrong.
+        UserError: it does not, with the first field that is wrong; or it is of a later version than this program.
     """
-    if isinstance(tree, dict) and isinstance(tree.get("config"), dict):
-        tree = tree | {"config": current(tree["config"])}
-    return checked(_RESULT, tree, path, "the results of a run")
-
-
-_RESULT: TypeAdapter[Any] = TypeAdapter(_Result)
+    if isinstance(tree, dict):
+        version = tree.get("version", 1)
+        if type(version) is int and version > VERSION:
+            raise UserError(
+                f"{path} holds results of version {version}, and this program reads those up to version {VERSION}: "
+                "read it with the program that wrote it, or a later one"
+            )
+        if isinstance(tree.get("config"), dict):
+            tree = tree | {"config": current(tree["config"])}
+    return checked(_RESULT, tree, path, "the results of a run") | {"version": VERSION}
 
 
 def checked(kind: TypeAdapter[Any], tree: Any, path: Path, what: str) -> Any:
@@ -241,3 +148,6 @@ def first_mistake(error: ValidationError) -> str:
     place = ".".join(map(str, found["loc"]))
     message = found["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
+
+
+_RESULT = _adapter()

@@ -21,15 +21,15 @@ OPTIMIZERS: Registry[Part[OptimizerBuilder]] = Registry("optimizer", Part)
 class OptimizerOptions:
     """What most optimizers have."""
 
-    learning_rate: float = option(1e-3, "step size", exclusive_minimum=0)
-    weight_decay: float = option(0.0, "weight decay", minimum=0)
+    learning_rate: float = option(1e-3, "step size", exclusive_minimum=0, adjustable=True)
+    weight_decay: float = option(0.0, "weight decay", minimum=0, adjustable=True)
 
 
 @dataclass
 class SGDOptions(OptimizerOptions):
     """The options of gradient descent."""
 
-    momentum: float = option(0.0, "momentum; 0 for none", minimum=0, maximum=1)
+    momentum: float = option(0.0, "momentum; 0 for none", minimum=0, maximum=1, adjustable=True)
 
 
 @OPTIMIZERS.enter("adamw", "Adam with decoupled weight decay (Loshchilov and Hutter 2019)", options=OptimizerOptions)

@@ -18,7 +18,7 @@ STRENGTH = "weight of the penalty in the loss"
 class L2Options:
     """The penalty of plain L2."""
 
-    strength: float = option(0.01, STRENGTH, minimum=0)
+    strength: float = option(0.01, STRENGTH, minimum=0, adjustable=True)
 
 
 @dataclass
@@ -34,7 +34,7 @@ class ImportanceOptions:
 class EWCOptions(ImportanceOptions):
     """The penalty of EWC."""
 
-    strength: float = option(100.0, STRENGTH, minimum=0)
+    strength: float = option(100.0, STRENGTH, minimum=0, adjustable=True)
 
 
 @dataclass
@@ -48,7 +48,7 @@ class OnlineEWCOptions(EWCOptions):
 class SIOptions:
     """The penalty of synaptic intelligence."""
 
-    strength: float = option(1.0, STRENGTH, minimum=0)
+    strength: float = option(1.0, STRENGTH, minimum=0, adjustable=True)
     damping: float = option(0.1, "xi, added to squared distances", exclusive_minimum=0)
 
 
@@ -56,16 +56,21 @@ class SIOptions:
 class MASOptions(ImportanceOptions):
     """The penalty of memory aware synapses."""
 
-    strength: float = option(1.0, STRENGTH, minimum=0)
+    strength: float = option(1.0, STRENGTH, minimum=0, adjustable=True)
 
 
 @dataclass
 class LwFOptions:
     """The penalty of learning without forgetting."""
 
-    strength: float = option(1.0, "weight of the distance to the teacher's predictions in the loss", minimum=0)
+    strength: float = option(
+        1.0, "weight of the distance to the teacher's predictions in the loss", minimum=0, adjustable=True
+    )
     temperature: float = option(
-        2.0, "temperature of the teacher's predictions; not used for streams of values", exclusive_minimum=0
+        2.0,
+        "temperature of the teacher's predictions; not used for streams of values",
+        exclusive_minimum=0,
+        adjustable=True,
     )
 
 

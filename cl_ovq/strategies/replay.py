@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class DEROptions(ReplayOptions):
     """The loss of dark experience replay."""
 
-    alpha: float = option(0.5, "weight of the distance to past samples' logits in the loss", minimum=0)
+    alpha: float = option(0.5, "weight of the distance to past samples' logits in the loss", minimum=0, adjustable=True)
 
 
 @dataclass
 class DERPPOptions(DEROptions):
     """The loss of DER++."""
 
-    beta: float = option(0.5, "weight of past samples' own loss", minimum=0)
+    beta: float = option(0.5, "weight of past samples' own loss", minimum=0, adjustable=True)
 
 
 @dataclass

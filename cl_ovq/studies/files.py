@@ -26,10 +26,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cl_ovq.config import ExperimentConfig, load_config
+from cl_ovq.config import ExperimentConfig, load_config, to_dict
 from cl_ovq.config.check import checked_values
 from cl_ovq.config.files import (
     as_mapping,
@@ -38,13 +39,14 @@ from cl_ovq.config.files import (
     read_mapping,
     shipped_folders,
 )
-from cl_ovq.config.load import EXPERIMENTS, STUDIES, is_text_below
+from cl_ovq.config.load import EXPERIMENTS, STUDIES, flatten, is_text_below
 from cl_ovq.config.parts import UnusedKeyError
 from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check_seeds, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.config.schema import option
 from cl_ovq.errors import UserError, unknown
-from cl_ovq.metric_names import METRICS, is_foreign
+from cl_ovq.metric_names import is_foreign, known_metrics
+from cl_ovq.studies.grid import Grid, points_of, read_grid
 from cl_ovq.training import quantity_of
 
 RESERVED = ("experiment", "tune")
@@ -67,11 +69,11 @@ class Tuning:
     """
 
     seeds: list[int] = option([100], "of the tuning runs", minimum=0)  # noqa: RUF009 - option makes a field
-    metric: str | None = option(None, "on validation data", choices=tuple(METRICS))
+    metric: str | None = option(None, "on validation data")
     over_lengths: bool = option(False, "whether rows are judged over evaluation.lengths")
     protocol: str = option("end_of_stream", "on validation data", choices=tuple(PROTOCOLS))
     experiences: int | None = option(None, "that are learned (first_k_experiences)", minimum=1)
-    grid: dict[str, list[Any]] = option({}, "values to choose from, by key")  # noqa: RUF009 - option makes a field
+    grid: dict[str, Any] = option({}, "values to choose from, by key")  # noqa: RUF009 - option makes a field
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,14 @@ class Row:
         labels: option by axis.
         experiment: name or path.
         overrides: of the experiment, by key.
-        grid: values to choose from, by key.
+        grid: values to choose from.
         allow_env: whether values may come from the environment.
     """
 
     labels: dict[str, str]
     experiment: str
     overrides: dict[str, Any]
-    grid: dict[str, list[Any]]
+    grid: Grid
     allow_env: bool = False
 
     @property
@@ -110,10 +112,10 @@ class Row:
         """The labels in one line."""
         return ", ".join(self.labels.values())
 
-    @property
+    @cached_property
     def points(self) -> list[dict[str, Any]]:
         """The combinations of the grid."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return points_of(self.grid, lambda: flatten(to_dict(self.config({}, 0, "test"))))
 
     def config(
         self, point: Mapping[str, Any], seed: int, stream: str, experiences: int | None = None
@@ -212,8 +214,13 @@ def is_text_of_study(path: Sequence[Step]) -> bool:
             return True
         case ["set", *place]:
             return is_text_below(place)
-        case ["tuning", "grid", key, _, *place] | ["grids", _, _, _, "tune", key, _, *place]:
-            return is_text_below((key, *place))
+        case ["tuning", "grid", key, *place] | ["grids", _, _, _, "tune", key, *place]:
+            match place:
+                case ["choice", _, *place] | [int(), *place]:
+                    return is_text_below((key, *place))
+                case ["when", other, *place]:  # a value, or a list of values
+                    return is_text_below((other, *place[1:]))
+            return False
         case ["grids", _, _, _, *place]:
             return is_text_below(place)
     return False
@@ -270,7 +277,7 @@ def load_study(name: str, overrides: Sequence[str] = (), *, allow_env: bool = Fa
     for name, count in names.items():
         if count > 1:
             raise UserError(f"{path}: two rows are named '{name}'")
-    configurations = sum(math.prod(map(len, row.grid.values())) for row in rows)
+    configurations = sum(math.prod(len(choice.values) for choice in row.grid.values()) for row in rows)
     if configurations > MOST_CONFIGURATIONS:
         raise UserError(
             f"{path}: {configurations:,} configurations are to be tried, and a study has at most "
@@ -312,15 +319,17 @@ def _tuning(tree: dict[str, Any], reported: Sequence[int]) -> Tuning:
     check_protocol(
         tuning.protocol, experiences=tuning.experiences, seeds=tuning.seeds, reported=reported, section="tuning"
     )
-    _check_grid(tuning.grid, "tuning.grid")
+    read_grid(tuning.grid, "tuning.grid")
     return tuning
 
 
 def _check_tuning(row: Row, tuning: Tuning) -> None:
     """Refuse to tune a row by what its stream does not measure, or does not have the data for."""
+    config = row.config(row.points[0], 0, "test")  # which imports the parts that it names, metrics among them
+    if tuning.metric is not None and tuning.metric not in known_metrics():
+        raise unknown("metric at tuning.metric", tuning.metric, known_metrics())
     if len(row.points) < 2:
         return
-    config = row.config(row.points[0], 0, "test")
     stream = config.stream
     own = quantity_of(stream.name)
     if tuning.over_lengths and not config.evaluation.lengths:
@@ -336,12 +345,6 @@ def _check_tuning(row: Row, tuning: Tuning) -> None:
         raise UserError(f"row '{row.name}': {error}") from error
 
 
-def _check_grid(grid: Any, name: str) -> None:
-    for key, values in as_mapping(grid, name).items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{name}.{key}: {values!r} is not a list of values")
-
-
 def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> list[Row]:
     """The rows of one grid: every combination of its axes' options."""
     axes = {axis: as_mapping(options, f"{name}.{axis}") for axis, options in as_mapping(grid, name).items()}
@@ -354,7 +357,7 @@ def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> li
             as_mapping(axes[axis][label] or {}, f"{name}.{axis}.{label}")
             for axis, label in zip(axes, labels, strict=True)
         ]
-        overrides, values, experiment = dict(common), dict(tuning.grid), None
+        overrides, values, experiment = dict(common), read_grid(tuning.grid, "tuning.grid"), None
         for chosen in options:
             overrides |= {key: value for key, value in chosen.items() if key not in RESERVED}
             experiment = chosen.get("experiment", experiment)
@@ -362,8 +365,8 @@ def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> li
                 raise UserError(f"{name}: experiment: {experiment!r} is not the name of an experiment")
         for chosen in options:
             if "tune" in chosen:
-                _check_grid(chosen["tune"] or {}, f"{name}: tune")
-                values = values | chosen["tune"] if chosen["tune"] is not None else {}
+                own = read_grid(chosen["tune"] or {}, f"{name}: tune")
+                values = values | own if chosen["tune"] is not None else {}
         if experiment is None:
             raise UserError(f"{name}: row '{', '.join(labels)}' names no experiment")
         rows.append(Row(dict(zip(axes, labels, strict=True)), experiment, overrides, values))

@@ -23,7 +23,7 @@ from cl_ovq.config.load import EXPERIMENTS, PUBLISHED, is_text_below
 from cl_ovq.config.reading import Step
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
-from cl_ovq.metric_names import METRICS
+from cl_ovq.metric_names import known_metrics
 from cl_ovq.report.table import Column, Number, Table, Text
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study
@@ -125,8 +125,8 @@ def _target(path: Path) -> Target:
     metrics = [key for key in target if key != "within"]
     if len(metrics) != 1 or "within" not in target:
         raise UserError(f"{path}: target: name one metric, and within")
-    if metrics[0] not in METRICS:
-        raise unknown("metric of a published number", metrics[0], METRICS)
+    if metrics[0] not in known_metrics():
+        raise unknown("metric of a published number", metrics[0], known_metrics())
     for key, value in target.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{path}: {key}: {value!r} is not a number")

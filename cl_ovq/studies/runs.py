@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.identity import fingerprint
+from cl_ovq.config import ExperimentConfig
 from cl_ovq.config.protocols import STREAM
 from cl_ovq.errors import UserError
-from cl_ovq.metric_names import METRICS
-from cl_ovq.paths import RESULTS, safe_name
+from cl_ovq.metric_names import better
+from cl_ovq.paths import safe_name
 from cl_ovq.runs.folder import locked
 from cl_ovq.runs.pool import run_many
 from cl_ovq.runs.result import Result
+from cl_ovq.runs.reuse import Fingerprints, FinishedRuns, copy_run, fingerprints, holds_run
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.tables import RowResult, StudyResult
 from cl_ovq.training import quantity_of
@@ -69,18 +71,27 @@ def _run_all(study: Study, directory: Path, console: Console, jobs: int) -> Stud
 
 
 class _Tasks:
-    """What a study has to run, what of it is done, and what can run now."""
+    """What a study has to run, what of it is done, and what can run now.
+
+    Tasks that differ only in what is measured on the finished model are trained once: the others wait for the first
+    one, and start from a copy of its run.
+    """
 
     def __init__(self, study: Study, directory: Path) -> None:
         self.study, self.directory = study, directory
         self.results: dict[Task, Result] = {}
         self.failed: dict[Task, str] = {}
+        self.started: set[Task] = set()
         self.chosen: dict[int, int] = {i: 0 for i, row in enumerate(study.rows) if len(row.points) == 1}
-        for index in range(len(study.rows)):
-            for task in [*self._tuning(index), *self._reported(index, range(len(study.rows[index].points)))]:
-                found = self._find(task)
-                if found is not None:
-                    self.results[task] = found
+        self.finished = FinishedRuns.under(directory)
+        rows = range(len(study.rows))
+        tasks = [t for i in rows for t in (*self._tuning(i), *self._reported(i, range(len(study.rows[i].points))))]
+        self.own: dict[Task, Fingerprints] = {task: fingerprints(self._configured(task)) for task in tasks}
+        self.sharing = Counter(found.training for found in self.own.values())
+        for task in tasks:
+            found = self._find(task)
+            if found is not None:
+                self.results[task] = found
 
     @property
     def total(self) -> int:
@@ -95,15 +106,21 @@ class _Tasks:
         return tuned + reported
 
     def config(self, task: Task) -> ExperimentConfig:
-        """The configuration of a run."""
+        """The configuration of a run. One whose model others are to start from is kept as a checkpoint."""
+        config: Any = self._configured(task)
+        if self.sharing[self.own[task].training] > 1:
+            config.checkpoint.enabled = True
+        return config
+
+    def _configured(self, task: Task) -> ExperimentConfig:
         row = self.study.rows[task.row]
         experiences = self.study.tuning.experiences if task.stream == STREAM else None
         return row.config(row.points[task.point], task.seed, task.stream, experiences)
 
     def path(self, task: Task) -> Path:
         """Where a run that has to be made goes."""
-        digest = fingerprint(to_dict(self.config(task)))
-        return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest[:12]}"
+        digest = self.own[task].whole[:12]
+        return self._row_directory(task.row) / f"{task.stream}-seed-{task.seed}-{digest}"
 
     def ready(self) -> Iterator[tuple[Task, ExperimentConfig]]:
         """Runs that are to be made now: tuning, and the reported seeds of rows whose tuning is over."""
@@ -113,7 +130,9 @@ class _Tasks:
                 self._choose(index)
             tasks = [*tuning, *(self._reported(index, [self.chosen[index]]) if index in self.chosen else [])]
             for task in tasks:
-                if task not in self.results and task not in self.failed:
+                if task not in self.results and task not in self.started and not self._waits(task):
+                    self.started.add(task)
+                    self._prepare(task)
                     yield task, self._in_its_place(task)
 
     def _in_its_place(self, task: Task) -> ExperimentConfig:
@@ -121,8 +140,31 @@ class _Tasks:
         run.output_dir = str(self.path(task))
         return run
 
+    def _waits(self, task: Task) -> bool:
+        """Whether a run is at work that trains the model of this one."""
+        at_work = self.started - self.results.keys() - self.failed.keys()
+        return any(self.own[other].training == self.own[task].training for other in at_work)
+
+    def _prepare(self, task: Task) -> None:
+        """Give a run the directory of one that was trained alike: that one itself if nothing else wants it, or a copy.
+
+        Where that cannot be done, the run is trained.
+        """
+        target = self.path(task)
+        if holds_run(target):
+            return
+        wanted = {found.whole for found in self.own.values()}
+        for source in self.finished.trained(self.own[task])[:1]:
+            with contextlib.suppress(OSError):
+                if source.parent == target.parent and self.finished[source].whole not in wanted:
+                    self.finished.move(source, target)
+                else:
+                    copy_run(source, target)
+
     def finish(self, task: Task, error: str | None) -> None:
         """Take in a run that has ended."""
+        if not error:
+            self.finished.add(self.path(task))
         found = None if error else self._find(task)
         if found is None:
             self.failed[task] = error or "left no results"
@@ -203,16 +245,13 @@ class _Tasks:
         scores = {point: self._score(index, point) for point in range(len(self.study.rows[index].points))}
         valid = {point: score for point, score in scores.items() if score is not None}
         if valid:
-            sign = METRICS[self._metric(index)]
+            sign = better(self._metric(index))
             self.chosen[index] = max(valid, key=lambda point: sign * valid[point])
 
     def _row_directory(self, index: int) -> Path:
         return self.directory / safe_name(self.study.rows[index].name).lower()
 
     def _find(self, task: Task) -> Result | None:
-        wanted = fingerprint(to_dict(self.config(task)))
-        for path in sorted(self._row_directory(task.row).glob(f"{task.stream}-seed-{task.seed}-*/{RESULTS}")):
-            result = Result.read(path)
-            if fingerprint(result.config) == wanted:
-                return result
-        return None
+        found = self.finished.same(self.own[task])
+        here = [directory for directory in found if directory.parent == self._row_directory(task.row)]
+        return Result.read(here[0]) if here else None

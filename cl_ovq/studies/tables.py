@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence, to_matrix
-from cl_ovq.metric_names import BETTER, title
+from cl_ovq.metric_names import better, title
 from cl_ovq.paths import write_atomically
 from cl_ovq.report.runs import capacities_table
 from cl_ovq.report.table import Column, Number, Table, mean_number
@@ -23,6 +23,8 @@ from cl_ovq.uris import redact_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from cl_ovq.evaluation.records import LengthRecord
 
 BOLD = "Bold: the best mean of the rows on one stream, those that see all data left aside; not tested."
 
@@ -181,7 +183,7 @@ class StudyResult:
         lost = any(len(row.sound) < len(row.runs) for row in self.rows)
         table = Table(
             *(Column(axis, right=False, min_width=9) for axis in self.study.axes),
-            *(Column(name, better=BETTER.get(metric, 0), min_width=5) for metric, name in self.metrics.items()),
+            *(Column(name, better=better(metric), min_width=5) for metric, name in self.metrics.items()),
             *(Column(name, min_width=5) for name in ("diverged", "memory", "seconds")[0 if lost else 1 :]),
             Column("chosen", right=False, min_width=5),
             title=f"{self.study.title} ({len(self.study.seeds)} seeds)",
@@ -254,5 +256,5 @@ class StudyResult:
         return [directory / file for file in (*texts, *figures)]
 
 
-def _without_distances(record: dict[str, Any]) -> dict[str, Any]:
+def _without_distances(record: LengthRecord) -> dict[str, object]:
     return {name: value for name, value in record.items() if name != "distances"}

@@ -37,7 +37,7 @@ from cl_ovq.config.parts import UnusedKeyError, owners
 from cl_ovq.config.protocols import STREAM, check_protocol, check_stream, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override
 from cl_ovq.errors import UserError, nearest, unknown
-from cl_ovq.metric_names import METRICS, QUANTITIES, is_foreign
+from cl_ovq.metric_names import QUANTITIES, is_foreign, known_metrics
 from cl_ovq.sweeps.schema import (
     MODES,
     MOST_TRIALS,
@@ -56,21 +56,9 @@ from cl_ovq.uris import redact_tree
 
 FOLDER = "ray_configs"
 BYTES = "memory_bytes"
-OBJECTIVES = (*METRICS, BYTES)
 TOP = (*(field.name for field in fields(TopKeys)), *SECTIONS)
 # What belongs to the sweep, and so to none of its trials.
 OWN = ("seed", "seeds", "output_dir", "evaluation.split", "evaluation.stop_after", "checkpoint.enabled")
-# What may change while weights, dictionaries and optimizer go on: population-based training searches among these only.
-CHANGEABLE = (
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "optimizer.momentum",
-    "strategy.strength",
-    "strategy.alpha",
-    "strategy.beta",
-    "strategy.temperature",
-    "model.dropout",
-)
 CHECKED_POINTS = 64
 CHECKED_CELLS = 256  # combinations of parts
 
@@ -281,8 +269,8 @@ def _section(section: str, cls: Any, values: Any) -> Any:
 
 def _objectives(objectives: dict[str, str]) -> dict[str, str]:
     for metric, mode in objectives.items():
-        if metric not in OBJECTIVES:
-            raise unknown("metric of objectives", metric, OBJECTIVES)
+        if metric not in (known := (*known_metrics(), BYTES)):
+            raise unknown("metric of objectives", metric, known)
         if mode not in MODES:
             raise unknown(f"mode at objectives.{metric}", mode, MODES)
     return objectives
@@ -326,6 +314,12 @@ def _check(sweep: Sweep) -> None:
     _check_points(sweep)
 
 
+def adjustable() -> list[str]:
+    """Return the keys whose value a trial may change as it goes, as their parts say (`option(adjustable=True)`)."""
+    every = ((owner.section, field) for owner in owners() for field in fields(owner.options))
+    return list(dict.fromkeys(f"{section}.{f.name}" for section, f in every if f.metadata.get("adjustable")))
+
+
 def _check_search(sweep: Sweep) -> None:
     search, scheduler, parameters = sweep.search, sweep.scheduler, sweep.space.parameters
     if search.name != "grid" and search.trials is None:
@@ -363,8 +357,8 @@ def _check_search(sweep: Sweep) -> None:
                 raise UserError(
                     "selection.seeds: population-based training takes one seed: it changes a run as it goes"
                 )
-            if parameter.key not in CHANGEABLE:
-                raise unknown("key that a trial can change as it goes (scheduler pbt)", parameter.key, CHANGEABLE)
+            if parameter.key not in (known := adjustable()):
+                raise unknown("key that a trial can change as it goes (scheduler pbt)", parameter.key, known)
 
 
 def _check_points(sweep: Sweep) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
-from cl_ovq.paths import RESULTS, expanded, write_atomically
+from cl_ovq.paths import expanded, write_atomically
 from cl_ovq.runs.checking import find_device
 from cl_ovq.runs.folder import locked
 from cl_ovq.runs.provenance import code_revision
-from cl_ovq.runs.result import Result
+from cl_ovq.runs.reuse import FinishedRuns
 from cl_ovq.runs.run_logging import check_store, experiment_of, open_tracker
 from cl_ovq.sweeps.cluster import connected
 from cl_ovq.sweeps.files import Sweep
@@ -122,20 +121,8 @@ def _job(sweep: Sweep, directory: Path, tracker: Tracker | None) -> Any:
             "dirty": str(code["dirty"]),
         },
     }
-    return Job(sweep, str(directory), settings, tracker.key if tracker else None, _stored(sweep.reuse))
-
-
-def _stored(folder: str | None) -> Mapping[str, str]:
-    """Return the directories of runs that are done, by fingerprint."""
-    found: dict[str, str] = {}
-    if folder is None:
-        return found
-    for path in sorted(expanded(folder).absolute().rglob(RESULTS)):
-        try:
-            found[fingerprint(Result.read(path).config)] = str(path.parent)
-        except UserError:  # of another version
-            continue
-    return found
+    stored = FinishedRuns() if sweep.reuse is None else FinishedRuns.under(expanded(sweep.reuse).absolute())
+    return Job(sweep, str(directory), settings, tracker.key if tracker else None, stored)
 
 
 def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console, lost: Callable[[], bool]) -> None:

@@ -230,12 +230,14 @@ def _parameter(key: str, description: Any, before: list[str]) -> Parameter:
         _check_range(f"{name}.{kind}", kind, values)
     elif len({repr(value) for value in values}) < len(values):
         raise UserError(f"{name}.{kind}: a value stands there twice: {values}")
-    when = description.get("when") or {}
+    when = {} if (given := description.get("when")) is None else given
     if not isinstance(when, Mapping):
         raise UserError(f"{name}.when: {when!r} is not a mapping of other keys to their values")
-    for other in when:
+    for other, wanted in when.items():
         if other not in before:
             raise unknown(f"key at {name}.when, which must be one of those above it,", str(other), before)
+        if wanted == []:
+            raise UserError(f"{name}.when.{other}: {wanted} is not a value or a list of values")
     conditions = {str(k): tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     return Parameter(key, str(kind), tuple(values), conditions)
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.identity import fingerprint
+from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback
@@ -24,6 +23,7 @@ from cl_ovq.runs.checkpoints.files import NAME as CHECKPOINT
 from cl_ovq.runs.checkpoints.history import NAME as HISTORY
 from cl_ovq.runs.folder import locked
 from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.runs.reuse import FinishedRuns, copy_run, fingerprints, holds_run
 from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.sweeps.files import BYTES, Sweep
 from cl_ovq.sweeps.pbt_checkpoint import graft
@@ -47,23 +47,29 @@ class Job:
         directory: of the sweep, as an absolute path.
         settings: laid over every configuration: where it is tracked.
         parent: key of the sweep's MLflow run; None where nothing is tracked.
-        stored: directories of results that may be taken, by fingerprint of their configuration.
+        stored: runs whose results, or whose training, may be taken.
     """
 
     sweep: Sweep
     directory: str
     settings: Point
     parent: str | None
-    stored: Mapping[str, str]
+    stored: FinishedRuns
 
     def run(self, config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> tuple[Result, Report]:
-        """Run a configuration, or take its result from the store; return the result, and what to report of it."""
-        began = time.time()
-        found = self.stored.get(fingerprint(to_dict(config)))
+        """Run a configuration, or take its result from the store; return the result, and what to report of it.
+
+        A stored run that was trained alike is copied, and what it has not measured yet on its model is measured.
+        """
+        began, own, directory = time.time(), fingerprints(config), Path(str(config.output_dir))
         parent = None if self.parent is None else RunKey(self.parent)
-        if found is not None:
-            result = Result.read(Path(found))
+        same = self.stored.same(own)
+        trained = [] if holds_run(directory) else self.stored.trained(own)
+        if same:
+            result = Result.read(same[0])
         else:
+            if trained:
+                copy_run(trained[0], directory)
             result = run_experiment(config, Console(quiet=True), parent, resume=True, callbacks=callbacks)
         seconds = time.time() - began
         run = {
@@ -73,7 +79,7 @@ class Job:
             "metrics": dict(result.metrics) | {BYTES: carried_bytes(result)},
             "seconds": seconds,
             "setup_seconds": max(0.0, seconds - result.provenance["wall_seconds"]),
-            "reused": found is not None,
+            "reused": bool(same or trained),
             "diverged": result.diverged,
         }
         return result, run
@@ -130,7 +136,8 @@ class Trial:
             before = self.experiences
             result, run = self.job.run(self._config(seed), [_Reports(self, before)])
             if result.diverged is not None:
-                raise DivergedError(**result.diverged)
+                lost = result.diverged
+                raise DivergedError(lost["step"], lost["experience"], lost["reason"])
             self.runs.append(run)
             self.experiences = before + len(result.matrix) - 1
         values = {}

@@ -1,4 +1,4 @@
-"""What MLflow takes as a name, and what it has deleted: asked before a run begins, where MLflow is imported."""
+"""What MLflow takes as a name, what it has deleted (both asked before a run begins), and what it refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RUN_NAME_LENGTH = 250  # of the column that MLflow's databases have for it
 TAGS_KEY = "tracking.tags"
+SAID = 3  # things that MLflow refused
 
 
 def check_names(experiment: str, run_name: str, tags: Sequence[str]) -> None:
@@ -49,3 +50,9 @@ def deleted(found: Experiment, uri: str) -> str:
         f"the experiment '{found.name}' was deleted in MLflow: restore it with `MLFLOW_TRACKING_URI='{redact(uri)}' "
         f"mlflow experiments restore --experiment-id {found.experiment_id}`, or name another (tracking.experiment=NAME)"
     )
+
+
+def describe_refused(refused: Sequence[str]) -> str:
+    """Say in one line what MLflow did not take."""
+    more = f"; and {len(refused) - SAID} more" if len(refused) > SAID else ""
+    return f"MLflow refused {len(refused)} of what was logged: {'; '.join(refused[:SAID])}{more}"

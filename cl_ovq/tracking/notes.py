@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cl_ovq.metric_names import format_number, matrix_label, title
 from cl_ovq.report.markup import code, markdown
@@ -12,6 +12,7 @@ from cl_ovq.report.table import Number, Table, metric_name
 
 if TYPE_CHECKING:
     from cl_ovq.evaluation.aggregates import Aggregate
+    from cl_ovq.evaluation.records import Dictionaries
     from cl_ovq.runs.result import Result
 
 
@@ -52,16 +53,16 @@ def seeds_note(metrics: Mapping[str, Aggregate], runs: Sequence[Result]) -> str:
     return "\n\n".join([intro, *lost, seeds_table(metrics, runs).to_markdown(), seeds.to_markdown()])
 
 
-def _dictionary(found: Mapping[str, Any]) -> str:
+def _dictionary(found: Dictionaries) -> str:
     if found["scope"] == "none":
         return "No dictionary."
     text = (
         f"Dictionary ({markdown(str(found['scope']))}): {found['size']:.0f} slots per head in use, effective size "
         f"{found['effective_size']:.0f}, {format_number(found['bytes'], 'bytes')}."
     )
-    if not found["history"]:
+    if not found.get("history"):
         return text
-    if not found["plateaus"]:
+    if not found.get("plateaus"):
         return f"{text} Its growth did not come to rest."
     rests = [
         f"from {plateau['start_tokens']:.0f} tokens (step {plateau['start_step']}) "

@@ -6,10 +6,14 @@ A FIFO would be waited for, a device may do anything when it is opened, and a li
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from cl_ovq.paths import RESULTS, write_atomically
 
 
 class NotOwnFileError(Exception):
@@ -67,3 +71,14 @@ def _check_regular(found: os.stat_result) -> None:
         return
     kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     raise NotOwnFileError(kinds.get(stat.S_IFMT(found.st_mode), "a device"))
+
+
+def note_run_id(directory: Path, run_id: str) -> None:
+    """Enter the run's id into results that were written before it was known, if that is what lies there."""
+    path = directory / RESULTS
+    with suppress(NotOwnFileError, OSError, ValueError, RecursionError):
+        with open_own(path) as file:
+            result = json.load(file)
+        if isinstance(result, dict) and "run_name" in result and result.get("run_id") is None:
+            result["run_id"] = run_id
+            write_atomically(path, json.dumps(result, indent=2) + "\n")

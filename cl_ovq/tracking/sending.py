@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cl_ovq.errors import printable
 from cl_ovq.tracking.journal import JournalReader, keep_state, state_of
 from cl_ovq.tracking.names import deleted
-from cl_ovq.tracking.own_files import NotOwnFileError, open_own, own_path
+from cl_ovq.tracking.own_files import NotOwnFileError, note_run_id, own_path
 from cl_ovq.tracking.records import (
     REFUSED,
     Begun,
@@ -41,7 +41,6 @@ PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 LAST_TRY_SECONDS = 20.0
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
-SAID = 3  # things that MLflow refused
 
 
 class Gone(Exception):
@@ -307,7 +306,7 @@ class Sending:
             run = client.create_run(experiment, start_time=record.time, tags=tags, run_name=record.name)
             run_id = run.info.run_id
         self._keep(self.state.offset, run_id=run_id)
-        _note_run_id(self.reader.path.parent, run_id)
+        note_run_id(self.reader.path.parent, run_id)
 
     def _experiment(self, name: str, quantity: str) -> str:
         from cl_ovq.tracking.view import view_tags
@@ -400,22 +399,3 @@ class Sending:
     def _id(self) -> str:
         assert self.state.run_id is not None, "a journal begins with its run"
         return self.state.run_id
-
-
-def describe_refused(refused: Sequence[str]) -> str:
-    """Say in one line what MLflow did not take."""
-    more = f"; and {len(refused) - SAID} more" if len(refused) > SAID else ""
-    return f"MLflow refused {len(refused)} of what was logged: {'; '.join(refused[:SAID])}{more}"
-
-
-def _note_run_id(directory: Path, run_id: str) -> None:
-    """Enter the run's id into results that were written before it was known, if that is what lies there."""
-    from cl_ovq.paths import RESULTS, write_atomically
-
-    path = directory / RESULTS
-    with suppress(NotOwnFileError, OSError, ValueError, RecursionError):
-        with open_own(path) as file:
-            result = json.load(file)
-        if isinstance(result, dict) and "run_name" in result and result.get("run_id") is None:
-            result["run_id"] = run_id
-            write_atomically(path, json.dumps(result, indent=2) + "\n")

@@ -9,9 +9,10 @@ from pathlib import Path
 from cl_ovq.errors import UserError, printable
 from cl_ovq.paths import expanded, is_folder
 from cl_ovq.tracking.journal import PATTERN, JournalBusy, modified
+from cl_ovq.tracking.names import describe_refused
 from cl_ovq.tracking.own_files import NotOwnFileError, open_own
 from cl_ovq.tracking.records import JournalMalformed
-from cl_ovq.tracking.sending import Sending, describe_refused
+from cl_ovq.tracking.sending import Sending
 from cl_ovq.tracking.store import absolute_uri, artifact_location, check_address
 from cl_ovq.uris import redact
 

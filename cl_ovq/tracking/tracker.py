@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from cl_ovq.errors import UserError, printable
 from cl_ovq.tracking.journal import JournalBusy, JournalWriter, to_number
+from cl_ovq.tracking.names import describe_refused
 from cl_ovq.tracking.process import SenderProcess
 from cl_ovq.tracking.records import JournalMalformed
-from cl_ovq.tracking.sending import describe_refused
 from cl_ovq.tracking.store import absolute_uri, artifact_location, check_address, default_uri
 from cl_ovq.uris import redact
 
@@ -147,6 +147,11 @@ class Tracker:
         return self._journal.key
 
     @property
+    def resumed(self) -> bool:
+        """Whether this goes on with a run that was tracked from the directory before."""
+        return self._journal.resumed
+
+    @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None while its store cannot be reached."""
         if self._run_id is None and not self._ended:
@@ -262,6 +267,11 @@ class NullTracker(Tracker):
 
     def __init__(self) -> None:
         pass
+
+    @property
+    def resumed(self) -> bool:
+        """False: there is no MLflow run."""
+        return False
 
     @property
     def run_id(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,32 +9,9 @@ from torch import Tensor
 
 from kernels.growth import target_size
 from kernels.numerics import counter_hash
-from kernels.options import DictionaryOptions
-from kernels.triton.launch import TYPES, power, precision, widest
+from kernels.schema import Arguments
+from kernels.triton.launch import TYPES, power, precision, strides, widest
 from kernels.triton.tiles import Tile, tile
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """The operator's tensors; see `kernels.ovq_attention` and `DictionaryState`.
-
-    `mask` is None where all new tokens are valid.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    beta: Tensor
-    slot_bias: Tensor | None
-    mask: Tensor | None
-    counts: Tensor
-    keys: Tensor
-    values: Tensor
-    size: Tensor
-    tokens: Tensor
-    pending_k: Tensor
-    pending_v: Tensor
-    pending_mask: Tensor
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -47,63 +23,71 @@ class Call:
     """One call: sizes, and the arguments that its kernels have in common.
 
     Letters: `B` rows, `T` new tokens, `P` pending ones, `S = P + T` positions, `H` query heads, `G` key/value heads,
-    `N` capacity, `L` chunk, `V = N + closes L` versions, `D = Dk + Dv`.
+    `N` capacity, `L` chunk, `V = N + full_chunks L` versions, `D = Dk + Dv`.
     """
 
-    def __init__(self, x: Tensors, options: DictionaryOptions, closes: int):
-        self.x, self.options, self.closes = x, options, closes
+    def __init__(self, x: Arguments, full_chunks: int):
+        options, state = x.options, x.state
+        self.x, self.options, self.full_chunks = x, options, full_chunks
         self.b, self.t, self.h, self.dk = x.q.shape
-        self.g, self.dv = x.k.shape[2], x.v.shape[3]
+        self.g, self.dv = x.v.shape[2:]
         self.group = self.h // self.g
-        self.n, self.length = options.capacity, options.chunk_size
-        self.p = x.pending_mask.shape[1]
+        self.n, self.length, self.p = options.capacity, options.chunk_size, state.pending
         self.s = self.p + self.t
         self.chunks = -(-self.s // self.length)
-        self.lines = self.b * self.g
-        self.versions = self.n + closes * self.length
-        self.traced = closes > 0
-        self.shared = not self.traced and x.keys.shape[0] == 1 and self.b > 1
+        self.batch_heads = self.b * self.g
+        self.versions = self.n + full_chunks * self.length
+        self.traced = full_chunks > 0
+        self.shared = not self.traced and state.batch == 1 and self.b > 1
         self.dtype = widest(x.q, x.k, x.v)
         self.head = max(self.dk, self.dv)
         self.device = x.q.device
-        q, k, v = (_rows(y.detach()) for y in (x.q, x.k, x.v))
-        mask = None if x.mask is None else x.mask.contiguous().view(torch.uint8)
-        pending = x.pending_mask.contiguous().view(torch.uint8) if self.p else None
-        self.inputs: dict[str, Any] = {
-            "k": k,
-            "v": v,
-            "mask": mask,
-            "pending_k": x.pending_k.detach().contiguous() if self.p else None,
-            "pending_v": x.pending_v.detach().contiguous() if self.p else None,
-            "pending_mask": pending,
-        }
-        self.queries: dict[str, Any] = {
-            "q": q,
-            "beta": x.beta.detach().float().contiguous(),
-            "slot_bias": None if x.slot_bias is None else x.slot_bias.detach().float().contiguous(),
-        }
-        self.strides: dict[str, Any] = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False)) | dict(
-            zip(("v_row", "v_token", "v_head"), v.stride(), strict=False)
-        )
-        self.query_strides: dict[str, Any] = dict(zip(("q_row", "q_token", "q_head"), q.stride(), strict=False))
-        self.sizes: dict[str, Any] = {
-            "T": self.t,
-            "P": self.p,
-            "G": self.g,
-            "pending_row": self.p if x.pending_k.shape[0] > 1 else 0,
-        }
-        self.flags: dict[str, Any] = {
-            "MASKED": mask is not None,
-            "PENDING": self.p > 0,
-            "DTYPE": TYPES[self.dtype],
-            "PRECISION": precision(self.device),
-            "DK": self.dk,
-            "BLOCK_K": power(self.dk),
-        }
-        options = self.options
         usual = options.learning_rate == "adaptive" and options.seeds == "spread" and options.read_out == "raw"
         self.plain = usual and x.slot_bias is None and not self.p
-        self.value_flags: dict[str, Any] = {"DV": self.dv, "BLOCK_V": power(self.dv)}
+        q, k, v = (_rows(y.detach()) for y in (x.q, x.k, x.v))
+        # What several kernels name; each gets of it what it names.
+        self.arguments: dict[str, Any] = {
+            "q": q,
+            "k": k,
+            "v": v,
+            "mask": None if x.mask is None else x.mask.contiguous().view(torch.uint8),
+            "pending_k": state.pending_keys.detach().contiguous() if self.p else None,
+            "pending_v": state.pending_values.detach().contiguous() if self.p else None,
+            "pending_mask": state.pending_mask.contiguous().view(torch.uint8) if self.p else None,
+            "beta": x.beta.detach().float().contiguous(),
+            "slot_bias": None if x.slot_bias is None else x.slot_bias.detach().float().contiguous(),
+            **strides("q", q),
+            **strides("k", k),
+            **strides("v", v),
+            "pending_row": self.p if state.batch > 1 else 0,
+            "T": self.t,
+            "P": self.p,
+            "S": self.s,
+            "N": self.n,
+            "B": self.b,
+            "G": self.g,
+            "closes": full_chunks,
+            "rate": float(options.rate),
+            "threshold": float(options.novelty_threshold),
+            "MASKED": x.mask is not None,
+            "PENDING": self.p > 0,
+            "BIASED": x.slot_bias is not None,
+            "TRACED": self.traced,
+            "SHARED": self.shared,
+            "NOVELTY": options.growth == "novelty",
+            "RANKED": options.seeds == "random",
+            "JOIN_SEEDS": options.assignment == "all",
+            "LEARNING_RATE": options.learning_rate,
+            "READ_OUT": options.read_out,
+            "DTYPE": TYPES[self.dtype],
+            "PRECISION": precision(self.device),
+            "L": self.length,
+            "GROUP": self.group,
+            "DK": self.dk,
+            "DV": self.dv,
+            "BLOCK_K": power(self.dk),
+            "BLOCK_V": power(self.dv),
+        }
 
     @property
     def chunk_queries(self) -> int:
@@ -119,7 +103,7 @@ class Call:
 
     def tile(self, kernel: str, rows: int, columns: int) -> Tile:
         """The tile of one of the call's kernels, see `tiles.tile`."""
-        return tile(kernel, self.dtype, self.head, rows, columns, plain=self.plain, device=self.device)
+        return tile(kernel, self.dtype, self.head, (rows, columns), plain=self.plain, device=self.device)
 
     def tiles(self, rows: int, group: int, chunk: int) -> int:
         """Tiles of so many rows, `group` at each position, of all chunks before `chunk`."""
@@ -137,34 +121,35 @@ class Call:
         return max(1, min(self.chunks, self.t * (self.dk + self.dv) // (2 * self.n)))
 
     def arrivals(self) -> Tensor:
-        """`[B, closes]` int64, valid tokens of every chunk that closes."""
+        """`[B, full_chunks]` int64, valid tokens of every full chunk."""
         valid = self.valid()
         if valid is None:
-            return torch.full((self.b, self.closes), self.length, dtype=torch.int64, device=self.device)
-        return valid.view(self.b, self.closes, self.length).sum(-1)
+            return torch.full((self.b, self.full_chunks), self.length, dtype=torch.int64, device=self.device)
+        return valid.view(self.b, self.full_chunks, self.length).sum(-1)
 
     def valid(self) -> Tensor | None:
-        """`[B, closes L]` bool, valid positions of chunks that close; None if all are."""
-        x, end = self.x, self.closes * self.length
-        if x.mask is None and not self.p:
+        """`[B, full_chunks L]` bool, valid positions of full chunks; None if all are."""
+        mask = self.x.mask
+        if mask is None and not self.p:
             return None
-        mask = x.mask
         if mask is None:
             mask = torch.ones(self.b, self.t, dtype=torch.bool, device=self.device)
-        return torch.cat([x.pending_mask.expand(self.b, self.p), mask], 1)[:, :end]
+        return torch.cat([self.x.state.pending_mask.expand(self.b, self.p), mask], 1)[
+            :, : self.full_chunks * self.length
+        ]
 
     def targets(self, arrivals: Tensor) -> Tensor:
-        """`[B, closes]` int32, slots that should be in use after every chunk."""
-        return target_size(self.x.tokens[:, None] + arrivals.cumsum(1), self.options).int()
+        """`[B, full_chunks]` int32, slots that should be in use after every chunk."""
+        return target_size(self.x.state.tokens[:, None] + arrivals.cumsum(1), self.options).int()
 
     def ranks(self) -> Tensor | None:
-        """`[B, G, closes L]` int32, the order in which tokens seed where chance decides; None where it does not."""
+        """`[B, G, full_chunks L]` int32, in which order tokens seed by chance; None where it does not decide."""
         if self.options.seeds != "random":
             return None
         valid = self.valid()
         if valid is None:
-            valid = torch.ones(self.b, self.closes * self.length, dtype=torch.bool, device=self.device)
-        return random_ranks(valid, self.x.tokens, self.g, self.options.seed)
+            valid = torch.ones(self.b, self.full_chunks * self.length, dtype=torch.bool, device=self.device)
+        return random_ranks(valid, self.x.state.tokens, self.g, self.options.seed)
 
 
 def random_ranks(valid: Tensor, tokens: Tensor, heads: int, seed: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -13,6 +13,9 @@ from torch import Tensor
 from kernels.triton import observing
 from kernels.triton.interpreter import mend
 from kernels.triton.observing import Launch, Span
+
+if TYPE_CHECKING:
+    from kernels.triton.tiles import Tile
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 if INTERPRETED:
@@ -25,24 +28,25 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int = 2, registers: int | None = None, **arguments: Any
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, arguments: dict[str, Any]) -> None:
     """Launch a kernel, unless its grid is empty.
 
     Args:
         kernel: a Triton kernel.
         grid: programs in each dimension.
-        warps: of a program.
-        stages: of loads that run ahead.
-        registers: that a thread may use, where the compiler's choice is not wanted.
-        arguments: of the kernel, by name.
+        tile: that a program works in.
+        arguments: by name; the kernel gets those that it names, and the tile's.
+
+    Raises:
+        KeyError: naming an argument of the kernel that is not there.
     """
     if not all(grid):
         return
-    options = {"num_warps": warps, "num_stages": stages}
-    if registers is not None:
-        options["maxnreg"] = registers
+    arguments = arguments | {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_I": tile.inner}
+    arguments = {name: arguments[name] for name in kernel.arg_names}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.registers is not None:
+        options["maxnreg"] = tile.registers
     if observing.launches is not None:
         observing.launches.append(Launch(kernel, grid, arguments, options))
         return
@@ -54,6 +58,11 @@ def launch(
     kernel[grid](**arguments, **options)
     end.record()
     observing.spans.append(Span(kernel.__name__, begin, end))
+
+
+def strides(name: str, x: Tensor) -> dict[str, int]:
+    """Strides of tokens or queries `[B, T, heads, D]` but the last, as kernels name them."""
+    return dict(zip((f"{name}_row", f"{name}_token", f"{name}_head"), x.stride(), strict=False))
 
 
 def power(x: int, least: int = 16, most: int = 1 << 30) -> int:

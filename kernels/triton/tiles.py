@@ -66,7 +66,7 @@ def target(device: torch.device) -> str:
 
 
 def tile(
-    kernel: str, dtype: torch.dtype, head: int, rows: int, columns: int, *, plain: bool, device: torch.device
+    kernel: str, dtype: torch.dtype, head: int, most: tuple[int, int], *, plain: bool, device: torch.device
 ) -> Tile:
     """The tile of a kernel.
 
@@ -74,13 +74,12 @@ def tile(
         kernel: its name in the table.
         dtype: of operands.
         head: the larger of key and value size.
-        rows: as many as there are to work on at a time; a tile is no larger.
-        columns: likewise.
+        most: rows and columns that there are to work on at a time; a tile has no more.
         plain: whether the call has default options, for which less needs to be held at a time.
         device: of the tensors.
     """
     wide = dtype == torch.float32
     found = Tile(*TILES[kernel, target(device), wide, 128 if head > 64 else 64, plain and not wide])
     found = found._replace(**_changes.get(kernel, {}))
-    rows, columns = power(rows, most=found.rows), power(columns, most=found.columns)
+    rows, columns = power(most[0], most=found.rows), power(most[1], most=found.columns)
     return found._replace(rows=rows, columns=columns, inner=min(found.inner, rows))

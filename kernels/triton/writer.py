@@ -11,7 +11,7 @@ from kernels.state import DictionaryState
 from kernels.triton import tiles
 from kernels.triton.batch import assign_batch, choose_batch, settle_batch, spoil_batch, write_batch
 from kernels.triton.calls import random_ranks
-from kernels.triton.launch import TYPES, launch, on, power, precision, widest
+from kernels.triton.launch import TYPES, launch, on, power, precision, strides, widest
 
 
 def update(
@@ -49,98 +49,45 @@ def _update(
     means = torch.cat([state.keys, state.values], -1)
     counts = state.counts.clone(memory_format=torch.contiguous_format)
     codes = torch.empty(b, g, t, dtype=torch.int32, device=device)
-    size = state.size.contiguous()
-    scratch: dict[str, Any] = {"similarity": means.new_empty(b, g, t), "order": torch.empty_like(codes)}
-    new_size = size.clone()
+    new_size = state.size.clone(memory_format=torch.contiguous_format)
     dtype = widest(k, v)
     usual = options.learning_rate == "adaptive" and options.seeds == "spread"
-    tile = tiles.tile("scan", dtype, max(dk, dv), t, n, plain=usual, device=device)
-    grid = (-(-t // tile.rows), b * g)
-    strides: dict[str, Any] = dict(zip(("k_row", "k_token", "k_head"), k.stride(), strict=False))
-    v_strides: dict[str, Any] = dict(zip(("v_row", "v_token", "v_head"), v.stride(), strict=False))
-    common: dict[str, Any] = {"DTYPE": TYPES[dtype], "PRECISION": precision(device), "DK": dk, "BLOCK_K": power(dk)}
-    how: dict[str, Any] = {"warps": tile.warps, "stages": tile.stages, "BLOCK_M": tile.rows}
-    inner: dict[str, Any] = {"BLOCK_I": tile.inner}
-    launch(
-        assign_batch,
-        grid,
-        k=k,
-        mask=None if mask is None else mask.contiguous().view(torch.uint8),
-        size=size,
-        leaders=leaders,
-        means=means,
-        codes=codes,
-        ranks=ranks,
-        **scratch,
-        **strides,
-        T=t,
-        N=n,
-        G=g,
-        threshold=float(options.novelty_threshold),
-        MASKED=mask is not None,
-        NOVELTY=options.growth == "novelty",
-        RANKED=ranks is not None,
-        DV=dv,
-        BLOCK_N=tile.columns,
-        **common,
-        **how,
-    )
-    launch(choose_batch, grid, order=scratch["order"], codes=codes, news=new, leaders=leaders, T=t, **inner, **how)
-    launch(
-        settle_batch,
-        grid,
-        k=k,
-        size=size,
-        new_size=new_size,
-        similarity=scratch["similarity"],
-        codes=codes,
-        **strides,
-        T=t,
-        G=g,
-        JOIN_SEEDS=options.assignment == "all",
-        **common,
-        **inner,
-        **how,
-    )
-    launch(
-        write_batch,
-        grid,
-        k=k,
-        v=v,
-        codes=codes,
-        means=means,
-        counts=counts,
-        **strides,
-        **v_strides,
-        T=t,
-        N=n,
-        G=g,
-        rate=float(options.rate),
-        LEARNING_RATE=options.learning_rate,
-        DV=dv,
-        BLOCK_V=power(dv),
-        **common,
-        **inner,
-        **how,
-    )
-    launch(
-        spoil_batch,
-        grid,
-        k=k,
-        v=v,
-        codes=codes,
-        means=means,
-        **strides,
-        **v_strides,
-        T=t,
-        N=n,
-        G=g,
-        DK=dk,
-        DV=dv,
-        BLOCK_K=power(dk),
-        BLOCK_V=power(dv),
-        **how,
-    )
+    tile = tiles.tile("scan", dtype, max(dk, dv), (t, n), plain=usual, device=device)._replace(registers=None)
+    arguments: dict[str, Any] = {
+        "k": k,
+        "v": v,
+        "mask": None if mask is None else mask.contiguous().view(torch.uint8),
+        "size": state.size.contiguous(),
+        "new_size": new_size,
+        "leaders": leaders,
+        "news": new,
+        "means": means,
+        "counts": counts,
+        "similarity": means.new_empty(b, g, t),
+        "order": torch.empty_like(codes),
+        "codes": codes,
+        "ranks": ranks,
+        **strides("k", k),
+        **strides("v", v),
+        "T": t,
+        "N": n,
+        "G": g,
+        "threshold": float(options.novelty_threshold),
+        "rate": float(options.rate),
+        "MASKED": mask is not None,
+        "NOVELTY": options.growth == "novelty",
+        "RANKED": ranks is not None,
+        "JOIN_SEEDS": options.assignment == "all",
+        "LEARNING_RATE": options.learning_rate,
+        "DTYPE": TYPES[dtype],
+        "PRECISION": precision(device),
+        "DK": dk,
+        "DV": dv,
+        "BLOCK_K": power(dk),
+        "BLOCK_V": power(dv),
+    }
+    for kernel in (assign_batch, choose_batch, settle_batch, write_batch, spoil_batch):
+        launch(kernel, (-(-t // tile.rows), b * g), tile, arguments)
     slots = torch.where(codes < -1, -2 - codes, codes).long().transpose(1, 2)
     return (
         state.replace(counts=counts, keys=means[..., :dk], values=means[..., dk:], size=new_size, tokens=tokens),

@@ -3,10 +3,9 @@
 import contextlib
 import io
 import itertools
-import subprocess
-import sys
 
 import pytest
+from forked import ForkedCommand
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -104,7 +103,7 @@ def test_the_note_below_a_table_is_wrapped_once(two, width):
 
 
 def test_seeds_say_no_more_than_single_runs(tiny_path, tmp_path):
-    command = [sys.executable, "-c", "from cl_ovq.cli import main; main()", "run", str(tiny_path), *QUICK]
-    done = subprocess.run([*command, "seeds=2"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = ForkedCommand("run", tiny_path, *QUICK, "seeds=2", folder=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
     assert "arn" not in done.stderr
     assert len(done.stderr.splitlines()) == 6, done.stderr  # a title and two experiences for each

@@ -22,7 +22,7 @@ from kernel_helpers import (
 )
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from kernels import READ_OUTS, DictionaryOptions, DictionaryState, lines, ovq_attention, reading
+from kernels import READ_OUTS, DictionaryOptions, DictionaryState, batch_heads, ovq_attention, reading
 
 HEADS = {  # dimension of the heads in every tensor of a state that has one
     "counts": 1,
@@ -94,7 +94,7 @@ def test_a_group_reads_its_dictionary_as_if_each_head_had_a_copy(cut_small, inpu
         with pytest.MonkeyPatch.context() as patch:
             if cut_small and grouped:
                 patch.setattr(reading, "TILE", 4)
-                patch.setattr(lines, "_SCORES", 16)
+                patch.setattr(batch_heads, "_SCORES", 16)
             o, final = in_pieces(each, options, "chunked", initial, cuts)
             first = {name: t.unflatten(HEADS[name], (g, -1)) for name, t in final.state_dict().items() if name in HEADS}
             first = final.replace(**{name: t.select(HEADS[name] + 1, 0) for name, t in first.items()})

@@ -26,7 +26,7 @@ from kernels import (
     SEEDS,
     DictionaryOptions,
     DictionaryState,
-    lines,
+    batch_heads,
     ovq_attention,
     reading,
     reference,
@@ -69,7 +69,7 @@ def test_outputs_states_and_gradients(read_out, cut_small, inputs, options, befo
         if cut_small:  # so that small inputs too are cut for caches and threads
             patch.setattr(reading, "TILE", 2)
             patch.setattr(selection, "_TILE", 40)
-            patch.setattr(lines, "_SCORES", 16)
+            patch.setattr(batch_heads, "_SCORES", 16)
         assert_same_as_the_reference(inputs, options, before, shared)
 
 
@@ -172,7 +172,7 @@ def test_autocast_does_not_touch_statistics():
 
 
 def test_a_large_call_is_the_same_on_threads():
-    """Blocks of lines on threads of their own give what one thread gives, forward and backward."""
+    """Blocks of batch heads on threads of their own give what one thread gives, forward and backward."""
     inputs = random_inputs(b=3, t=300, h=3, dk=8, dv=8, dtype=torch.float32, masked=0.1)
     options = DictionaryOptions(capacity=64, chunk_size=64, seeds="random")
     before, results = torch.get_num_threads(), []

@@ -170,7 +170,7 @@ def test_without_data_the_error_says_three_ways_at_once(no_package, tmp_path, gi
         assert way in message
     assert "refused" in message
     assert (str(tmp_path / "empty") in message) is give_data_dir
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60  # and no mirror is waited for
 
 
 @pytest.fixture

@@ -27,13 +27,14 @@ class Fit:
 
     Args:
         strategy: of the run, freshly built.
-        samples: of its stream.
+        training: whether each sample of its stream is one to train on, `[samples]`.
         experiences: of its stream.
     """
 
-    def __init__(self, strategy: Any, samples: int, experiences: int) -> None:
+    def __init__(self, strategy: Any, training: Tensor, experiences: int) -> None:
         self.strategy = strategy
-        self.samples = samples
+        self.training = training
+        self.samples = len(training)
         self.experiences = experiences
         self.model: dict[str, Tensor] = strategy.model.state_dict()
         found = dictionaries(strategy.model)
@@ -115,6 +116,7 @@ class Fit:
                 _whole(packed, 0, self.samples, place)
         elif isinstance(present, ExemplarsBuffer):
             self._policy(packed, present, place)
+            _must(packed["policy"]["max_size"] == present.max_size, f"{place} has another size")
         elif isinstance(present, bool | int | float | str):
             _must(_alike(packed, present, finite=False), f"{place} is {packed!r}")
         elif isinstance(present, dict):
@@ -139,6 +141,8 @@ class Fit:
             rows = len(content["rows"])
             _must(len(content["tasks"]) == rows, f"{place} has samples without a task label")
             _whole(content["order"], 0, rows, f"{place}.order")
+            own = torch.equal(content["rows"], _rows(content["storage_policy"]["policy"]))
+            _must(own, f"{place} has other samples than its policy keeps")
         memory = getattr(present, "memory", None)
         if "logits" in content and isinstance(memory, Memory):
             rows = len(content["memory"]["object"]["rows"])
@@ -184,19 +188,39 @@ class Fit:
             if name == "_buffer":
                 _must(isinstance(item, Tensor) and item.ndim == 1, f"{at} is no list of rows")
                 _whole(item, 0, self.samples, at)
+                _must(bool(self.training[item].all()), f"{at} holds samples that are not to be trained on")
             elif name == "_buffer_weights":
                 _must(isinstance(item, Tensor) and item.ndim == 1 and item.is_floating_point(), f"{at} is no weights")
             elif name == "buffer_groups":
                 _must(isinstance(item, dict) and all(type(key) is int for key in item), f"{at} is no mapping of groups")
                 for key, group in item.items():
                     self._policy(group, ReservoirSamplingBuffer(0), f"{at}.{key}")
+                rooms = [group["policy"]["max_size"] for group in item.values()]
+                _must(not rooms or sum(rooms) == content["max_size"], f"{at} do not share the room that there is")
             elif isinstance(own[name], set):
                 seen = _content(item, "set", at, list)
                 _must(all(type(label) is int for label in seen), f"{at} is no set of labels")
+                _must(set(seen) == content["buffer_groups"].keys(), f"{at} has other labels than groups")
+            elif name == "_num_exps":
+                groups = list(content["buffer_groups"])
+                _must(
+                    type(item) is int and groups == list(range(len(groups))) and item == len(groups),
+                    f"{at} is {item!r}",
+                )
             else:
-                _must(own[name] is None or _alike(item, own[name]), f"{at} is {item!r}")
+                _must(_alike(item, own[name]), f"{at} is {item!r}")
         if "_buffer_weights" in content:
             _must(len(content["_buffer_weights"]) == len(content["_buffer"]), f"{place} has other weights than samples")
+            _must(len(content["_buffer"]) <= content["max_size"], f"{place} has more samples than room")
+
+
+def _rows(policy: dict[str, Any]) -> Tensor:
+    """Return the rows of the samples that a packed policy keeps, once it is known to be right, `[n]` int64."""
+    groups = policy.get("buffer_groups")
+    if groups is None:
+        kept: Tensor = policy["_buffer"]
+        return kept
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(_rows(group["policy"]) for group in groups.values())])
 
 
 def _content(packed: Any, kind: str, place: str, holds: type = dict) -> Any:

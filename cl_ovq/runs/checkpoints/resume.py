@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cl_ovq.config import ExperimentConfig, to_dict
-from cl_ovq.config.load import decisive
-from cl_ovq.config.parts import current
+from cl_ovq.config.identity import differences, identity
 from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.files import NAME
 from cl_ovq.runs.checkpoints.history import History
@@ -49,11 +48,8 @@ def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> No
         config: the present one.
 
     Raises:
-        UserError: they differ in what decides the result.
+        UserError: they differ in what decides training.
     """
-    there, here = decisive(current(kept)), decisive(to_dict(config))
-    for key in dict.fromkeys((*here, *there)):
-        if there.get(key) != here.get(key):
-            raise UserError(
-                f"{path} is of another configuration: {key} is {there.get(key)} there, and {here.get(key)} here"
-            )
+    differing = differences(identity(to_dict(config)).training, identity(kept).training)
+    for key, (here, there) in differing.items():
+        raise UserError(f"{path} is of another configuration: {key} is {there} there, and {here} here")

@@ -97,7 +97,7 @@ class RunState:
             ValueError: saying what does not.
         """
         strategy = self.strategy
-        fit = Fit(strategy, len(self._position), len(self._datasets))
+        fit = Fit(strategy, self._position >= 0, len(self._datasets))
         fit.check(state)
         for kind, owners in (("strategy", [strategy]), ("plugins", strategy.plugins), ("recorders", self.recorders)):
             kept = [state[kind]] if kind == "strategy" else state[kind]

@@ -54,7 +54,7 @@ def part_with(monkeypatch, code):
 def test_what_an_item_does_costs_itself_alone(monkeypatch, settings):
     part = part_with(monkeypatch, WORKER)
     environment = running.environment_of(settings, {"PYTHONPATH": str(wheels.ROOT)}, PARTS[1])
-    assert running.run_part(part, settings, environment, time.monotonic() + 60) == "done"
+    assert running.run_part(part, settings, environment, time.monotonic() + 600) == "done"
     found = records.ended(records.read(settings.output / "probe.jsonl"))
     assert {name: row["ok"] for name, row in found.items()} == {
         "works": True,
@@ -86,7 +86,7 @@ def test_what_is_cut_off_goes_on_at_the_next_call(monkeypatch, settings):
     assert "hangs" not in ended
     assert "last" not in ended
     part = part_with(monkeypatch, slow.replace("time.sleep(60)", "{}"))
-    assert running.run_part(part, settings, environment, time.monotonic() + 60) == "done"
+    assert running.run_part(part, settings, environment, time.monotonic() + 600) == "done"
     again = records.ended(records.read(path))
     assert again["hangs"]["ok"]
     assert again["works"] == ended["works"]
@@ -99,7 +99,7 @@ def test_an_item_that_was_cut_off_long_ago_is_begun_anew(monkeypatch, settings):
     records.append(path, item="works", begun=time.time() - 1000, limit=5)
     environment = running.environment_of(settings, {"PYTHONPATH": str(wheels.ROOT)}, PARTS[1])
     part = part_with(monkeypatch, WORKER.replace("os._exit(7)", "{}").replace("time.sleep(60)", "{}"))
-    assert running.run_part(part, settings, environment, time.monotonic() + 60) == "done"
+    assert running.run_part(part, settings, environment, time.monotonic() + 600) == "done"
     assert records.ended(records.read(path))["works"]["ok"]
 
 
@@ -108,17 +108,25 @@ def test_more_deaths_than_any_limit_leave_the_rest(monkeypatch, settings):
     code = WORKER.replace('Item("last", dict)', dying).replace("time.sleep(60), limit=0.5", "{}")
     part = part_with(monkeypatch, code)
     environment = running.environment_of(settings, {"PYTHONPATH": str(wheels.ROOT)}, PARTS[1])
-    assert running.run_part(part, settings, environment, time.monotonic() + 120) == "done"
+    assert running.run_part(part, settings, environment, time.monotonic() + 600) == "done"
     assert records.ended(records.read(settings.output / "probe.jsonl"))["last"]["ok"]
 
 
 def test_a_part_that_cannot_start_says_why(monkeypatch, settings):
     part = part_with(monkeypatch, "import no_such_module")
-    assert running.run_part(part, settings, dict(os.environ), time.monotonic() + 60) == "could not start (exit code 1)"
+    assert running.run_part(part, settings, dict(os.environ), time.monotonic() + 600) == "could not start (exit code 1)"
     report(settings.output, [], rehearsal=True)
     assert "No module named 'no_such_module'" in (settings.output / "report.md").read_text()
     run.prepare(part, settings, retry=False)
     assert records.read(settings.output / "probe.jsonl") == []
+
+
+def runs(pid):
+    """Whether there is such a process, and not only what is left of it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 LONG = """
@@ -145,8 +153,8 @@ def test_nothing_goes_on_when_the_run_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     left = [int(pid) for pid in pids.read_text().split()]
-    deadline = time.monotonic() + 30
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in left):
+    deadline = time.monotonic() + 300
+    while any(map(runs, left)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -25,6 +25,7 @@ from cl_ovq.runs.setup import load_stream
 
 RICH = ("strategy.name=derpp", *FAST, "evaluation.every_steps=4", "optimizer.name=adamw")
 STEPS = 20
+TEST_ROW = 3  # a sample to test on
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,20 @@ def test_many_more_changed_checkpoints(config, begun, stream, tmp_path, seed):
     outcomes(config, begun, stream, tmp_path, 300, seed)
 
 
+def memory(run):
+    """Return what a checkpoint holds of the memory of past samples."""
+    return run["state"]["strategy"]["object"]["memory"]["object"]
+
+
+def policy(run):
+    return memory(run)["storage_policy"]["policy"]
+
+
+def group(run):
+    """Return what it holds of the samples of one class."""
+    return next(iter(policy(run)["buffer_groups"].values()))["policy"]
+
+
 def put(*path, value):
     """Return what sets the part at a place."""
 
@@ -148,6 +163,31 @@ def put(*path, value):
         (put("state", "random", "numpy", 2, value=10**6), "is not the checkpoint of a run: state.random: NumPy's"),
         (put("state", "random", "torch", value=torch.zeros(3)), "does not fit this run: "),
         (put("history", "size", value=10**12), "the history "),
+        *(
+            (change, f"does not fit this run: DarkExperienceReplay.memory{line}")
+            for change, line in (
+                (
+                    lambda run: policy(run)["buffer_groups"].popitem(),
+                    ".storage_policy.buffer_groups do not share the room",
+                ),
+                (
+                    lambda run: policy(run)["seen_classes"]["set"].pop(),
+                    ".storage_policy.seen_classes has other labels than groups",
+                ),
+                (
+                    lambda run: policy(run).update(max_size=10**12),
+                    ".storage_policy.buffer_groups do not share the room",
+                ),
+                (lambda run: policy(run).update(total_num_classes="x"), ".storage_policy.total_num_classes is 'x'"),
+                (lambda run: group(run).update(max_size=0), ".storage_policy.buffer_groups."),
+                (
+                    lambda run: group(run)["_buffer"].fill_(TEST_ROW),
+                    ".storage_policy.buffer_groups.",
+                ),
+                (lambda run: memory(run)["rows"].fill_(TEST_ROW), " has other samples than its policy keeps"),
+                (lambda run: memory(run)["rows"].copy_(memory(run)["rows"].flip(0)), " has other samples than its"),
+            )
+        ),
     ],
 )
 def test_the_field_is_named(config, begun, stream, tmp_path, change, line):

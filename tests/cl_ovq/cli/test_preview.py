@@ -81,7 +81,7 @@ def test_runs_are_compared_over_length(call, tmp_path):
     assert (tmp_path / "new" / "figure.png").exists()
     sharp = ["evaluation.lengths=[128]", "evaluation.log_length_scaling=true", "evaluation.length_tokens=2048"]
     wanted = run("sharp", "model.mixer=softmax", *sharp)
-    code, out, _ = call("lengths", "softmax", "--at", "128", "--tokens", "2048", "--sharpen")
+    code, out, _ = call("lengths", "softmax", "--at", "128", "--tokens", "2048", "--log-length-scaling")
     assert f"│ {wanted.lengths[0]['value']:.3f} │" in out
 
 
@@ -96,7 +96,7 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
         (("run", "--output", "x"), "output: x has no ending, which names no kind of picture"),
         (("run", "--at", "1000000000000"), "lengths[0]: 1000000000000 is too large: it must be at most 16777216"),
         (("run", "--at", "64", "--tokens", "9000000000000"), "length_tokens: 9000000000000 is too large"),
-        (("run", "--sharpen"), "--sharpen: needs --at"),
+        (("run", "--log-length-scaling"), "--log-length-scaling requires --at"),
         (("rum",), "no file or directory 'rum'"),
     ):
         code, _, err = call("lengths", *arguments)

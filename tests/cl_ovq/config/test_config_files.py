@@ -33,7 +33,7 @@ def test_a_name_that_no_file_has(load, name):
     assert len(str(found.value).splitlines()) == 1
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=st.text(max_size=12))
 def test_any_override_is_read_or_a_mistake(text):
     key, mistake = text.partition("=")[0], ""

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
-from cl_ovq.config.keys import sections
-from cl_ovq.config.load import flatten, list_experiments
+from cl_ovq.config.keys import flatten, sections
+from cl_ovq.config.load import list_experiments
 from cl_ovq.config.parts import current, owners, schema_of
 from cl_ovq.errors import UserError
 from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
@@ -169,7 +169,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(tree=TREES, stream=st.booleans())
 @example(tree="0", stream=False)
 def test_any_yaml_tree_is_accepted_or_a_mistake(write, tree, stream):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
-from cl_ovq.config.identity import fingerprint
+from cl_ovq.config.identity import identity
 from cl_ovq.config.parts import Owner, owners
 from cl_ovq.config.renamed import RENAMED
 from cl_ovq.errors import UserError
@@ -160,7 +160,7 @@ def test_null_for_a_key_that_only_other_streams_use_says_nothing(write):
     assert to_dict(config) == to_dict(load_config(write(new)))
     tree = to_dict(config)
     tree["stream"]["data_dir"] = None
-    assert fingerprint(tree) == fingerprint(to_dict(config))
+    assert identity(tree) == identity(to_dict(config))
 
 
 def known(names):

@@ -22,6 +22,8 @@ ASKS = [
     "${oc.create:{a:1}}",
     "${oc.select:seed,${oc.env:CL_OVQ_SECRET}}",
     "${ oc.env:CL_OVQ_SECRET}",
+    "${model.${seed}}",
+    "${.enabled}",
 ]
 
 
@@ -137,3 +139,24 @@ def test_what_is_no_file_is_not_read(call, tmp_path, name):
     (tmp_path / "received.yaml").write_text(f"include: {name}\n")
     code, _, error = call("run", "received.yaml")
     assert (code, len(error.splitlines())) == (2, 1), error
+
+
+def test_references_do_not_expand_without_end(call, tiny_path, tmp_path):
+    """Ten lines of ten references each stand for 10^10 letters; and a chain of them may be as long as Python goes."""
+    ten = {"a0": "x" * 10} | {f"a{n + 1}": f"${{tracking.tags.a{n}}}" * 10 for n in range(9)}
+    listed = {"a": ["x" * 10, *(f"${{tracking.tags.a[{n}]}}" * 10 for n in range(9))]}
+    sections = {"a0": {"x": "x"}} | {
+        f"a{n + 1}": {str(m): f"${{tracking.tags.a{n}}}" for m in range(10)} for n in range(9)
+    }
+    wide = {"a0": "x" * 100_000} | {f"a{n + 1}": "${tracking.tags.a0}" for n in range(400)}
+    chain = {f"a{n + 1}": f"${{tracking.tags.a{n}}}" for n in reversed(range(550))} | {"a0": "x"}
+    for number, tags in enumerate((ten, listed, sections, wide, chain)):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"include: {tiny_path}\n" + json.dumps({"tracking": {"tags": tags}})[1:-1])
+        code, out, error = call("show", path)
+        assert (code, out, len(error.splitlines())) == (2, "", 1)
+        assert error.startswith(
+            "error: references lead from one key to the next too many times"
+            if tags is chain
+            else "error: with all that they refer to the values have more than 4194304 characters"
+        )

@@ -118,6 +118,17 @@ HUGE = "".join(f"  {key}: {{choice: {list(range(1, 75))}}}\n" for key in LISTS)
         (load_sweep, SWEEP + "budget: {trial_minutes: 0}", "budget.trial_minutes: 0 is too small"),
         (load_sweep, SWEEP + "budget: {trial_minutes: .nan}", "budget.trial_minutes: nan is not a finite number"),
         (load_sweep, SWEEP + "budget: {trialminutes: 1}", "did you mean 'budget.trial_minutes'?"),
+        *(
+            (load_sweep, SWEEP[:-2] + f", model.width: {{choice: [16, 32], when: {when}}}}}\n", line)
+            for when, line in (
+                (
+                    "{optimizer.learning_rate: []}",
+                    "when.optimizer.learning_rate: [] is not a value or a list of values",
+                ),
+                ("[]", "space.model.width.when: [] is not a mapping"),
+                ("false", "space.model.width.when: False is not a mapping"),
+            )
+        ),
         (load_sweep, SWEEP + "title: [1]", "title: [1] is not text or null"),
         (load_sweep, SWEEP + "set: 3", "set: 3 is not a mapping or null"),
         (load_sweep, SWEEP + "objectives: {accuracy: [max]}", "objectives.accuracy: ['max'] is not text"),

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from forked import ForkedCommand
 
 import cl_ovq
 from cl_ovq.imports import VARIABLE
+from cl_ovq.metric_names import MATRIX_METRICS
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
 from cl_ovq.strategies import STRATEGIES
@@ -36,13 +38,12 @@ figures: false
 """
 STUDY = """
 title: Own
-seeds: 2
+seeds: 1
 grids:
 - stream:
     Pairs: {experiment: own.yaml}
   factor:
     half: {strategy.factor: 0.5}
-    whole: {strategy.factor: 1.0}
 """
 
 
@@ -51,7 +52,7 @@ def lab(tmp_path, monkeypatch):
     """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
-    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS)]
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS, MATRIX_METRICS)]
     streams = set(STREAMS)
     (tmp_path / "parts.py").write_text(PARTS)
     (tmp_path / "own.yaml").write_text(CONFIG)
@@ -72,6 +73,11 @@ def elsewhere(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
+def forked(*arguments):
+    """The command line in a process that knows what the platform has, and no more."""
+    return ForkedCommand(*arguments).wait()
+
+
 def test_a_configuration_names_its_file(lab, call):
     code, out, error = call("run", "own.yaml", "output_dir=out", "--json")
     assert code == 0, error
@@ -82,7 +88,11 @@ def test_a_configuration_names_its_file(lab, call):
     assert (lab / "imported").read_text() == "x"  # once in a process
     assert "factor of all weights" in call("list", "strategies", "shrink")[1]
     assert call("show", "own.yaml", "strategy.factor=-1")[2].startswith("error: strategy.factor: -1 is too small")
-    assert call("compare", "out", "out")[0] == 0
+    assert found["metrics"]["worst_experience"] == min(found["matrix"][-1])
+    assert "worst_experience" in call("list", "metrics")[1]
+    code, compared, error = call("compare", "out", "out", "--json")
+    assert code == 0, error
+    assert "worst_experience" in compared
     code, out, error = call("evaluate", "out", "--json")
     assert (code, json.loads(out)["values"]["accuracy"]) == (0, found["matrix"][-1]), error
 
@@ -98,6 +108,20 @@ def test_from_python_a_file_is_imported_by_the_one_who_says_so(lab):
     assert (lab / "imported").read_text() == "x"
 
 
+def test_a_study_chooses_by_a_metric_of_the_page(lab):
+    tuning = "tuning: {metric: worst_experience, grid: {strategy.factor: [0.1, 1.0]}}"
+    text = STUDY.partition("  factor:")[0].replace("seeds: 2", f"seeds: 1\n{tuning}")
+    (lab / "study.yaml").write_text(text)
+    cl_ovq.import_parts(["parts.py"])
+    (row,) = cl_ovq.study("study.yaml", quiet=True).rows
+    tuned = [cl_ovq.load(path.parent) for path in lab.rglob("validation-*/results.json")]
+    wanted = {run.config["strategy"]["factor"]: min(run.matrix[-1]) for run in tuned}
+    assert {json.loads(point)["strategy.factor"]: score for point, score in row.scores.items()} == wanted
+    (lab / "study.yaml").write_text(text.replace("worst_experience", "worst_experiment"))
+    with pytest.raises(cl_ovq.UserError, match=r"^unknown metric at tuning\.metric 'worst_experiment': did you mean"):
+        cl_ovq.study("study.yaml", quiet=True)
+
+
 def test_a_model_of_the_page(lab, call):
     code, out, error = call("run", "own.yaml", "model.name=two_layers", "model.hidden=8", "output_dir=out", "--json")
     assert code == 0, error
@@ -110,25 +134,25 @@ def test_what_is_received_imports_nothing(lab, call):
     assert call("run", "own.yaml", "output_dir=out")[0] == 0
     os.environ.pop(VARIABLE)
     (lab / "imported").unlink()
-    read = elsewhere("compare", "out", "out")
+    read = forked("compare", "out", "out")
     assert read.returncode == 0, read.stderr
-    refused = elsewhere("evaluate", "out")
+    refused = forked("evaluate", "out")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert "unknown" in refused.stderr
     assert f"(it was made with --import {lab / 'parts.py'})" in refused.stderr
     assert not (lab / "imported").exists()
     (lab / "study.yaml").write_text(STUDY)
-    refused = elsewhere("study", "study.yaml")
+    refused = forked("study", "study.yaml")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert f"add --import {lab / 'parts.py'}" in refused.stderr
     assert not (lab / "imported").exists()
-    found = elsewhere("evaluate", "out", "--json", "--import", "parts.py")
+    found = forked("evaluate", "out", "--json", "--import", "parts.py")
     assert found.returncode == 0, found.stderr
 
 
 def test_processes_of_a_study_and_a_logged_model_inherit_them(lab, store):
     (lab / "study.yaml").write_text(STUDY)
-    done = elsewhere("study", "study.yaml", "--jobs", "2", "--import", "parts.py", "--directory", "study", "--json")
+    done = forked("study", "study.yaml", "--jobs", "2", "--import", "parts.py", "--directory", "study", "--json")
     assert done.returncode == 0, done.stderr
     tracked = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=own parts", "output_dir=out")
     result = cl_ovq.run("own.yaml", [*tracked], quiet=True)
@@ -173,7 +197,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
     listed = elsewhere("list", "strategies", PYTHONPATH=path)
     assert listed.returncode == 0, listed.stderr
     assert "shrink" in listed.stdout
-    assert "shrink" not in elsewhere("list", "strategies").stdout
+    assert "shrink" not in forked("list", "strategies").stdout
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,10 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
         (("show", "own.yaml", "--import", "nowhere.py"), "imports: there is no file "),
         (("show", "own.yaml", "--import", "my_lab_of_nobody"), "imports: my_lab_of_nobody: ModuleNotFoundError: "),
         (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defined"),
+        (("show", "own.yaml", "--import", "./wrong.yaml"), "imports: "),
+        (("show", "own.yaml", "--import", ".."), "imports: '..' is neither the name of a module (my_lab.parts) nor a "),
+        (("show", "own.yaml", "--import", ""), "imports: '' is neither the name of a module (my_lab.parts) nor a file"),
+        (("show", "own.yaml", "--import", "leaves.py"), "imports: leaves.py: SystemExit: 0"),
         (("show", "own.yaml", "imports=[./parts.py]"), "imports: an override comes too late for them: use --import"),
         (("show", "wrong.yaml"), "imports: 3 is not a list"),
         (("show", "includes.yaml"), "imports: "),
@@ -189,6 +217,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
 )
 def test_mistakes(lab, call, arguments, line):
     (lab / "broken.py").write_text("nothing\n")
+    (lab / "leaves.py").write_text("import sys\n\nsys.exit(0)\n")
     (lab / "wrong.yaml").write_text(CONFIG.replace("[./parts.py]", "3"))
     (lab / "includes.yaml").write_text("include: own.yaml\n")
     code, out, error = call(*arguments)

@@ -10,8 +10,8 @@ import torch
 from cl_ovq.cli.listing import options_of
 from cl_ovq.comparison import load_group
 from cl_ovq.config import from_stored, load_config, to_dict
-from cl_ovq.config.identity import fingerprint
-from cl_ovq.config.load import flatten
+from cl_ovq.config.identity import identity
+from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, build_mixers
 from cl_ovq.strategies import STRATEGIES
@@ -81,7 +81,7 @@ def test_a_strategy(own, session, tiny):
         tiny("strategy.name=shrink", "strategy.factor=-1")
     stored = to_dict(tiny("strategy.name=shrink", "strategy.factor=0.25"))
     assert stored["strategy"]["factor"] == 0.25
-    assert fingerprint(stored) != fingerprint(to_dict(tiny("strategy.name=shrink")))
+    assert identity(stored) != identity(to_dict(tiny("strategy.name=shrink")))
 
 
 def test_a_mixer_alone_and_in_a_pattern(own, tiny):
@@ -110,7 +110,7 @@ def test_stored_keys_that_were_not_used_are_passed_over():
         "memory": {"capacity": 2000},
     }
     assert to_dict(from_stored(old)) == new
-    assert fingerprint(old) == fingerprint(new)
+    assert identity(old) == identity(new)
 
 
 def test_published_results_of_older_keys_are_those_of_today():

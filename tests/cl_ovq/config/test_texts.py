@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cl_ovq.config import load_config, to_dict
 from cl_ovq.config.files import read_mapping
-from cl_ovq.config.load import flatten, is_text, is_text_below
+from cl_ovq.config.keys import flatten
+from cl_ovq.config.load import is_text, is_text_below
 from cl_ovq.config.reading import read_override, write_override
 from cl_ovq.errors import UserError
 from cl_ovq.studies import load_study
@@ -247,7 +248,10 @@ def test_text_in_a_study_file(write):
     assert (study.title, study.axes, study.refit) == ("007", ["2026", "model"], {"model": "1.10"})
     first, second = study.rows
     assert (first.name, second.name) == ("010, 1.10", "010, 1e3")
-    assert (first.grid, second.grid) == ({"tracking.run_name": ["1e5", "012"]}, {"tracking.run_name": ["1_0"]})
+    assert [row.points for row in (first, second)] == [
+        [{"tracking.run_name": "1e5"}, {"tracking.run_name": "012"}],
+        [{"tracking.run_name": "1_0"}],
+    ]
     config = first.config(first.points[0], 0, "test")
     assert (config.tracking.run_name, config.tracking.experiment, config.tracking.uri) == ("1e5", "12:30", "0x1")
     assert (dict(config.tracking.tags), config.strategy.epochs) == ({"run": "001"}, 2)
@@ -263,7 +267,7 @@ def test_text_in_a_file_of_a_published_number(write):
     assert dict(target.row.config({}, 0, "test").tracking.tags) == {"run": "0123"}
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=ANY.filter(bool), label=ANY)
 def test_any_text_survives_studies_and_sweeps(write, text, label):
     """What a file says reaches the run through overrides, and the command that a sweep prints."""

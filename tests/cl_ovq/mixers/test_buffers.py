@@ -17,7 +17,7 @@ MADE = {
     "ovq": lambda: OVQAttention(
         width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=None, sums=True
     ),
-    "vq": lambda: VQAttention(width=WIDTH, heads=HEADS, codes=4),
+    "vq": lambda: VQAttention(width=WIDTH, heads=HEADS, codebook_size=4),
 }
 
 

@@ -65,7 +65,7 @@ def test_a_dictionary_of_the_sequence_does_not_mind():
 def test_a_codebook_that_learns_in_the_pass_is_refused(use_reentrant):
     """The pass would be made again with other codes, and the codebook would move twice."""
     torch.manual_seed(0)
-    layer = VQAttention(width=WIDTH, heads=2, codes=4)
+    layer = VQAttention(width=WIDTH, heads=2, codebook_size=4)
     x = torch.randn(2, 9, WIDTH, requires_grad=True)
     loss = checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).square().sum()
     with pytest.raises(UserError, match="leave the layer out of checkpointing"):

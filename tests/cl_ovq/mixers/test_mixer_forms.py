@@ -90,7 +90,7 @@ def test_linear_attention_is_its_quadratic_form(mask):
 
 def vq(**changes):
     torch.manual_seed(0)
-    return VQAttention(width=WIDTH, heads=HEADS, codes=7, **changes).double()
+    return VQAttention(width=WIDTH, heads=HEADS, codebook_size=7, **changes).double()
 
 
 def quantized(layer, k):

@@ -104,6 +104,8 @@ def test_later_experiences_that_were_learned_count(tiny, tmp_path, monkeypatch):
     steps = []
 
     class Breaking(MatrixRecorder):
+        STATE = ()
+
         def after_training_iteration(self, strategy):
             steps.append(strategy.clock.train_iterations)
             if (
@@ -193,7 +195,12 @@ def test_the_command_line_cannot_be_overlooked(call, tiny_path, tmp_path):
 def test_seeds_that_diverged_are_in_no_mean(run, lost, tiny, tmp_path, monkeypatch, call, tiny_path):
     sound = {seed: run(f"seed={seed}", "strategy.name=naive") for seed in (0, 1)}
     prepared = {**sound, 2: replace(lost, config=lost.config | {"seed": 2}, provenance=lost.provenance | {"seed": 2})}
-    monkeypatch.setattr(seeds, "run_experiment", lambda config, *args, **kwargs: prepared[config.seed])
+
+    def take(config, *args, **kwargs):
+        Path(config.output_dir).mkdir(parents=True)
+        prepared[config.seed].write(Path(config.output_dir))
+
+    monkeypatch.setattr(seeds, "run_experiment", take)
     whole = run_seeds(tiny("seeds=3", f"output_dir={tmp_path / 'seeds'}"), Console(file=io.StringIO()))
     assert whole.diverged == [2]
     assert whole.metrics["accuracy"].seeds == 2

@@ -1,19 +1,28 @@
 """Results that are well-formed and wrong: one line that names the field, or accepted where they are right."""
 
+import copy
+import dataclasses
+import functools
 import io
 import json
+import operator
 import os
 
 import pytest
-from mutations import mutations, refusal
+from mutations import mutations, paths, refusal
 from rich.console import Console
 
 from cl_ovq.comparison import compare, load_groups
 from cl_ovq.comparison.figures import all_figures
 from cl_ovq.comparison.pages import to_json, to_table
 from cl_ovq.errors import UserError
+from cl_ovq.evaluation.dictionaries import DictionaryRecord
+from cl_ovq.evaluation.matrix import Point
+from cl_ovq.evaluation.plateaus import Plateau
+from cl_ovq.evaluation.records import AnytimeRecord, Dictionaries, GrowthRecord, PlateauRecord, SlotRecord
+from cl_ovq.evaluation.slot_statistics import SlotStatistics
 from cl_ovq.report import runs as report
-from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.runs.result import VERSION, Provenance, Result, carried_bytes
 from cl_ovq.sweeps.records import Record, read_records
 from cl_ovq.tracking.notes import run_note
 
@@ -60,6 +69,23 @@ def test_changed_results(rich_result, tmp_path):
     assert not [place for place in accepted if len(place) == 1 and place[0] in typed - {"metrics", "diverged"}]
 
 
+def test_any_field_may_be_missing(rich_result, tmp_path):
+    """One of each kind: of a list, the first item's."""
+    places = [way for way in paths(rich_result) if way and all(isinstance(step, str) or step == 0 for step in way)]
+    places = [way for way in places if isinstance(way[-1], str) and (way[0] != "config" or len(way) < 3)]
+    path, accepted = tmp_path / "results.json", []
+    for place in places:
+        tree = copy.deepcopy(rich_result)
+        *way, last = place
+        del functools.reduce(operator.getitem, way, tree)[last]
+        path.write_text(json.dumps(tree))
+        line = refusal(use, path, figures=False)
+        assert line is None or line.startswith(f"{path} does not hold the results of a run: ")
+        accepted += [place] if line is None else []
+    assert ("dictionary", "plateaus") in accepted
+    assert ("matrix",) not in accepted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_many_more_changed_results(rich_result, tmp_path, seed):
@@ -77,7 +103,10 @@ def test_many_more_changed_results(rich_result, tmp_path, seed):
         ({"artifacts": {"x": "/etc/passwd"}}, "artifacts.x: is no file of the run's folder"),
         ({"quantity": "luck"}, "quantity: is none of accuracy, bits_per_byte, squared_error"),
         ({"config": {}}, "config.seed: Field required"),
-        ({"provenance": []}, "provenance: Input should be a valid dictionary or instance of _Provenance"),
+        ({"provenance": []}, "provenance: Input should be a valid dictionary"),
+        ({"version": 0}, "version: Input should be greater than or equal to 1"),
+        ({"version": "2"}, "version: Input should be a valid integer"),
+        ({"diverged": {"step": 1, "experience": 1, "reason": "x", "more": 1}}, "diverged.more: Extra inputs"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
         ({"run_name": 5}, "run_name: Input should be a valid string"),
         ({"matrix": [[float("nan")], [1.0]]}, "Out of range float values are not JSON compliant"),
@@ -89,6 +118,34 @@ def test_the_field_is_named(rich_result, tmp_path, change, line):
     with pytest.raises(UserError) as error:
         Result.read(path)
     assert str(error.value).startswith(f"{path} does not hold the results of a run: {line}")
+
+
+def test_the_version_of_a_file(rich_result, tmp_path):
+    path, older = tmp_path / "results.json", {name: value for name, value in rich_result.items() if name != "version"}
+    assert rich_result["version"] == VERSION
+    path.write_text(json.dumps(older))
+    found = Result.read(path)
+    assert found == Result.of(rich_result, path)
+    path.write_text(json.dumps(rich_result | {"version": VERSION + 1, "surprise": 5}))
+    with pytest.raises(UserError) as error:
+        Result.read(path)
+    assert str(error.value) == (
+        f"{path} holds results of version {VERSION + 1}, and this program reads those up to version {VERSION}: read it "
+        "with the program that wrote it, or a later one"
+    )
+
+
+def test_what_is_recorded_is_what_a_result_has(rich_result):
+    """The objects that record a run, and the types of what it leaves."""
+    for recorded, kept in (
+        (Point, AnytimeRecord),
+        (DictionaryRecord, GrowthRecord),
+        (Plateau, PlateauRecord),
+        (SlotStatistics, SlotRecord),
+    ):
+        assert {field.name for field in dataclasses.fields(recorded)} == kept.__annotations__.keys()
+    assert rich_result["provenance"].keys() | {"evaluated"} == Provenance.__annotations__.keys()
+    assert rich_result["dictionary"].keys() | {"memory"} == Dictionaries.__annotations__.keys()
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{", b"5", b"null", b'{"a": ' * 100 + b"1" + b"}" * 100])

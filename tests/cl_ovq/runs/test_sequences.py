@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
-from cl_ovq.evaluation.length_generalization import as_data, evaluate_capacities, evaluate_lengths, lengths_figure
+from cl_ovq.evaluation.length_generalization import evaluate_capacities, evaluate_lengths, lengths_figure
 from cl_ovq.models.saving import load_model
 from cl_ovq.report.runs import capacities_table, matrix_table, summary_table
 from cl_ovq.runs.checking import check_config
@@ -137,33 +137,33 @@ def test_the_matrix_is_that_of_a_plain_evaluation(path, stream, tmp_path, monkey
 
 @pytest.mark.parametrize("stream", [None, TEXT, REGRESSION], ids=["recall", "text", "regression"])
 def test_lengths_in_pieces_are_the_whole(path, stream, tmp_path, monkeypatch):
-    from cl_ovq.evaluation import lengths
+    from cl_ovq.evaluation import length_generalization
     from cl_ovq.models import build_model
 
     config = load_config(path if stream is None else swap(path, tmp_path, stream))
     data = load_stream(config)
     torch.manual_seed(0)
     model = build_model(config, data).eval()
-    arguments = (model, data, [64], 300, torch.device("cpu"))
+    arguments = (model, data, [64], 300)
     (whole,) = evaluate_lengths(*arguments)
-    monkeypatch.setattr(lengths, "PIECE", 7)
-    monkeypatch.setattr(lengths, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(length_generalization, "PIECE", 7)
+    monkeypatch.setattr(length_generalization, "BATCH_TOKENS", 130)
     (pieces,) = evaluate_lengths(*arguments)
-    assert pieces.value == pytest.approx(whole.value, rel=1e-4)
-    assert whole.sequences == 6
-    assert sum(record.targets for record in whole.distances) == whole.targets
-    mean = sum(record.value * record.targets for record in whole.distances) / whole.targets
-    assert mean == pytest.approx(whole.value)
-    assert whole.state_bytes == model.state_bytes(64)
-    for record in whole.distances:
-        assert record.farthest == 2 * record.nearest - 1
+    assert pieces["value"] == pytest.approx(whole["value"], rel=1e-4)
+    assert whole["sequences"] == 6
+    assert sum(record["targets"] for record in whole["distances"]) == whole["targets"]
+    mean = sum(record["value"] * record["targets"] for record in whole["distances"]) / whole["targets"]
+    assert mean == pytest.approx(whole["value"])
+    assert whole["state_bytes"] == model.state_bytes(64)
+    for record in whole["distances"]:
+        assert record["farthest"] == 2 * record["nearest"] - 1
     if stream is None:
-        assert whole.targets == 6 * 2
+        assert whole["targets"] == 6 * 2
         samples = data.at_length(64, 5, "test")
         distances = samples.distances[samples.distances > 0]
-        inside = [int(((distances >= r.nearest) & (distances <= r.farthest)).sum()) for r in whole.distances]
-        assert inside == [record.targets for record in whole.distances]
-    assert lengths_figure({"a": lengths.as_data([whole])}, trained=16).axes
+        inside = [int(((distances >= r["nearest"]) & (distances <= r["farthest"])).sum()) for r in whole["distances"]]
+        assert inside == [record["targets"] for record in whole["distances"]]
+    assert lengths_figure({"a": [whole]}, trained=16).axes
 
 
 def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path, tmp_path):
@@ -183,24 +183,24 @@ def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path,
 def test_another_capacity_is_that_of_a_model_built_with_it(path, stream, tmp_path):
     from cl_ovq.models import build_model
 
-    file, device = path if stream is None else swap(path, tmp_path, stream), torch.device("cpu")
+    file = path if stream is None else swap(path, tmp_path, stream)
     config = load_config(file)
     data = load_stream(config)
     torch.manual_seed(0)
     model = build_model(config, data).eval()
-    records = evaluate_capacities(model, data, [2, 8, 32], [16, 64], 300, device)
+    records = evaluate_capacities(model, data, [2, 8, 32], [16, 64], 300)
     assert [(record["capacity"], record["tokens"]) for record in records] == [
         (capacity, tokens) for capacity in (2, 8, 32) for tokens in (16, 64)
     ]
     for record in records:
         other = build_model(load_config(file, [f"dictionary.capacity={record['capacity']}"]), data).eval()
         other.load_state_dict(model.state_dict())
-        (expected,) = evaluate_lengths(other, data, [record["tokens"]], 300, device)
-        assert record == {"capacity": record["capacity"]} | as_data([expected])[0]
+        (expected,) = evaluate_lengths(other, data, [record["tokens"]], 300)
+        assert record == {"capacity": record["capacity"]} | expected
         assert record["state_bytes"] == other.state_bytes(record["tokens"])
     sizes = [record["state_bytes"] for record in records if record["tokens"] == 64]
     assert sizes == sorted(set(sizes))
-    assert as_data(evaluate_lengths(model, data, [64], 300, device))[0] == {
+    assert evaluate_lengths(model, data, [64], 300)[0] == {
         name: value for name, value in records[3].items() if name != "capacity"
     }  # the model has its own capacity again
 
@@ -214,9 +214,9 @@ def test_sharpened_attention_is_that_of_a_model_with_other_temperatures(path, mi
     torch.manual_seed(0)
     model = build_model(config, data).eval()
     trained = int(data.samples.inputs.shape[1])
-    arguments = (data, [trained // 2, trained, 64], 300, torch.device("cpu"))
-    found = [record.value for record in evaluate_lengths(model, *arguments, sharpen=True)]
-    plain = [record.value for record in evaluate_lengths(model, *arguments)]  # and the temperatures are their own again
+    arguments = (data, [trained // 2, trained, 64], 300)
+    found = [record["value"] for record in evaluate_lengths(model, *arguments, log_length_scaling=True)]
+    plain = [record["value"] for record in evaluate_lengths(model, *arguments)]  # the temperatures are their own again
     other = copy.deepcopy(model)
     factor = math.log(64) / math.log(trained)
     for name, weight in other.named_parameters():
@@ -225,7 +225,7 @@ def test_sharpened_attention_is_that_of_a_model_with_other_temperatures(path, mi
                 weight += math.log(factor)
             elif mixer == "softmax" and "qkv.weight" in name:
                 weight[: len(weight) // 3] *= factor
-    expected = [record.value for record in evaluate_lengths(other, *arguments)]
+    expected = [record["value"] for record in evaluate_lengths(other, *arguments)]
     assert found[:2] == plain[:2]
     assert found[2] == pytest.approx(expected[2], rel=1e-5)
     assert (found[2] == plain[2]) == (mixer in ("linear", "sliding_window"))
@@ -302,10 +302,10 @@ def test_a_linear_time_mixer_reads_65536_tokens(path):
     config = load_config(path, ["dictionary.chunk_size=64"])
     data = load_stream(config)
     model = build_model(config, data).eval()
-    (record,) = evaluate_lengths(model, data, [65_536], 1, torch.device("cpu"))
-    assert record.sequences == 2
-    assert record.distances[-1].farthest > 10_000
-    assert record.state_bytes == model.state_bytes(640)
+    (record,) = evaluate_lengths(model, data, [65_536], 1)
+    assert record["sequences"] == 2
+    assert record["distances"][-1]["farthest"] > 10_000
+    assert record["state_bytes"] == model.state_bytes(640)
 
 
 @pytest.mark.slow

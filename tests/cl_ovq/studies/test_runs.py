@@ -1,6 +1,5 @@
 """The runs of a study: which are made and which are found, and what a stop, a fault or a lost process leaves."""
 
-import copy
 import multiprocessing
 import signal
 import subprocess
@@ -13,8 +12,6 @@ import psutil
 import pytest
 from study_helpers import STUDY, results, run
 
-from cl_ovq.config import to_dict
-from cl_ovq.config.identity import fingerprint
 from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
 
@@ -134,12 +131,3 @@ def test_a_run_that_fails_is_said_and_the_others_are_kept(tiny_path, tmp_path):
     assert [row.labels["strategy"] for row in result.rows] == ["naive"]
     assert "model.patch_size: 3 does not divide" in said
     assert len(result.failed) == 2
-
-
-def test_results_older_than_a_key_count_with_its_default(tiny):
-    new = to_dict(tiny("dictionary.capacity=24"))
-    old = copy.deepcopy(new) | {"threads": 2}
-    assert old["dictionary"].pop("half_life") is None  # a key that the schema did not have then
-    assert fingerprint(old) == fingerprint(new)
-    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.half_life=100")))
-    assert fingerprint(old) != fingerprint(to_dict(tiny("dictionary.capacity=25")))

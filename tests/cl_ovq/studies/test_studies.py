@@ -188,7 +188,7 @@ def test_a_row_without_validation_data_cannot_be_tuned(sequences):
         (
             "{{seeds: [7],",
             "{{metric: acuracy, seeds: [7],",
-            "tuning.metric: unknown choice 'acuracy': did you mean 'accuracy'",
+            "unknown metric at tuning.metric 'acuracy': did you mean 'accuracy'",
         ),
     ],
 )

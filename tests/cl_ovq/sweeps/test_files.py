@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cl_ovq.config import load_config, to_dict
-from cl_ovq.config.identity import fingerprint
 from cl_ovq.errors import UserError
 from cl_ovq.sweeps import list_sweeps, load_sweep
+from cl_ovq.sweeps.files import adjustable
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -172,11 +171,7 @@ def test_an_unknown_sweep_is_named():
         load_sweep("digit")
 
 
-def test_a_fingerprint_is_of_what_decides_a_run(tiny):
-    one = fingerprint(to_dict(tiny()))
-    assert fingerprint(to_dict(tiny("threads=2", "output_dir=there", "tracking.run_name=other"))) == one
-    assert fingerprint(to_dict(tiny("seed=1"))) != one
-    older = to_dict(tiny())
-    del older["evaluation"]["stop_after"]
-    assert fingerprint(older) == one
-    assert fingerprint(to_dict(load_config("quickstart"))) != one
+def test_what_a_trial_may_change_as_it_goes():
+    optimizer = {"optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum"}
+    losses = {"strategy.strength", "strategy.alpha", "strategy.beta", "strategy.temperature"}
+    assert {*adjustable()} == optimizer | losses | {"model.dropout"}

@@ -156,7 +156,7 @@ def postgres(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([programs / "postgres", "-D", data, *options], cwd=folder, stderr=log, **user)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while True:
             try:
                 psycopg.connect(address).close()
@@ -168,4 +168,4 @@ def postgres(tmp_path_factory):
         yield address
     finally:
         process.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
-        process.wait(timeout=60)
+        process.wait(timeout=600)

@@ -49,7 +49,7 @@ def addresses(runs):
         yield {line.split(":")[0].split()[0]: re.search(r"http\S+", line)[0] for line in lines[1:]}
     finally:
         process.terminate()
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=SECONDS) == 143
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from cl_ovq.config.load import flatten
+from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.runs.result import summary_metrics
 from cl_ovq.runs.run_logging import run_color

@@ -41,7 +41,7 @@ def bucket(tmp_path_factory):
         region_name=KEYS["AWS_DEFAULT_REGION"],
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while True:
             try:
                 client.create_bucket(Bucket="mlflow")

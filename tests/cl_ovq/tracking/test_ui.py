@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from cl_ovq.cli import ui
 from cl_ovq.errors import UserError
-from cl_ovq.tracking import Tracker, ui
+from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.view import COMPARED, view_tags
 
 from .conftest import serving
@@ -80,11 +81,11 @@ def test_password_is_asked_for(monkeypatch, store, tmp_path):
     with serving(store, tmp_path, environment | {ui.PASSWORD: "a long password"}, "basic-auth") as address:
         request = f"{address}/api/2.0/mlflow/experiments/search?max_results=1"
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=60)
+            urllib.request.urlopen(request, timeout=300)
         assert refused.value.code == 401
         word = base64.b64encode(b"admin:a long password").decode()
         with urllib.request.urlopen(
-            urllib.request.Request(request, headers={"Authorization": f"Basic {word}"}), timeout=60
+            urllib.request.Request(request, headers={"Authorization": f"Basic {word}"}), timeout=300
         ) as answer:
             assert answer.status == 200
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from cl_ovq.tracking import StoreCheck, artifact_location, open_client, ui
+from cl_ovq.cli import ui
+from cl_ovq.tracking import StoreCheck, artifact_location, open_client
 from cl_ovq.tracking.export import export_experiment
 from cl_ovq.tracking.store import absolute_uri, default_uri, sqlite_path, sqlite_uri
 from cl_ovq.tracking.sync import sync
@@ -78,7 +79,7 @@ def test_the_user_interface_serves_it(odd, tmp_path):
             f"/api/2.0/mlflow/runs/get?run_id={result.run_id}",
             f"/get-artifact?path=results.json&run_uuid={result.run_id}",
         ):
-            with urllib.request.urlopen(address + path, timeout=60) as answer:
+            with urllib.request.urlopen(address + path, timeout=300) as answer:
                 assert answer.status == 200
                 assert b"accuracy" in answer.read()
     assert {path.name for path in folder.parent.iterdir()} == {ODD}

@@ -1,11 +1,11 @@
-"""How a call is cut into pieces of work: lines (one row and key/value head each) across, chunks along.
+"""How a call is cut into pieces of work: batch heads (one row and key/value head each) across, chunks along.
 
-Lines do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its own
-work, which on a CPU is much faster than many threads inside each small matrix product.
+Batch heads do not depend on each other. A block of a few of them keeps its scores in the cache and gives a thread its
+own work, which on a CPU is much faster than many threads inside each small matrix product.
 
 Letters: `B` rows, `H` query heads, `G` key/value heads, `g = H / G` query heads that read one dictionary, `T` new
-tokens, `p` pending ones before them, `L` chunk, `X, Y` the lines of a block (rows and key/value heads, in either
-order), `m` tokens of a chunk, `s` of them with queries.
+tokens, `p` pending ones before them, `L` chunk, `X, Y` the batch heads of a block (rows and key/value heads, in
+either order), `m` tokens of a chunk, `s` of them with queries.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.numerics import inverse_norm
 from kernels.reading import Scratch
+from kernels.schema import Arguments
 
 _SCORES = 1 << 20  # scores a block should hold at once on a CPU: 4 MiB in fp32
 
@@ -43,26 +44,37 @@ class Grid(NamedTuple):
         return -(-(self.pending + self.new) // self.length)
 
 
-class Tokens(NamedTuple):
-    """Keys, values and mask, pending ones apart because their keys are normalised already.
+class Call(NamedTuple):
+    """What every block of one call shares.
 
     Args:
-        k: `[B, T, G, Dk]`.
-        v: `[B, T, G, Dv]`.
-        mask: `[B, T]`.
-        pending_k: `[B, p, G, Dk]`.
-        pending_v: `[B, p, G, Dv]`.
-        pending_mask: `[B, p]`.
+        x: its arguments, detached: beta and slot bias in the means' dtype; a mask; B rows of pending tokens; and B rows
+            of the dictionary, or one that all share.
+        grid: of its chunks.
+        full_chunks: chunks that update the dictionary.
         all_valid: whether no token is masked.
     """
 
-    k: Tensor
-    v: Tensor
-    mask: Tensor
-    pending_k: Tensor
-    pending_v: Tensor
-    pending_mask: Tensor
+    x: Arguments
+    grid: Grid
+    full_chunks: int
     all_valid: bool
+
+
+class Chunk(NamedTuple):
+    """The tokens of one chunk of a block.
+
+    Args:
+        number: counted from the chunk of the first pending token.
+        kv: `[X, Y, m, D]` normalised keys beside values; zero where masked.
+        valid: bool, broadcasts against `[X, Y, m]`; None if all are.
+        inverse: `[X, Y, s, 1]` inverse norms of the s new keys.
+    """
+
+    number: int
+    kv: Tensor
+    valid: Tensor | None
+    inverse: Tensor
 
 
 class Block(NamedTuple):
@@ -94,7 +106,7 @@ class Block(NamedTuple):
         x = x.unflatten(0, (-1, self.group))[self.heads]
         return x[:, None, :, None] if self.shared else x[None, :, :, None]
 
-    def view_lines(self, x: Tensor) -> Tensor:
+    def view_batch_heads(self, x: Tensor) -> Tensor:
         """`[B, G, ...]` as `[X, Y, ...]`."""
         x = x[self.rows, self.heads]
         return x.transpose(0, 1) if self.shared else x
@@ -105,13 +117,13 @@ class Block(NamedTuple):
 
 
 def blocks(batch: int, heads: int, group: int, scores: int, threads: int, shared: bool) -> list[Block]:
-    """All lines of a call in blocks.
+    """All batch heads of a call in blocks.
 
     Args:
         batch: B.
         heads: G.
         group: g.
-        scores: logits that a line holds at a time.
+        scores: logits that a batch head holds at a time.
         threads: that will share the blocks; zero for one block that keeps the device busy.
         shared: whether all rows read one dictionary.
     """
@@ -130,41 +142,28 @@ def blocks(batch: int, heads: int, group: int, scores: int, threads: int, shared
     ]
 
 
-def load_tokens(block: Block, tokens: Tokens, grid: Grid, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Fill `out [X, Y, m, Dk + Dv]` with a chunk's normalised keys beside its values; masked tokens become zero.
-
-    Returns:
-        Which are valid, bool, broadcast against `[X, Y, m]`, None if all are; and `[X, Y, s, 1]` inverse norms of the
-        s new keys.
-    """
+def load_tokens(call: Call, block: Block, index: int, out: Tensor) -> Chunk:
+    """A chunk, whose keys and values `[X, Y, m, Dk + Dv]` are put into `out`."""
+    x, grid = call.x, call.grid
     start, _ = grid.bounds(index)
-    p, dk = grid.pending, tokens.k.shape[-1]
+    p, dk = grid.pending, x.k.shape[-1]
     old = max(p - start, 0)
     if old:
-        out[:, :, :old, :dk] = block.view(tokens.pending_k)[:, :, start:p]
-        out[:, :, :old, dk:] = block.view(tokens.pending_v)[:, :, start:p]
+        out[:, :, :old, :dk] = block.view(x.state.pending_keys)[:, :, start:p]
+        out[:, :, :old, dk:] = block.view(x.state.pending_values)[:, :, start:p]
     new = grid.queries(index)
-    k = block.view(tokens.k)[:, :, new].to(out.dtype)
+    k = block.view(x.k)[:, :, new].to(out.dtype)
     inverse = inverse_norm(k)
     torch.mul(k, inverse, out=out[:, :, old:, :dk])
-    out[:, :, old:, dk:] = block.view(tokens.v)[:, :, new]
-    valid = chunk_mask(block, tokens, grid, index)
-    if valid is not None:
-        # What a masked position holds must not matter, not even if it is NaN.
-        out.masked_fill_(~valid[..., None], 0.0)
-        inverse = inverse.masked_fill(~valid[..., old:, None], 0.0)
-    return valid, inverse
-
-
-def chunk_mask(block: Block, tokens: Tokens, grid: Grid, index: int) -> Tensor | None:
-    """Valid tokens of a chunk, bool, broadcast against `[X, Y, m]`; None if all of the call are."""
-    if tokens.all_valid:
-        return None
-    start, _ = grid.bounds(index)
-    valid = block.row_view(tokens.mask)[..., grid.queries(index)]
-    if start < grid.pending:
-        valid = torch.cat([block.row_view(tokens.pending_mask)[..., start:], valid], -1)
-    return valid
+    out[:, :, old:, dk:] = block.view(x.v)[:, :, new]
+    if call.all_valid or x.mask is None:
+        return Chunk(index, out, None, inverse)
+    valid = block.row_view(x.mask)[..., new]
+    if old:
+        valid = torch.cat([block.row_view(x.state.pending_mask)[..., start:], valid], -1)
+    # What a masked position holds must not matter, not even if it is NaN.
+    out.masked_fill_(~valid[..., None], 0.0)
+    return Chunk(index, out, valid, inverse.masked_fill(~valid[..., old:, None], 0.0))
 
 
 def load_queries(q: Tensor, scale: Tensor, valid: Tensor | None, scratch: Scratch) -> tuple[Tensor, Tensor]:
