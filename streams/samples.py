@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,41 @@ class TensorSamples(Samples):
 
     def _scaled(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.to(torch.float32) / self.divisor
+
+
+class MappedSamples(TensorSamples):
+    """Samples in a file that is mapped into memory, which may be larger than that.
+
+    The system is told that rows are read in no order, and which ones a batch needs before they are read. Left alone it
+    would read ahead of every row, 8 MiB with some disks, or one page after another.
+
+    Args:
+        inputs: `[n, ...]`, mapped.
+        targets: see `TensorSamples`.
+        divisor: see `TensorSamples`.
+    """
+
+    def __init__(self, inputs: np.memmap, targets: torch.Tensor, *, divisor: float = 1.0) -> None:
+        super().__init__(tensor_of(inputs), targets, divisor=divisor)
+        self._file: mmap.mmap = inputs._mmap  # type: ignore[attr-defined]
+        self._start = inputs.ctypes.data - np.frombuffer(self._file, dtype=np.uint8).ctypes.data
+        self._file.madvise(mmap.MADV_RANDOM)
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the inputs of `rows` `[b]`, see `TensorSamples.gather`."""
+        size = self.sample_bytes
+        for row in rows.tolist():
+            start = self._start + row * size
+            page = start - start % mmap.PAGESIZE
+            self._file.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+        return super().gather(rows)
+
+
+def samples_of(inputs: np.ndarray, targets: torch.Tensor, *, divisor: float) -> TensorSamples:
+    """Returns samples over an array `[n, ...]`, which may be read-only, as mapped files and shared memory are."""
+    if isinstance(inputs, np.memmap) and isinstance(inputs._mmap, mmap.mmap):  # type: ignore[attr-defined]
+        return MappedSamples(inputs, targets, divisor=divisor)
+    return TensorSamples(tensor_of(inputs), targets, divisor=divisor)
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from streams.benchmark import make_benchmark, shape_facts, split_digest
 from streams.errors import StreamDataError
 from streams.options import InstalledSplitOptions
-from streams.samples import TensorSamples, tensor_of
+from streams.samples import samples_of
 from streams.stream import Stream
 
 # Which samples are held out is part of the data, not of a run: the same test and validation samples for every seed,
@@ -86,7 +86,7 @@ def build_split_stream(name: str, data: LabelledData, options: InstalledSplitOpt
     split = split_data(data, data.targets, options.validation_fraction)
     check_classes(data, split, experience_of)
     experiences = experience_of[data.targets]
-    samples = TensorSamples(tensor_of(data.inputs), torch.from_numpy(label_of[data.targets]), divisor=data.divisor)
+    samples = samples_of(data.inputs, torch.from_numpy(label_of[data.targets]), divisor=data.divisor)
     return Stream(
         name=name,
         scenario=options.scenario,

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from streams import StreamDataError, build_stream
-from streams.cache import Sink, cached, digest_of, in_memory
+from streams.cache import Sink, cached, digest_of, in_memory, mapped
 from streams.features import FeatureOptions
 from streams.progress import progress
+from streams.samples import MappedSamples, TensorSamples, samples_of
 from streams.split import LabelledData
 
 FORK = multiprocessing.get_context("fork")
@@ -175,6 +176,22 @@ def test_a_stream_takes_no_memory_for_what_lies_in_a_file(tmp_path, monkeypatch)
         assert stream.samples.gather(rows)[rows % 1000 == 0].mean(1).tolist() == rows[rows % 1000 == 0].tolist()
     assert os.path.getsize(tmp_path / "x.npy") > 500e6
     assert anonymous() - before < 100e6
+
+
+@pytest.mark.parametrize(("count", "shape", "offset"), [(5, (3,), 0), (40, (1, 33, 31), 128), (3, (5000,), 4096)])
+def test_rows_of_a_mapped_file_are_those_of_memory(tmp_path, count, shape, offset):
+    """Rows that lie anywhere among the pages of a file, the last one at its end; also of a part of the file."""
+    content = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    (tmp_path / "inputs").write_bytes(bytes(offset) + content.tobytes())
+    rows = torch.tensor([count - 1, 0, 1, 1, count - 1])
+    whole = mapped(tmp_path / "inputs", content.dtype, content.shape, offset)
+    for inputs, expected in ((whole, content), (whole[1:], content[1:])):
+        samples = samples_of(inputs, torch.arange(len(inputs)), divisor=255.0)
+        assert isinstance(samples, MappedSamples)
+        in_order = TensorSamples(torch.from_numpy(expected), torch.arange(len(inputs)), divisor=255.0)
+        chosen = rows.clamp(max=len(inputs) - 1)
+        assert torch.equal(samples.gather(chosen), in_order.gather(chosen))
+        assert torch.equal(samples[1][0], in_order[1][0])
 
 
 def anonymous():
