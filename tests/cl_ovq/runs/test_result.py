@@ -1,5 +1,7 @@
 """What results say beyond what runs put into them."""
 
+import dataclasses
+
 import pytest
 
 from cl_ovq.errors import UserError
@@ -23,9 +25,9 @@ def test_what_is_carried_from_task_to_task(run, session):
 
 
 def test_results_are_read_as_they_were_written(run, tmp_path):
-    result = run()
+    result = dataclasses.replace(run(), output_dir=str(tmp_path))
     result.write(tmp_path)
-    assert Result.read(tmp_path) == dataclasses.replace(result, output_dir=str(tmp_path))
+    assert Result.read(tmp_path) == result
     assert Result.read(tmp_path / "results.json") == result
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Result.read(tmp_path / "nothing.json")
