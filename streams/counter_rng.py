@@ -27,6 +27,10 @@ class Draws:
         self._start = np.uint64(int.from_bytes(digest[:8]))
         self._drawn = 0
 
+    def skip(self, count: int) -> None:
+        """Goes on as if so many 64-bit numbers had been drawn."""
+        self._drawn += count
+
     def bits(self, *shape: int) -> np.ndarray:
         """Draws 64-bit numbers, uint64 of the given shape."""
         count = int(np.prod(shape, dtype=np.int64))

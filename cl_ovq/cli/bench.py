@@ -148,6 +148,30 @@ def bench_operations(
         Console().print(operations_table(name, aggregates))
 
 
+@bench.command("heads")
+def bench_heads(
+    samples: Annotated[int, typer.Option(min=2, help="Feature vectors learned, and as many predicted.")] = 100_000,
+    features: Annotated[int, typer.Option(min=1, help="Features of each (F).")] = 512,
+    classes: Annotated[int, typer.Option(min=2, help="Classes (C).")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Samples learned together.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0, help="Learning and predicting are each cut short after.")] = 10.0,
+    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
+    json: Json = False,
+) -> None:
+    """Samples a second of the memory head and its peers, beside scikit-learn's and Avalanche's, on one thread."""
+    from cl_ovq.benchmarks.heads import Setting, heads_table, measure_heads
+    from cl_ovq.paths import write_atomically
+
+    setting = Setting(samples=samples, features=features, classes=classes, batch=batch, seconds=seconds)
+    measured = measure_heads(setting, Console(stderr=True))
+    if output is not None:
+        write_atomically(output, dumps(measured, indent=2) + "\n")
+    if json:
+        print(dumps(measured, indent=2))
+        return
+    Console().print(heads_table(measured))
+
+
 @bench.command("sweep")
 def bench_sweep(
     file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")] = "digits",

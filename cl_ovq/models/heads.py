@@ -19,7 +19,7 @@ class RememberingHead(nn.Module):
 
     Args:
         memory: learns from features and targets (`observe`), and maps features to log-probabilities: a `MemoryHead`, or
-            a classifier of `cl_ovq.models.discriminant`.
+            a `GradientFreeHead`.
         linear: maps features to logits; None for a memory alone.
     """
 

@@ -19,6 +19,7 @@ from cl_ovq.runs.result import Result, carried_bytes
 from cl_ovq.strategies import sees_all
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.lengths import comparable_rows, comparable_tables, mean_lengths_figure
+from cl_ovq.studies.sizes import BUDGET, sizes_figure
 from cl_ovq.uris import redact_tree
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class StudyResult:
         return figure
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, the last two over length too; return the paths."""
+        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, some over length or bytes too; return the paths."""
         directory.mkdir(parents=True, exist_ok=True)
         name = self.study.name
         texts = {f"{name}.json": self.to_json() + "\n", f"{name}.md": self.to_markdown()}
@@ -251,6 +252,8 @@ class StudyResult:
             write_atomically(directory / file, text)
         lengths, figures = comparable_rows(self.rows), {f"{name}.png": self.to_figure()}
         figures |= {f"{name}_{group}.png": mean_lengths_figure(rows) for group, rows in lengths.items()}
+        if BUDGET in self.study.axes:
+            figures[f"{name}_bytes.png"] = sizes_figure(self)
         for file, figure in figures.items():
             figure.savefig(directory / file, dpi=110)
         return [directory / file for file in (*texts, *figures)]

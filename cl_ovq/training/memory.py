@@ -10,6 +10,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from cl_ovq.models.gradient_free import GradientFreeHead
 from cl_ovq.models.heads import RememberingHead, unwrap
 from cl_ovq.training.passes import around_own_pass, evaluating, logits_of
 from streams import Stream, rows_of
@@ -71,7 +72,10 @@ class MemoryWrites(SupervisedPlugin):
                 head.memory.observe(observed[chosen], strategy.mb_y[chosen])
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Calibrate."""
+        """Let heads end their experience, and calibrate a memory."""
+        for head in _heads(strategy.model):
+            if isinstance(head.memory, GradientFreeHead):
+                head.memory.end_experience()
         if not self.calibrate:
             return
         learned = strategy.experience.current_experience + 1

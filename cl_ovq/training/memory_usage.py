@@ -28,13 +28,13 @@ def replay_bytes(strategy: Any, samples: Samples) -> int:
 
 
 def method_bytes(strategy: Any) -> int:
-    """Return the bytes that a method keeps of the past, samples apart: importances, a teacher, means of classes.
+    """Return the bytes that a method keeps of the past, samples apart: importances, a teacher, statistics of features.
 
     Dictionaries and memory heads are the model's and are not counted.
     """
     heads = [module.memory for module in strategy.model.modules() if isinstance(module, RememberingHead)]
-    prototypes = sum(head.nbytes for head in heads if not isinstance(head, MemoryHead))
-    return prototypes + sum(owner.kept_bytes for owner in _owners(strategy) if hasattr(owner, "kept_bytes"))
+    statistics = sum(head.nbytes for head in heads if not isinstance(head, MemoryHead))
+    return statistics + sum(owner.kept_bytes for owner in _owners(strategy) if hasattr(owner, "kept_bytes"))
 
 
 def policies(strategy: Any) -> list[ExemplarsBuffer]:

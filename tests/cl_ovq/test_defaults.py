@@ -30,8 +30,10 @@ from cl_ovq.mixers.dictionary_options import (
 from cl_ovq.models import MemoryHead, MemoryOptions, PatchTransformer, SequenceModel
 from cl_ovq.models.classifier import PatchTransformerOptions
 from cl_ovq.models.discriminant import StreamingDiscriminant
+from cl_ovq.models.fecam import MahalanobisHead
+from cl_ovq.models.neighbours import NearestNeighbours
 from cl_ovq.models.sequence import SequenceModelOptions
-from cl_ovq.strategies.prototypes import SLDAOptions
+from cl_ovq.strategies.gradient_free import FeCAMOptions, NeighboursOptions, SLDAOptions
 from kernels import DictionaryOptions
 
 GROWTH = (LinearGrowthOptions, DirichletGrowthOptions, NoveltyGrowthOptions, RateOptions)
@@ -51,6 +53,8 @@ SAME = {
     GatedSlotAttention: (MIXERS["gated_slot"].Options,),
     MemoryHead: (MemoryOptions, *GROWTH),
     StreamingDiscriminant: (SLDAOptions,),
+    MahalanobisHead: (FeCAMOptions,),
+    NearestNeighbours: (NeighboursOptions,),
     PatchTransformer: (PatchTransformerOptions,),
     SequenceModel: (SequenceModelOptions,),
 }

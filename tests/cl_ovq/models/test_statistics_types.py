@@ -4,13 +4,27 @@ import pytest
 import torch
 
 from cl_ovq.models.discriminant import NearestMean, StreamingDiscriminant
+from cl_ovq.models.fecam import MahalanobisHead
 from cl_ovq.models.memory import MemoryHead
+from cl_ovq.models.neighbours import NearestNeighbours
+from cl_ovq.models.ridge import RidgeHead
+
+
+def seeded(head, **options):
+    """Return a head whose random numbers are the same every time."""
+    torch.manual_seed(0)
+    return head(features=4, classes=3, **options)
+
 
 HEADS = {
     "memory": lambda: MemoryHead(features=4, classes=3, capacity=12, chunk_size=8),
     "memory int8": lambda: MemoryHead(features=4, classes=3, capacity=12, chunk_size=8, storage="int8"),
     "ncm": lambda: NearestMean(features=4, classes=3),
     "slda": lambda: StreamingDiscriminant(features=4, classes=3, shrinkage=0.1),
+    "ridge": lambda: seeded(RidgeHead, strength=1.0),
+    "ranpac": lambda: seeded(RidgeHead, width=8),
+    "fecam": lambda: seeded(MahalanobisHead),
+    "knn": lambda: seeded(NearestNeighbours, capacity=20),
 }
 
 

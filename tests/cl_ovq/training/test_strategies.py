@@ -180,7 +180,14 @@ def test_bytes_of_methods(session):
     found, model = kept("lwf")
     assert found == model
     assert kept("ncm", "model.name=pixels")[0] == 10 * 64 * 8 + 10 * 8
-    assert kept("slda", "model.name=pixels")[0] == 10 * 64 * 8 + 10 * 8 + 64 * 64 * 8 + 8
+    pooled = 10 * 64 * 8 + 10 * 8 + 64 * 64 * 8 + 8  # of 64 features: strips of 64 rows are whole squares
+    assert kept("slda", "model.name=pixels")[0] == pooled
+    # One number more is the strength; what is held out while an experience is learned is not there between two.
+    assert kept("ridge", "model.name=pixels")[0] == pooled + 8
+    assert kept("ridge", "model.name=pixels", "strategy.strength=1")[0] == pooled + 8
+    assert kept("ranpac", "model.name=pixels", "strategy.width=64")[0] == pooled + 8
+    assert kept("fecam", "model.name=pixels")[0] == 10 * (64 * 8 + 8 + 64 * 64 * 8 + 8)
+    assert kept("knn", "model.name=pixels", "strategy.capacity=100")[0] == 100 * (64 * 4 + 16) + 10 * 8 + 8
 
 
 def accuracy(run, name, *overrides):
@@ -205,6 +212,10 @@ CLASSES = ("stream.experiences=5", "strategy.epochs=5", "strategy.batch_size=16"
         ("gem", 0.6, 0.95),
         ("slda", 0.85, 0.97),
         ("ncm", 0.75, 0.92),
+        ("ridge", 0.85, 0.97),
+        ("ranpac", 0.9, 0.99),
+        ("fecam", 0.75, 0.97),
+        ("knn", 0.85, 0.97),
         ("joint", 0.9, 0.99),
     ],
 )

@@ -1,0 +1,171 @@
+"""Classifiers that learn without gradients, in one pass, in the place of the model's head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cl_ovq.errors import UserError
+from cl_ovq.options import COUNT, WIDEST, NoOptions, option
+from cl_ovq.strategies.base import STRATEGIES, Context
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
+
+    from cl_ovq.models.gradient_free import GradientFreeHead
+
+FACTS: dict[str, Any] = {
+    "needs_classes": True,
+    "is_head": True,
+    "no_first_experience": "never trains the encoder",
+    "no_memory_head": "is a head of its own",
+}
+
+
+@dataclass
+class SLDAOptions:
+    """The covariance of streaming LDA."""
+
+    shrinkage: float = option(1e-4, "shrinkage of the covariance towards the identity", minimum=0, maximum=1)
+
+
+@STRATEGIES.enter(
+    "slda",
+    "streaming LDA on the model's features (Hayes and Kanan 2020); the encoder is not trained",
+    options=SLDAOptions,
+    **FACTS,
+)
+def build_slda(options: SLDAOptions, context: Context) -> SupervisedTemplate:
+    """Build streaming LDA."""
+    from cl_ovq.models.discriminant import StreamingDiscriminant
+
+    return _with_head(StreamingDiscriminant, context, shrinkage=options.shrinkage)
+
+
+@STRATEGIES.enter(
+    "ncm", "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained", **FACTS
+)
+def build_ncm(options: NoOptions, context: Context) -> SupervisedTemplate:
+    """Build nearest class mean."""
+    from cl_ovq.models.discriminant import NearestMean
+
+    return _with_head(NearestMean, context)
+
+
+@dataclass
+class RidgeOptions:
+    """The penalty of ridge regression."""
+
+    strength: float | None = option(
+        None,
+        "penalty, as scikit-learn's alpha; chosen on a fifth of each experience's training data if null",
+        exclusive_minimum=0,
+    )
+
+
+@STRATEGIES.enter(
+    "ridge",
+    "ridge regression on the model's features, exact (recursive least squares); the encoder is not trained",
+    options=RidgeOptions,
+    **FACTS,
+)
+def build_ridge(options: RidgeOptions, context: Context) -> SupervisedTemplate:
+    """Build ridge regression."""
+    from cl_ovq.models.ridge import RidgeHead
+
+    return _with_head(RidgeHead, context, strength=options.strength)
+
+
+@dataclass
+class RanPACOptions(RidgeOptions):
+    """The random projection before ridge regression."""
+
+    width: int = option(2000, "random features (the paper's M)", minimum=1, maximum=WIDEST)
+
+
+@STRATEGIES.enter(
+    "ranpac",
+    "ridge regression on a random projection of the model's features (McDonnell et al. 2023); the encoder is not "
+    "trained",
+    options=RanPACOptions,
+    **FACTS,
+)
+def build_ranpac(options: RanPACOptions, context: Context) -> SupervisedTemplate:
+    """Build RanPAC, without its training of the encoder on the first experience."""
+    from cl_ovq.models.ridge import RidgeHead
+
+    return _with_head(RidgeHead, context, strength=options.strength, width=options.width)
+
+
+@dataclass
+class FeCAMOptions:
+    """The covariances of FeCAM."""
+
+    shrinkage: float = option(1.0, "shrinkage of each class's covariance (the paper's gamma)", minimum=0)
+    tukey: float = option(0.5, "exponent of Tukey's transform of the features; 1 for none", exclusive_minimum=0)
+
+
+@STRATEGIES.enter(
+    "fecam",
+    "Mahalanobis distance with each class's own covariance (Goswami et al. 2023); the encoder is not trained",
+    options=FeCAMOptions,
+    **FACTS,
+)
+def build_fecam(options: FeCAMOptions, context: Context) -> SupervisedTemplate:
+    """Build FeCAM."""
+    from cl_ovq.models.fecam import MahalanobisHead
+
+    return _with_head(MahalanobisHead, context, shrinkage=options.shrinkage, tukey=options.tukey)
+
+
+@dataclass
+class NeighboursOptions:
+    """How many samples are kept, and how many are asked."""
+
+    neighbours: int = option(5, "nearest samples that vote (k)", minimum=1, maximum=COUNT)
+    capacity: int = option(2000, "samples kept, of all classes together", minimum=1, maximum=COUNT)
+    capacity_bytes: int | None = option(
+        None, "size of the samples kept in bytes, in place of capacity", minimum=1, maximum=2**50
+    )
+
+
+@STRATEGIES.enter(
+    "knn",
+    "nearest neighbours among features kept within a budget (Cover and Hart 1967); the encoder is not trained",
+    options=NeighboursOptions,
+    **FACTS,
+)
+def build_knn(options: NeighboursOptions, context: Context) -> SupervisedTemplate:
+    """Build nearest neighbours.
+
+    Raises:
+        UserError: not one sample of each class fits.
+    """
+    from cl_ovq.models.heads import unwrap
+    from cl_ovq.models.neighbours import NearestNeighbours, sample_bytes
+
+    key, capacity, classes = "capacity", options.capacity, context.stream.n_classes
+    size = sample_bytes(unwrap(context.common["model"]).head.in_features)
+    if options.capacity_bytes is not None:
+        key, capacity = "capacity_bytes", options.capacity_bytes // size
+    if capacity < classes:
+        given = getattr(options, key)
+        unit = f" of {size} bytes" if key == "capacity_bytes" else ""
+        raise UserError(
+            f"strategy.{key}: {given} is too small: it must hold a sample{unit} of each of the {classes} classes"
+        )
+    return _with_head(NearestNeighbours, context, capacity=capacity, neighbours=options.neighbours)
+
+
+def _with_head(head: type[GradientFreeHead], context: Context, **options: Any) -> SupervisedTemplate:
+    """Put a head in the place of the model's linear one, and write it as a memory head is written."""
+    from cl_ovq.models.freezing import freeze_encoder
+    from cl_ovq.models.heads import RememberingHead, unwrap
+    from cl_ovq.training.memory import MemoryWrites
+
+    network = unwrap(context.common["model"])
+    freeze_encoder(network)
+    made = head(features=network.head.in_features, classes=context.stream.n_classes, **options)
+    network.head = RememberingHead(made, None)
+    context.plugins.append(MemoryWrites(context.stream, calibrate=False))
+    return context.naive()

@@ -1,0 +1,80 @@
+"""A study's rows over the bytes that they carry, where it has an axis `budget`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cl_ovq.metric_names import title
+from cl_ovq.runs.result import carried_bytes
+from cl_ovq.strategies import sees_all
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cl_ovq.studies.tables import RowResult, StudyResult
+
+BUDGET = "budget"
+METHOD = "method"
+
+
+def sizes_figure(study: StudyResult) -> Figure:
+    """Draw the quantity of every row over its bytes, with confidence intervals.
+
+    A line joins the rows that differ in their `budget` only; rows that see all data, or carry nothing, are dashed lines
+    across. Rows that differ in more than `budget` and `method` are in different panels.
+
+    Args:
+        study: has the axis `budget`.
+    """
+    from cl_ovq.evaluation.drawing import new_figure
+
+    lines = _grouped(study.rows, (BUDGET,))
+    names = dict.fromkeys(_name(rows[0], keep_method=True) for rows in lines)
+    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    panels = list(dict.fromkeys(_name(rows[0], keep_method=False) for rows in lines))
+    figure = new_figure(1.5 + 3.6 * len(panels), 3.8)
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for rows in lines:
+            if _name(rows[0], keep_method=False) == panel:
+                _draw(axes, study, rows, colors)
+        axes.set_xscale("log")
+        axes.set_xlabel("bytes carried from task to task")
+        axes.set_title(panel, fontsize="medium")
+        axes.grid(linewidth=0.4)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.axes[0].set_ylabel(title(study.quantities[0]))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+    figure.suptitle(study.study.title, fontsize="medium")
+    return figure
+
+
+def _draw(axes: Axes, study: StudyResult, rows: Sequence[RowResult], colors: dict[str, str]) -> None:
+    name = _name(rows[0], keep_method=True)
+    found = [(row.mean(carried_bytes), study.metric(row, study.quantities[0])) for row in rows]
+    sized = sorted((size, one.mean, one.interval or 0.0) for size, one in found if one is not None and size)
+    if sized and not sees_all(rows[0].runs[0].config):
+        sizes, means, spreads = zip(*sized, strict=True)
+        axes.errorbar(sizes, means, yerr=spreads, marker="o", markersize=3, color=colors[name], label=name)
+        return
+    for _, one in found:
+        if one is not None:
+            axes.axhline(one.mean, linestyle="--", linewidth=1, color=colors[name], label=name)
+
+
+def _grouped(rows: Sequence[RowResult], without: Sequence[str]) -> list[list[RowResult]]:
+    groups: dict[tuple[str, ...], list[RowResult]] = {}
+    for row in rows:
+        key = tuple(f"{axis}={label}" for axis, label in row.labels.items() if axis not in without)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _name(row: RowResult, *, keep_method: bool) -> str:
+    """Its method, or what else tells it apart."""
+    if keep_method and METHOD in row.labels:
+        return row.labels[METHOD]
+    return ", ".join(label for axis, label in row.labels.items() if axis not in (BUDGET, METHOD))
