@@ -1,14 +1,12 @@
-"""Trials that raise, and that run for too long, on a real Ray; and a Ray that is gone."""
+"""A Ray that is not there, or is gone."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import psutil
@@ -16,87 +14,10 @@ import pytest
 
 from cl_ovq.errors import UserError
 from cl_ovq.runs.result import Result
-from cl_ovq.sweeps import liveness, progress
-from cl_ovq.sweeps import run as running
-from cl_ovq.sweeps.records import DONE, FAILED, read_records
-from cl_ovq.sweeps.trials import Job
+from cl_ovq.sweeps import liveness
+from cl_ovq.sweeps.records import DONE, read_records
 
 ROOT = Path(__file__).resolve().parents[3]
-WELL, RAISES, LOOPS, HANGS = 24, 25, 26, 27  # slots, by which a trial knows what it is to do
-MARK = "begun"  # of trials that hang
-
-
-class Faulty(Job):
-    """What trials share, of which some have a fault in their code."""
-
-    def run(self, config, *more):
-        """Run as always, or do what the number of slots says."""
-        if config.dictionary.capacity == RAISES:
-            raise RuntimeError("the roof is on fire")
-        if config.dictionary.capacity in (LOOPS, HANGS):
-            Path(config.output_dir).mkdir(parents=True)
-            (Path(config.output_dir) / MARK).touch()
-        while config.dictionary.capacity == LOOPS:
-            pass
-        if config.dictionary.capacity == HANGS:
-            ctypes.PyDLL(None).sleep(3600)  # in native code that keeps the interpreter: no thread, no signal handler
-        return super().run(config, *more)
-
-
-class Clock:
-    """A clock that goes hours ahead when all trials but two have ended, and these two hang."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def monotonic(self):
-        """Return seconds."""
-        hang = len(list(self.folder.glob(f"trials/*/*/{MARK}"))) == 2
-        return time.monotonic() + (
-            10_000 if hang and sum(r.ended for r in read_records(self.folder).values()) > 1 else 0
-        )
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Make trials `Faulty`."""
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    make = running._job
-    monkeypatch.setattr(
-        running,
-        "_job",
-        lambda *args: Faulty(**{field.name: getattr(make(*args), field.name) for field in fields(Job)}),
-    )
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-def test_trials_that_raise_or_run_over_are_failed_and_the_sweep_goes_on(
-    faulty, sweep_file, start, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(progress, "time", Clock(tmp_path / "sweep"))
-    space = {"dictionary.capacity": {"choice": [LOOPS, RAISES, HANGS, WELL]}}
-    path = sweep_file(space=space, cluster={"cpus": 3}, budget={"trial_minutes": 60})
-    outcome, said = start(path, tmp_path / "sweep")
-    records = {record.point["dictionary.capacity"]: record for record in outcome.records}
-    assert {slots: record.status for slots, record in records.items()} == {
-        LOOPS: FAILED,
-        HANGS: FAILED,
-        RAISES: FAILED,
-        WELL: DONE,
-    }
-    assert records[RAISES].error == "RuntimeError: the roof is on fire"
-    for slots in (LOOPS, HANGS):
-        assert records[slots].error == "it ran for more than budget.trial_minutes=60"
-        assert records[slots].deaths == 0  # and was not tried again
-    assert "trial 2 failed: it ran for more than budget.trial_minutes=60" in said
-    assert outcome.interrupted is None
-    assert outcome.best.point == {"dictionary.capacity": WELL}
-    assert {record.trial: record for record in outcome.records} == read_records(tmp_path / "sweep")
-    again, _ = start(path, tmp_path / "sweep", resume=True)  # nothing is missing
-    assert again.records == outcome.records
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])

@@ -1,17 +1,30 @@
-"""A real sweep from file to MLflow: what ran, what went wrong, what is chosen, and what is not repeated."""
+"""Real sweeps from file to MLflow: what ran, what went wrong, what is chosen, what is not repeated, what is secret."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
+import socket
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
 from cl_ovq.runs.result import Result
+from cl_ovq.sweeps import progress
+from cl_ovq.sweeps import run as running
+from cl_ovq.sweeps.cluster import connected
 from cl_ovq.sweeps.outcome import FILE_NAME
 from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, read_records
+from cl_ovq.sweeps.schema import ClusterOptions
+from cl_ovq.sweeps.trials import Job
 from cl_ovq.tracking import open_client
 
 # One trial that is well, one whose loss is no number, one that raises, and one that asks for terabytes.
@@ -20,13 +33,23 @@ SPACE = {
     "model.patch_size": {"choice": [4, 3], "when": {"dictionary.capacity": [24]}},
     "optimizer.learning_rate": {"choice": [1e-2, 1e30], "when": {"model.patch_size": [4]}},
 }
+SECRETS = ("hu/sh@%1", "k3y-0f-th3-ap1")
+WELL, RAISES, LOOPS, HANGS = 24, 25, 26, 27  # slots, by which a trial knows what it is to do
+MARK = "begun"  # of trials that hang
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    """One Ray for all sweeps of this file, whose workers import the platform once."""
+    with connected(ClusterOptions(cpus=3)):
+        yield
 
 
 @pytest.fixture(scope="module")
 def broken(sweep_file, start, store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     settings = {"evaluation.dictionary_every": 100, "tracking.enabled": True, "tracking.uri": store}
-    path = sweep_file(space=SPACE, selection={"test_seeds": 1}, set=settings, cluster={"cpus": 1})
+    path = sweep_file(space=SPACE, selection={"test_seeds": 1}, set=settings, budget={"concurrency": 1})
     return *start(path, folder / "sweep"), path, folder / "sweep", store
 
 
@@ -106,6 +129,107 @@ def test_a_directory_with_a_sweep_is_not_taken_for_another(broken, start):
         start(path, folder, "strategy.epochs=2", resume=True)
     with pytest.raises(UserError, match="there is no sweep in"):
         start(path, folder / "nowhere", resume=True)
+
+
+class Faulty(Job):
+    """What trials share, of which some have a fault in their code."""
+
+    def run(self, config, *more):
+        """Run as always, or do what the number of slots says."""
+        if config.dictionary.capacity == RAISES:
+            raise RuntimeError("the roof is on fire")
+        if config.dictionary.capacity in (LOOPS, HANGS):
+            Path(config.output_dir).mkdir(parents=True)
+            (Path(config.output_dir) / MARK).touch()
+        while config.dictionary.capacity == LOOPS:
+            time.sleep(0.1)  # in Python
+        if config.dictionary.capacity == HANGS:
+            ctypes.PyDLL(None).sleep(3600)  # in native code that keeps the interpreter: no thread, no signal handler
+        return super().run(config, *more)
+
+
+class Clock:
+    """A clock that goes hours ahead when all trials but two have ended, and these two hang."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def monotonic(self):
+        """Return seconds."""
+        hang = len(list(self.folder.glob(f"trials/*/*/{MARK}"))) == 2
+        return time.monotonic() + (
+            10_000 if hang and sum(r.ended for r in read_records(self.folder).values()) > 1 else 0
+        )
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Make trials `Faulty`."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    make = running._job
+    monkeypatch.setattr(
+        running,
+        "_job",
+        lambda *args: Faulty(**{field.name: getattr(make(*args), field.name) for field in fields(Job)}),
+    )
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_trials_that_raise_or_run_over_are_failed_and_the_sweep_goes_on(
+    faulty, sweep_file, start, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(progress, "time", Clock(tmp_path / "sweep"))
+    space = {"dictionary.capacity": {"choice": [LOOPS, RAISES, HANGS, WELL]}}
+    path = sweep_file(space=space, budget={"trial_minutes": 60})
+    outcome, said = start(path, tmp_path / "sweep")
+    records = {record.point["dictionary.capacity"]: record for record in outcome.records}
+    assert {slots: record.status for slots, record in records.items()} == {
+        LOOPS: FAILED,
+        HANGS: FAILED,
+        RAISES: FAILED,
+        WELL: DONE,
+    }
+    assert records[RAISES].error == "RuntimeError: the roof is on fire"
+    for slots in (LOOPS, HANGS):
+        assert records[slots].error == "it ran for more than budget.trial_minutes=60"
+        assert records[slots].deaths == 0  # and was not tried again
+    assert "trial 2 failed: it ran for more than budget.trial_minutes=60" in said
+    assert outcome.interrupted is None
+    assert outcome.best.point == {"dictionary.capacity": WELL}
+    assert {record.trial: record for record in outcome.records} == read_records(tmp_path / "sweep")
+    again, _ = start(path, tmp_path / "sweep", resume=True)  # nothing is missing
+    assert again.records == outcome.records
+
+
+def test_a_sweep_keeps_its_secrets(sweep_file, tmp_path, monkeypatch, capfd):
+    """Its server is down, so that all that MLflow would be told is in journals."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    user = quote(SECRETS[0], safe="")
+    uri = f"http://me:{user}@127.0.0.1:{port}/path?api_key={SECRETS[1]}"
+    path = sweep_file(
+        set={"tracking.enabled": True, "tracking.uri": uri, "evaluation.dictionary_every": 100},
+        space={"optimizer.learning_rate": {"choice": [1e-2]}},
+        selection={"test_seeds": 1},
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cl-ovq", "sweep", str(path), f"tracking.uri={uri}", "--directory", "kept"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0
+    said = "".join(capfd.readouterr())
+    wanted = [*SECRETS, user]
+    assert "again: cl-ovq run" in said
+    assert not [secret for secret in wanted if secret in said]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"sweep.json", "sweep_results.json", "results.json", "config.yaml"} <= {file.name for file in files}
+    assert any(file.suffix == ".jsonl" for file in files)
+    leaks = {str(file) for file in files for secret in wanted if secret.encode() in file.read_bytes()}
+    assert leaks == set()
 
 
 @pytest.mark.slow
