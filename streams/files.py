@@ -28,16 +28,23 @@ def named_path(path: str, option: str) -> Path:
     return found
 
 
-def read_data(path: Path) -> bytes:
+def read_data(path: Path, largest: int | None = None) -> bytes:
     """Returns the content of a regular file: anything else, like a pipe, might never end.
 
+    Args:
+        path: of the file.
+        largest: bytes that it may have; any number if None.
+
     Raises:
-        StreamDataError: it cannot be read, or is something else.
+        StreamDataError: it cannot be read, is something else, or is larger.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file")
+            if largest is not None and found.st_size > largest:
+                raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes")
             return file.read()
     except OSError as error:
         raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import http.client
+import io
 import json
 import urllib.parse
 import urllib.request
@@ -28,6 +29,7 @@ BUCKET = "deepmind-gutenberg"
 SERVER = "https://storage.googleapis.com"
 SPLITS = ("train", "validation", "test")
 METADATA = "metadata.csv"
+LARGEST = 1 << 28  # bytes of a file; those published have a tenth of it at most
 TIMEOUT_S = 30.0
 
 
@@ -124,10 +126,9 @@ def read_years(path: Path) -> dict[int, int]:
     """
     years = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, _title, year, *_ in csv.reader(file):
-                years[int(number)] = int(year)
-    except (OSError, ValueError, csv.Error) as error:
+        for number, _title, year, *_ in csv.reader(io.StringIO(read_data(path, LARGEST).decode("utf-8"), newline="")):
+            years[int(number)] = int(year)
+    except (ValueError, csv.Error) as error:
         raise StreamDataError(f"{path}: is not PG-19's list of number, title, year, address: {error}") from error
     return years
 
@@ -154,7 +155,7 @@ def periods(root: Path, books: dict[str, list[int]], years: dict[int, int], coun
     domains = []
     for period in range(count):
         splits = {
-            split: b"\n\n".join(read_data(root / split / f"{int(number)}.txt") for number in found[period])
+            split: b"\n\n".join(read_data(root / split / f"{int(number)}.txt", LARGEST) for number in found[period])
             for split, found in parts.items()
         }
         mine = [years[int(number)] for number in parts["train"][period]]

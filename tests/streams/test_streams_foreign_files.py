@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 
 import numpy as np
 import pytest
 import torchvision
 
 from streams import SplitOptions, StreamDataError, build_stream
+from streams.fashion_mnist import FILES
 from streams.pg19 import PG19Options
 from streams.text import TextOptions
 
@@ -110,6 +112,27 @@ def test_a_book_that_is_no_file(books, make):
     make(books / "train" / "101.txt")
     with pytest.raises(StreamDataError, match=r"train/101.txt: is no book, but a folder, or a link to nothing"):
         build_books(books)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train/101.txt"])
+def test_what_is_too_large_is_not_read(books, name):
+    os.truncate(books / name, 1 << 40)
+    with pytest.raises(StreamDataError, match=rf"{name}: cannot be read \(it has more than 268,435,456 bytes\)$"):
+        build_books(books)
+
+
+def test_an_archive_that_unpacks_without_end(tmp_path):
+    """8 MB that hold 8 GB: unpacked as far as Fashion-MNIST's files go, and refused."""
+    for name in FILES:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(1 << 20)) * 8000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(StreamDataError, match=r"\.gz: is not Fashion-MNIST's file; expected unpacked contents"):
+        build_stream("split_fashion_mnist", SplitOptions(data_dir=str(tmp_path)), seed=0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in kB
+    for name in FILES:
+        os.truncate(tmp_path / f"{name}.gz", 1 << 40)
+    with pytest.raises(StreamDataError, match=r"\.gz: cannot be read \(it has more than 67,108,864 bytes\)$"):
+        build_stream("split_fashion_mnist", SplitOptions(data_dir=str(tmp_path)), seed=0)
 
 
 def test_names_that_are_no_numbers_are_passed_over(books):
