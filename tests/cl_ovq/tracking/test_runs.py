@@ -238,6 +238,8 @@ def test_training_that_fails_marks_the_run(run_in, tiny, tmp_path, store):
         from avalanche.training.plugins import SupervisedPlugin
 
         class Fail(SupervisedPlugin):
+            STATE = ()
+
             def before_backward(self, strategy, **kwargs):
                 if strategy.clock.train_iterations == 2:
                     raise ZeroDivisionError("in training")
