@@ -97,10 +97,11 @@ def measure_heads(setting: Setting, console: Console) -> dict[str, Any]:
             for name, make in methods(setting).items():
                 console.print(f"{name}, {setting.classes} classes", highlight=False)
                 rows.append({"method": name} | _measure(make(), setting, (x, y), (queries, answers)))
+        device = device_name(torch.device("cpu"))  # which names the threads
     finally:
         torch.set_num_threads(threads)
     machine = {
-        "device": device_name(torch.device("cpu")),
+        "device": device,
         "packages": package_versions(),
         "scikit-learn": __import__("sklearn").__version__,
         "code": code_revision(),

@@ -39,7 +39,8 @@ from cl_ovq.config.files import (
     read_mapping,
     shipped_folders,
 )
-from cl_ovq.config.load import EXPERIMENTS, STUDIES, flatten, is_text_below
+from cl_ovq.config.keys import flatten
+from cl_ovq.config.load import EXPERIMENTS, STUDIES, is_text_below
 from cl_ovq.config.parts import UnusedKeyError
 from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS, check_protocol, check_seeds, check_validation
 from cl_ovq.config.reading import Step, read_override, write_override

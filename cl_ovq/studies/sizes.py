@@ -47,7 +47,7 @@ def sizes_figure(study: StudyResult) -> Figure:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.axes[0].set_ylabel(title(study.quantities[0]))
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
     figure.suptitle(study.study.title, fontsize="medium")
     return figure
 

@@ -210,8 +210,11 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch, capfd):
         monkeypatch.setenv("TERM", "xterm")
         with progress("decoding", 10) as advance:
             advance(5)
+        terminal.write("end")
         terminal.flush()
-        shown = os.read(master, 1 << 16).decode()
+        shown = ""
+        while "end" not in shown:
+            shown += os.read(master, 1 << 16).decode(errors="replace")
     os.close(master)
     assert "decoding" in shown
     assert "5/10" in shown

@@ -19,6 +19,7 @@ from cl_ovq.runs import finish, run
 from cl_ovq.runs.checkpoints import NAME, read_checkpoint, write_checkpoint
 from cl_ovq.runs.checkpoints.files import MAGIC
 from cl_ovq.runs.checkpoints.history import NAME as HISTORY
+from cl_ovq.runs.checkpoints.schema import VERSION
 from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import load_stream
@@ -152,7 +153,7 @@ def put(*path, value):
                 ("1", "is not the checkpoint of a run: done: Input should be a valid integer"),
             )
         ),
-        (put("version", value=3), "was written by another version of this program"),
+        (put("version", value=VERSION + 1), "was written by another version of this program"),
         (
             put("about", "config", value=[]),
             "is not the checkpoint of a run: about.config: Input should be a valid dict",

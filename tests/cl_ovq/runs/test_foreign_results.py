@@ -129,7 +129,7 @@ def test_the_version_of_a_file(rich_result, tmp_path):
     assert rich_result["version"] == VERSION
     path.write_text(json.dumps(older))
     found = Result.read(path)
-    assert found == Result.of(rich_result, path)
+    assert found == Result.of(rich_result | {"output_dir": str(tmp_path)}, path)
     path.write_text(json.dumps(rich_result | {"version": VERSION + 1, "surprise": 5}))
     with pytest.raises(UserError) as error:
         Result.read(path)

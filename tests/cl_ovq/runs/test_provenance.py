@@ -72,12 +72,15 @@ def test_where_git_does_not_answer_nothing_is_claimed(repository):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_counts_what_is_gone_and_is_reset():
-    reset_peak_memory(CPU)
-    before = peak_memory_bytes(CPU)
-    block = torch.ones(200 * MIB // 4)
-    del block
-    after = peak_memory_bytes(CPU)
-    assert 190 * MIB < after - before < 260 * MIB
+    for attempt in range(5):  # a system that runs short takes cold pages away, at any moment
+        reset_peak_memory(CPU)
+        before = peak_memory_bytes(CPU)
+        block = torch.ones(200 * MIB // 4)
+        del block
+        after = peak_memory_bytes(CPU)
+        if 190 * MIB < after - before < 260 * MIB:
+            break
+        assert attempt < 4, (before, after)
     reset_peak_memory(CPU)
     assert peak_memory_bytes(CPU) < after - 150 * MIB
 
