@@ -37,7 +37,7 @@ STUDIES, PUBLISHED = "studies", "published"
 def is_text(path: Sequence[Step]) -> bool:
     """Return whether the schema has text at a place of an experiment."""
     section, *steps = path or ("",)
-    # Whatever the parts: options of one name are of one type.
+    # Whatever the parts: options of one name are text in all of them, or lists of texts in some.
     if section in sections():
         return any(holds_text(owner.options, steps) for owner in owners() if owner.section == section)
     return holds_text(Scalars, path)

@@ -141,7 +141,8 @@ def read_override(override: str, example: str, is_text: IsText = nowhere) -> tup
             raise UserError(
                 f"override '{override}' has no value: write {key}=null for none, {key}=\"''\" for empty text"
             )
-        if is_text((key,)):
+        # Of one name, an option may be a text of one part and a list of texts of another.
+        if is_text((key,)) and not (text.startswith("[") and is_text((key, 0))):
             return key, None if text in NULLS else _unquoted(text)
         return key, read_yaml(text, is_text, (key,))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

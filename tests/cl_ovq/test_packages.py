@@ -56,7 +56,7 @@ def test_the_platforms_own_are_accepted_without_loading_torch(tmp_path):
 
 def test_what_runs_on_a_gpu_machine_needs_no_pydantic():
     """Such a machine has what models and kernels need, and nothing that reads results or checkpoints."""
-    names = ["cl_ovq.mixers", "cl_ovq.models", "cl_ovq.training", "cl_ovq.runs.result"]
+    names = ["cl_ovq.mixers", "cl_ovq.models", "cl_ovq.training", "cl_ovq.paths"]
     names += [f"cl_ovq.benchmarks.gpu.{name}" for name in ("records", "report", "running", "training", "worker")]
     code = f"import sys; sys.modules['pydantic'] = None; import {', '.join(names)}"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""

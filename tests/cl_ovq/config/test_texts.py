@@ -1,5 +1,6 @@
 """Text is what was typed: on the command line, in every kind of YAML file, and on the way between them."""
 
+import dataclasses
 import shlex
 import subprocess
 
@@ -9,9 +10,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cl_ovq.config import load_config, to_dict
+from cl_ovq.config.check import holds_text
 from cl_ovq.config.files import read_mapping
 from cl_ovq.config.keys import flatten
-from cl_ovq.config.load import is_text, is_text_below
+from cl_ovq.config.load import is_text, is_text_below, load_stream_config
+from cl_ovq.config.parts import owners
 from cl_ovq.config.reading import read_override, write_override
 from cl_ovq.errors import UserError
 from cl_ovq.studies import load_study
@@ -293,3 +296,17 @@ def test_any_text_survives_studies_and_sweeps(write, text, label):
     assert row.labels == {"axis": label}
     for config in (row.config({}, 0, "test"), sweep.config(point, 0)):
         assert (config.tracking.run_name, dict(config.tracking.tags)) == (text, {"a": text})
+
+
+def test_an_option_is_text_in_all_parts_or_lists_of_texts_in_some():
+    found = {}
+    for owner in owners():
+        for field in dataclasses.fields(owner.options):
+            of_text = holds_text(owner.options, [field.name]) or holds_text(owner.options, [field.name, 0])
+            found.setdefault((owner.section, field.name), set()).add(of_text)
+    assert [key for key, kinds in found.items() if len(kinds) > 1] == []
+
+
+def test_what_is_a_text_of_one_stream_and_a_list_of_another(tmp_path):
+    assert load_stream_config("text", ["domains=[licences, 012]"]).stream.options.domains == ["licences", "012"]
+    assert load_stream_config("features", ["data=012"]).stream.options.data == "012"

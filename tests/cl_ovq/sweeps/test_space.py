@@ -94,7 +94,9 @@ def test_combinations_are_counted_without_making_them(data):
         values = list({repr(value): value for value in values}.values())
         tree[key] = {data.draw(st.sampled_from(["grid", "choice"])): values}
         if len(tree) > 1 and data.draw(st.booleans()):
-            tree[key]["when"] = {data.draw(st.sampled_from(list(tree)[:-1])): data.draw(st.lists(st.integers(0, 3)))}
+            tree[key]["when"] = {
+                data.draw(st.sampled_from(list(tree)[:-1])): data.draw(st.lists(st.integers(0, 3), min_size=1))
+            }
     space = read_space(tree)
     for kinds in (("grid",), ("grid", "choice")):
         assert space.count(kinds) == len(space.combinations(kinds))
