@@ -8,7 +8,12 @@ from cl_ovq.config.schema import StrategyConfig
 from cl_ovq.strategies import STRATEGIES
 
 QUICK = ("strategy.epochs=2", "strategy.batch_size=150")
-SMALL = ("strategy.importance_samples=20", "strategy.candidates=30", "strategy.buffer_batch_size=15")
+SMALL = (
+    "strategy.importance_samples=20",
+    "strategy.candidates=30",
+    "strategy.buffer_batch_size=15",
+    "strategy.width=100",  # of random features, whose squares are inverted
+)
 
 
 def fitting(strategy, overrides):

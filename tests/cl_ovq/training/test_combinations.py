@@ -57,7 +57,7 @@ TINY = (
     "memory.capacity=20",
     "strategy.batch_size=40",
 )
-SMALL = ("strategy.buffer_size=12", "strategy.importance_samples=2", "strategy.candidates=15")
+SMALL = ("strategy.buffer_size=12", "strategy.importance_samples=2", "strategy.candidates=15", "strategy.width=50")
 
 
 def covering_array(options, refused, seed):

@@ -196,6 +196,7 @@ def accuracy(run, name, *overrides):
 
 
 CLASSES = ("stream.experiences=5", "strategy.epochs=5", "strategy.batch_size=16", "optimizer.learning_rate=1e-3")
+CLASSES += ("strategy.width=500",)
 
 
 @pytest.mark.parametrize(
