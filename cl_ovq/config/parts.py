@@ -174,8 +174,8 @@ def _choices(tree: Mapping[str, Any]) -> Iterator[Choice]:
             raise UserError(
                 f"{section}: '{given}' is not a section: write {section}.name={given}, or another of its keys"
             )
-    todo = list(SECTIONS.items())
-    for section, options in todo:  # it grows
+    waiting = list(SECTIONS.items())
+    for section, options in waiting:  # it grows
         given = tree.get(section) or {}
         fields = {field.name: field for field in dataclasses.fields(options)}
         replaced = {field.metadata.get("replaces") for field in fields.values() if given.get(field.name)}
@@ -190,7 +190,7 @@ def _choices(tree: Mapping[str, Any]) -> Iterator[Choice]:
                 except UserError as error:
                     raise UserError(f"{section}.{field.name}: {error}") from error
                 if field.name not in replaced:
-                    todo += [joining for joining in _joining(section, part) if joining not in todo]
+                    waiting += [joining for joining in _joining(section, part) if joining not in waiting]
             if names and field.name not in replaced:
                 yield choice
 
