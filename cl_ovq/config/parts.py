@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from cl_ovq.config.check import check_type, hints_of, is_optional
@@ -95,7 +95,8 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type]:
 
 def owners() -> list[Owner]:
     """Return every dataclass that a section may be made of, over all parts of all registries."""
-    return _owners(Registry.revision + len(STREAMS))
+    streams = tuple((name, entry.Options) for name, entry in STREAMS.items())
+    return _owners(Registry.revision, streams)
 
 
 def unused(key: str, tree: Mapping[str, Any]) -> UnusedKeyError | None:
@@ -228,8 +229,9 @@ def _joining(section: str, part: Any) -> list[tuple[str, type]]:
     return [(section, part.Options), *getattr(part, "sections", {}).items()]
 
 
-@cache
-def _owners(revision: int) -> list[Owner]:
+@lru_cache(maxsize=8)
+def _owners(revision: int, streams: tuple[tuple[str, type], ...]) -> list[Owner]:
+    """Return the owners as they are while the parts of the registries, and the streams, are these."""
     found = [Owner(section, cls) for section, cls in SECTIONS.items()]
     for section, options, *_ in found:  # it grows
         for field in dataclasses.fields(options):

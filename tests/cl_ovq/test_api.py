@@ -18,6 +18,8 @@ from torch import nn
 import cl_ovq
 from cl_ovq.config import load_config
 from cl_ovq.config.load import read_experiment
+from cl_ovq.config.parts import owners
+from cl_ovq.runs.given import given
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.setup import load_stream
 from cl_ovq.tracking import open_client
@@ -318,6 +320,13 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_path, tmp_path, overrides,
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
     assert "custom" not in STREAMS
+
+
+def test_what_was_given_is_forgotten(stream):
+    before = owners()
+    with given(Network, stream):
+        assert {owner.name for owner in owners()} - {owner.name for owner in before} == {"custom"}
+    assert owners() == before
 
 
 def test_what_a_mapping_says_of_a_given_stream_is_a_mistake(stream, tmp_path):
