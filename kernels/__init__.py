@@ -9,7 +9,7 @@ from kernels.growth import GROWTH
 from kernels.merging import merge, resize
 from kernels.options import ASSIGNMENT, LEARNING_RATES, READ_OUTS, SEEDS, DictionaryOptions
 from kernels.state import DictionaryState
-from kernels.writing import update
+from kernels.writing import update, write
 
 __project__ = "cl-ovq"  # `kernels` is a common name: by this the platform knows that it imported its own
 
@@ -26,4 +26,5 @@ __all__ = [
     "ovq_attention",
     "resize",
     "update",
+    "write",
 ]

@@ -108,7 +108,7 @@ def _call(x: Arguments, full_chunks: int) -> tuple[Call, list[Block], int]:
 
 
 def _forward(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
-    """Outputs, and where chunks are filled the rest of a `ScanResult`; its last two only to `differentiate`."""
+    """Outputs, and where chunks are filled the rest of a `ScanResult`; its last three only to `differentiate`."""
     result = _outputs(x, full_chunks, differentiate)
     if not x.q.numel() and not x.v.numel():
         return result
@@ -126,13 +126,16 @@ def _outputs(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     n, length = x.options.capacity, x.options.chunk_size
     rows = b if full_chunks else 0
     chunks = (state.pending + t + length - 1) // length
+    written = full_chunks * length if differentiate else 0
+    united = written if x.options.growth == "recycle" else 0
     snapshots = (chunks - 1) // scan.segment_length(x.options) if full_chunks and differentiate else 0
     return ScanResult(
         x.v.new_empty(b, t, x.q.shape[2], dv),
         state.keys.new_zeros(rows, g, n, dk + dv),
         state.counts.new_zeros(rows, g, n),
         state.size.new_zeros(rows, g),
-        state.counts.new_zeros(rows, g, full_chunks * length if differentiate else 0, dtype=torch.int32),
+        state.counts.new_zeros(rows, g, written, dtype=torch.int32),
+        state.counts.new_zeros(rows, g, united, dtype=torch.int32),
         # Zeros that nobody touches take no memory, and most of a snapshot of a dictionary that still grows is such.
         state.keys.new_zeros(snapshots, rows, g, n, dk + dv),
     )
@@ -156,4 +159,4 @@ def _backward(
     return grads
 
 
-register(Operator("attention", ScanResult, ("slots", "snapshots"), _forward, _outputs, _backward))
+register(Operator("attention", ScanResult, ("slots", "united", "snapshots"), _forward, _outputs, _backward))

@@ -37,13 +37,15 @@ def dirichlet(tokens: Tensor, options: "DictionaryOptions") -> Tensor:
 
 
 # `novelty` has the budget of `plateau`; that a seed must also be unlike every old slot depends on the data and is
-# decided where seeds are chosen.
+# decided where seeds are chosen. `recycle` grows as `all` does; how it makes room in a full dictionary depends on the
+# data too.
 GROWTH: dict[str, Callable[[Tensor, "DictionaryOptions"], Tensor]] = {
     "plateau": plateau,
     "linear": linear,
     "all": every_token,
     "dirichlet": dirichlet,
     "novelty": plateau,
+    "recycle": every_token,
 }
 
 

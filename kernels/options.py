@@ -12,6 +12,7 @@ SEEDS = ("spread", "random", "farthest", "kmeans++")
 ASSIGNMENT = ("old", "all")
 LEARNING_RATES = ("adaptive", "constant", "floored")
 READ_OUTS = ("raw", "unit", "gmr")
+LARGEST_VALUE_WEIGHT = 1e6  # beyond it keys would be lost in rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,15 @@ class DictionaryOptions:
     Args:
         capacity: N, the largest number of slots per head.
         chunk_size: L, tokens between two updates; a query sees the tokens of its own chunk exactly.
-        growth: schedule of the number of slots in use, a name in `GROWTH`.
+        growth: schedule of the number of slots in use, a name in `GROWTH`. With `recycle` every token seeds a slot
+            until none is free; then slots that are alike unite and make room for tokens that are less like any slot.
         growth_rate: slots per token of `linear` growth.
         concentration: alpha of `dirichlet` growth.
         novelty_threshold: with `novelty` growth a token seeds a slot only if its similarity to every old slot is below
-            this.
+            this share of the largest possible, 1 + `value_weight`.
+        value_weight: w, how much values count beside keys where slots are chosen: the similarity of a token and a slot
+            is `k.mu + w cos(v, nu)`. Reading goes by keys alone. The paper's is 0; a mixture of the joint density of
+            keys and values, which the read-out is the regression of, wants more.
         seeds: which tokens of a chunk become new slots: the least similar to the dictionary (`spread`), any
             (`random`), the farthest from dictionary and seeds one after the other (`farthest`), or drawn with
             probability proportional to the squared distance from them (`kmeans++`).
@@ -50,6 +55,7 @@ class DictionaryOptions:
     growth_rate: float = 0.125
     concentration: float = 128.0
     novelty_threshold: float = 0.7
+    value_weight: float = 0.0
     seeds: str = "spread"
     assignment: str = "all"
     learning_rate: str = "adaptive"
@@ -78,6 +84,8 @@ class DictionaryOptions:
             raise ValueError(f"concentration must be positive, got {self.concentration!r}")
         if not -1 <= self.novelty_threshold <= 1:
             raise ValueError(f"novelty_threshold is a cosine and must lie in [-1, 1], got {self.novelty_threshold!r}")
+        if not 0 <= self.value_weight <= LARGEST_VALUE_WEIGHT:
+            raise ValueError(f"value_weight must lie in [0, {LARGEST_VALUE_WEIGHT}], got {self.value_weight!r}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], got {self.rate!r}")
         # Made once and here, so that a compiled graph, which cannot call json, only looks it up.

@@ -17,7 +17,9 @@ from kernels.growth import target_size
 from kernels.numerics import counter_hash, gumbel, normalise
 from kernels.options import DictionaryOptions
 from kernels.schema import Arguments
-from kernels.state import DictionaryState
+from kernels.state import DictionaryState, Written
+
+Pair = tuple[Tensor, Tensor]  # a token, or a slot: normalised key `[Dk]` and value `[Dv]`, or the means of both
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -36,11 +38,22 @@ class Slots:
         self.t = int(state.tokens[row])
         self.row, self.head = row, head
 
+    def pairs(self) -> list[Pair]:
+        """The means of all slots."""
+        return list(zip(self.mu, self.nu, strict=True))
+
+    def unite(self, i: int, other: int) -> None:
+        """Let slot i stand for the tokens of `other` too, which then holds nothing of its own."""
+        share = self.c[other] / (self.c[i] + self.c[other])
+        self.mu[i] = self.mu[i] + share * (self.mu[other] - self.mu[i])
+        self.nu[i] = self.nu[i] + share * (self.nu[other] - self.nu[i])
+        self.c[i] += self.c[other]
+
 
 def read(
     q: Tensor,
     slots: Slots,
-    tokens: list[tuple[Tensor, Tensor]],
+    tokens: list[Pair],
     beta: Tensor,
     slot_bias: Tensor,
     options: DictionaryOptions,
@@ -59,49 +72,57 @@ def read(
     logits, seen = [], []
     for c, mu, nu in zip(slots.c, slots.mu, slots.nu, strict=True):
         if options.read_out == "raw":
-            similarity = dot(q, mu)
+            product = dot(q, mu)
         elif options.read_out == "unit":
-            similarity = dot(q, normalise(mu))
+            product = dot(q, normalise(mu))
         else:  # gmr: log of a Gaussian at distance |q - mu|, without what all components share
-            similarity = dot(q, mu) - dot(mu, mu) / 2
+            product = dot(q, mu) - dot(mu, mu) / 2
         # A tensor: a number of Python's would make the derivative of `torch.func.jvp` double precision.
-        logits.append(beta * similarity + mu.new_tensor(math.log(c)) + slot_bias)
+        logits.append(beta * product + mu.new_tensor(math.log(c)) + slot_bias)
         seen.append(nu)
     for k, v in tokens:
         # A token is a slot of count one. `gmr` subtracts |k|^2 / 2 = 1/2 for it as for every slot.
-        similarity = dot(q, k) - dot(k, k) / 2 if options.read_out == "gmr" else dot(q, k)
-        logits.append(beta * similarity)
+        product = dot(q, k) - dot(k, k) / 2 if options.read_out == "gmr" else dot(q, k)
+        logits.append(beta * product)
         seen.append(v)
     weights = torch.softmax(torch.stack(logits), 0)
     return weights @ torch.stack(seen)
 
 
-def similarity_to(k: Tensor, means: list[Tensor]) -> tuple[float, int]:
-    """Largest dot product of `k [Dk]` with a mean, and the lowest index that has it."""
+def similarity(a: Pair, b: Pair, options: DictionaryOptions) -> float:
+    """How much alike two are where slots are chosen: `k.mu + w cos(v, nu)`."""
+    of_keys = float(dot(a[0].detach(), b[0].detach()))
+    if options.value_weight == 0:  # then values do not matter, not even those that are NaN
+        return of_keys
+    return of_keys + options.value_weight * float(dot(normalise(a[1].detach()), normalise(b[1].detach())))
+
+
+def nearest(token: Pair, slots: dict[int, Pair], options: DictionaryOptions) -> tuple[float, int]:
+    """Largest similarity of a token to a slot, and the lowest slot that has it; minus infinity and 0 without any."""
     best, index = -math.inf, 0
-    for i, mu in enumerate(means):
-        s = float(dot(k.detach(), mu.detach()))
+    for i in sorted(slots):
+        s = similarity(token, slots[i], options)
         if s > best:
             best, index = s, i
     return best, index
 
 
 def choose_seeds(
-    keys: list[Tensor],
+    tokens: list[Pair],
     candidates: list[int],
     wanted: int,
     slots: Slots,
-    old: list[Tensor],
+    old: dict[int, Pair],
     options: DictionaryOptions,
 ) -> list[int]:
     """At most `wanted` of the tokens `candidates`, which become new slots, in order of position.
 
     Args:
-        keys: the chunk's normalised keys.
-        candidates: indices into `keys`.
+        tokens: of the chunk.
+        candidates: indices into `tokens`.
         wanted: slots to fill.
         slots: says row, head, and how many valid tokens came before the chunk.
-        old: means of the slots that count as old.
+        old: the slots that count as old.
         options: seeds and their random seed.
     """
 
@@ -110,80 +131,111 @@ def choose_seeds(
         return counter_hash(options.seed, position, position >> 32, slots.row, slots.head, *draw)
 
     if options.seeds == "spread":
-        ranked = sorted(candidates, key=lambda j: (similarity_to(keys[j], old)[0], j))
+        ranked = sorted(candidates, key=lambda j: (nearest(tokens[j], old, options)[0], j))
         return sorted(ranked[:wanted])
     if options.seeds == "random":
         ranked = sorted(candidates, key=lambda j: (int(bits(j)), j))
         return sorted(ranked[:wanted])
     chosen: list[int] = []
-    means = list(old)
+    seen = dict(old)
     for draw in range(min(wanted, len(candidates))):
 
-        def rank(j: int, draw: int = draw, means: list[Tensor] = means) -> tuple[float, int]:
-            similarity = similarity_to(keys[j], means)[0]
+        def rank(j: int, draw: int = draw, seen: dict[int, Pair] = seen) -> tuple[float, int]:
+            alike = nearest(tokens[j], seen, options)[0]
             if options.seeds == "farthest":
-                return similarity, j
+                return alike, j
             # k-means++ draws in proportion to the squared distance; Gumbel noise on its logarithm does that.
-            weight = max(1 - similarity, torch.finfo(torch.float64).tiny)
+            weight = max(1 + options.value_weight - alike, torch.finfo(torch.float64).tiny)
             return -(math.log(weight) + float(gumbel(bits(j, draw)))), j
 
         pick = min((j for j in candidates if j not in chosen), key=rank)
         chosen.append(pick)
-        means.append(keys[pick])
+        seen[len(seen)] = tokens[pick]
     return sorted(chosen)
 
 
-def close_chunk(slots: Slots, tokens: list[tuple[Tensor, Tensor]], options: DictionaryOptions) -> list[int]:
-    """The update with the m valid tokens of a chunk; changes `slots`, returns the slot of each token.
+def unions(slots: dict[int, Pair], options: DictionaryOptions) -> list[tuple[float, int, int]]:
+    """The pairs of slots that are each other's nearest, most similar first: similarity, lower and higher slot."""
+    others = {i: nearest(slots[i], {j: slots[j] for j in slots if j != i}, options) for i in slots}
+    pairs = [(s, i, j) for i, (s, j) in others.items() if i < j and others[j][1] == i and s > -math.inf]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
+
+
+def close_chunk(slots: Slots, tokens: list[Pair], options: DictionaryOptions) -> tuple[list[int], list[int]]:
+    """The update with the m valid tokens of a chunk; changes `slots`.
 
     Args:
         slots: one head's dictionary.
         tokens: m normalised keys `[Dk]` and values `[Dv]`.
         options: of the dictionary.
+
+    Returns:
+        The slot of each token, and for a token whose slot became free by a union the slot that united with it; -1 for
+        every other.
     """
-    keys, values = [key for key, _ in tokens], [value for _, value in tokens]
-    m, n = len(keys), len(slots.c)
+    m, n = len(tokens), len(slots.c)
+    united = [-1] * m
     if m == 0:
-        return []
+        return [], []
 
     # 1. Growth: slots that are new.
     target = int(target_size(torch.tensor(slots.t + m), options))
     new = min(max(target - n, 0), m)
 
     # 2. Seeds. In an empty dictionary the first token becomes slot 0 and counts as old.
-    old = list(slots.mu)
-    seeds: list[int] = []
+    before = dict(enumerate(slots.pairs()))
+    old, seeds = dict(before), []
     if n == 0:
-        seeds, old, new = [0], [keys[0]], new - 1
+        seeds, old, new = [0], {0: tokens[0]}, new - 1
     candidates = [j for j in range(m) if j not in seeds]
     if options.growth == "novelty":
-        candidates = [j for j in candidates if similarity_to(keys[j], old)[0] < options.novelty_threshold]
-    seeds = seeds + choose_seeds(keys, candidates, new, slots, old, options)
-    for j in seeds:
+        threshold = options.novelty_threshold * (1 + options.value_weight)
+        candidates = [j for j in candidates if nearest(tokens[j], old, options)[0] < threshold]
+    seeds = seeds + choose_seeds(tokens, candidates, new, slots, old, options)
+    for key, value in (tokens[j] for j in seeds):
         slots.c.append(1)
-        slots.mu.append(keys[j])
-        slots.nu.append(values[j])
-
-    # 3. Every other token goes to its most similar slot.
-    competing = old if options.assignment == "old" else list(slots.mu)
+        slots.mu.append(key)
+        slots.nu.append(value)
     slot_of = {j: n + i for i, j in enumerate(seeds)}
+
+    # 3. Room in a full dictionary: the slots that are most alike unite, for the tokens that are least like any slot,
+    # seed, or token that might become one before them.
+    if options.growth == "recycle":
+        alike = {j: nearest(tokens[j], old, options)[0] for j in range(m) if j not in slot_of}
+        earlier = [tokens[j] for j in seeds]
+        for j in sorted(alike, key=lambda j: (alike[j], j)):
+            alike[j] = max(alike[j], nearest(tokens[j], dict(enumerate(earlier)), options)[0])
+            earlier.append(tokens[j])
+        waiting = sorted(alike, key=lambda j: (alike[j], j))
+        for j, (likeness, i, free) in zip(waiting, unions(before, options), strict=False):
+            if likeness <= alike[j]:
+                break
+            slots.unite(i, free)
+            slots.c[free], slots.mu[free], slots.nu[free] = 1, *tokens[j]
+            slot_of[j], united[j] = free, i
+
+    # 4. Every other token goes to its most similar slot.
+    competing = dict(enumerate(slots.pairs()))
+    if options.assignment == "old":
+        taken = {slot_of[j] for j in range(m) if united[j] >= 0}
+        competing = {i: competing[i] for i in old.keys() - taken}
     members: dict[int, list[int]] = {}
     for j in range(m):
-        if j not in seeds:
-            slot_of[j] = similarity_to(keys[j], competing)[1]
+        if j not in slot_of:
+            slot_of[j] = nearest(tokens[j], competing, options)[1]
             members.setdefault(slot_of[j], []).append(j)
 
-    # 4. Counts and means.
+    # 5. Counts and means.
     for i, joined in members.items():
         a = len(joined)
         slots.c[i] += a
         w = learning_rate(a, slots.c[i], options)
-        key = sum((keys[j] for j in joined), torch.zeros_like(keys[0])) / a
-        value = sum((values[j] for j in joined), torch.zeros_like(values[0])) / a
+        key = sum((tokens[j][0] for j in joined), torch.zeros_like(tokens[0][0])) / a
+        value = sum((tokens[j][1] for j in joined), torch.zeros_like(tokens[0][1])) / a
         slots.mu[i] = slots.mu[i] + w * (key - slots.mu[i])
         slots.nu[i] = slots.nu[i] + w * (value - slots.nu[i])
     slots.t += m
-    return [slot_of[j] for j in range(m)]
+    return [slot_of[j] for j in range(m)], united
 
 
 def learning_rate(a: int, c: int, options: DictionaryOptions) -> float:
@@ -255,23 +307,28 @@ def attention(x: Arguments) -> tuple[Tensor, DictionaryState]:
     return by_position(outputs, v, t).reshape(b, t, h, v.shape[-1]), final
 
 
-def update(
-    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor
-) -> tuple[DictionaryState, Tensor]:
-    """The specification of `kernels.update`: same arguments (`mask` given, dtypes those of the state), same results."""
+def write(state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor) -> Written:
+    """The specification of `kernels.write`: same arguments (`mask` given, dtypes those of the state), same results."""
     b, t, h, _ = k.shape
-    slots_of = torch.full((b, t, h), -1)
+    chosen = torch.full((2, b, t, h), -1)
     dictionaries = []
     for row in range(state.batch):
         source = range(b) if state.batch == 1 else (row,)
         where = [(r, s) for r in source for s in range(t) if mask[r, s]]
         for head in range(h):
             slots = Slots(state, row, head)
-            chosen = close_chunk(slots, [(normalise(k[r, s, head]), v[r, s, head]) for r, s in where], options)
-            for (r, s), slot in zip(where, chosen, strict=True):
-                slots_of[r, s, head] = slot
+            found = close_chunk(slots, [(normalise(k[r, s, head]), v[r, s, head]) for r, s in where], options)
+            for (r, s), *of_token in zip(where, *found, strict=True):
+                chosen[:, r, s, head] = torch.tensor(of_token)
             dictionaries.append(slots)
-    return _collect(dictionaries, state), slots_of
+    return Written(_collect(dictionaries, state), *chosen)
+
+
+def update(
+    state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions, mask: Tensor
+) -> tuple[DictionaryState, Tensor]:
+    """The specification of `kernels.update`: same arguments (`mask` given, dtypes those of the state), same results."""
+    return write(state, k, v, options, mask)[:2]
 
 
 def _collect(dictionaries: list[Slots], state: DictionaryState) -> DictionaryState:

@@ -12,6 +12,7 @@ from kernels import reading
 from kernels.batch_heads import Block, Call, Chunk, load_queries, load_tokens
 from kernels.options import DictionaryOptions
 from kernels.reading import Scratch, Sources
+from kernels.recycling import union_of, unite_
 from kernels.selection import Assignment, Dictionary, choose_slots
 from kernels.writing import flat_slots, update_weights, write_
 
@@ -31,6 +32,7 @@ class ScanResult(NamedTuple):
         size: `[B, G]` int64.
         slots: `[B, G, full_chunks L]` int32, the slot of each written token; -1 if masked, -2 - slot if it seeded the
             slot.
+        united: `[B, G, full_chunks L]` int32, see `recycling.Room`; of no token where no slots unite.
         snapshots: `[segments - 1, B, G, N, D]` means at the start of every segment but the first.
     """
 
@@ -39,6 +41,7 @@ class ScanResult(NamedTuple):
     counts: Tensor
     size: Tensor
     slots: Tensor
+    united: Tensor
     snapshots: Tensor
 
 
@@ -70,10 +73,23 @@ def encode(choice: Assignment) -> Tensor:
     return torch.where(choice.seeds, -2 - choice.slots, choice.slots)
 
 
-def decode(code: Tensor) -> Assignment:
-    """What `encode` made."""
-    seeds = code < -1
-    return Assignment(torch.where(seeds, -2 - code, code).long(), seeds)
+class Record(NamedTuple):
+    """What updates did with each token, of a block's part of a `ScanResult`.
+
+    Args:
+        slots: `[X, Y, full_chunks L]` int32 as `encode` made them.
+        united: `[X, Y, full_chunks L]` int32, or of no token where no slots unite.
+    """
+
+    slots: Tensor
+    united: Tensor
+
+    def choice(self, start: int, stop: int) -> Assignment:
+        """What was done with the tokens of these positions."""
+        code = self.slots[:, :, start:stop]
+        seeds = code < -1
+        united = self.united[:, :, start:stop].long() if self.united.shape[-1] else None
+        return Assignment(torch.where(seeds, -2 - code, code).long(), seeds, united)
 
 
 def sources(call: Call, block: Block, dictionary: Seen, chunk: Chunk, scratch: Scratch) -> Sources:
@@ -147,7 +163,8 @@ def forward(call: Call, block: Block, result: ScanResult) -> None:
     tokens = state.tokens[block.rows].clone()
     dk = keys.shape[-1]
     means = torch.cat([keys, values], -1)
-    slots, snapshots = block.view_batch_heads(result.slots), result.snapshots[:, block.rows, block.heads]
+    slots, united = block.view_batch_heads(result.slots), block.view_batch_heads(result.united)
+    snapshots = result.snapshots[:, block.rows, block.heads]
     every = segment_length(options)
     buffer = means.new_empty(*size.shape, grid.length, means.shape[-1])
     origin = (block.rows.start, block.heads.start)
@@ -163,14 +180,21 @@ def forward(call: Call, block: Block, result: ScanResult) -> None:
             read_chunk(call, block, chunk, x, scratch, result.o)
         if index < call.full_chunks:
             mask = None if chunk.valid is None else chunk.valid[:, 0]
-            dictionary = Dictionary(means[:, :, :used, :dk], size, tokens, origin)
-            choice, size = choose_slots(chunk.kv[..., :dk], mask, dictionary, options)
+            seen = means[:, :, :used]
+            dictionary = Dictionary(seen[..., :dk], seen[..., dk:], counts[:, :, :used], size, tokens, origin)
+            choice, size = choose_slots(chunk.kv[..., :dk], chunk.kv[..., dk:], mask, dictionary, options)
+            union = union_of(choice.slots, choice.united, counts, means.dtype)
+            if union is not None:
+                unite_(means, union)
+                counts = union.counts
             weights = update_weights(choice, counts, options, means.dtype)
             write_(means, chunk.kv, flat_slots(choice, means.shape[2]), weights.share)
             counts = weights.counts
             tokens += stop - start if mask is None else mask.sum(-1)
             if slots.shape[-1]:
                 slots[:, :, start:stop] = encode(choice)
+            if united.shape[-1]:
+                united[:, :, start:stop] = -1 if choice.united is None else choice.united
     block.view_batch_heads(result.means).copy_(means)
     block.view_batch_heads(result.counts).copy_(counts)
     block.view_batch_heads(result.size).copy_(size)

@@ -16,8 +16,10 @@ from torch import Tensor
 from kernels import reading
 from kernels.batch_heads import Block, Call, Chunk, load_queries, load_tokens, segments
 from kernels.numerics import inverse_norm, normalise_backward
+from kernels.options import DictionaryOptions
 from kernels.reading import Scratch, SourceGradients
-from kernels.scan import ScanResult, Seen, decode, in_use, open_chunk, segment_length, sources
+from kernels.recycling import Union, union_of, unite_, unite_backward_
+from kernels.scan import Record, ScanResult, Seen, in_use, open_chunk, segment_length, sources
 from kernels.schema import Gradients
 from kernels.writing import Weights, flat_slots, update_weights, write_
 
@@ -135,15 +137,17 @@ class Undo(NamedTuple):
         chunk: its tokens.
         counts: `[X, Y, N]` before its update.
         weights: of its update; None if it is not full.
-        rows: `[X Y m]` which rows of the means the update writes.
-        overwritten: `[X Y m, D]` what they were.
+        union: of its update; None if no slots unite.
+        rows: `[X Y m]` which rows of the means its tokens are written to.
+        overwritten: rows of the means, and what they were, one after the other.
     """
 
     chunk: Chunk
     counts: Tensor
     weights: Weights | None
+    union: Union | None
     rows: Tensor
-    overwritten: Tensor
+    overwritten: list[tuple[Tensor, Tensor]]
 
 
 def backward(
@@ -155,7 +159,7 @@ def backward(
     counts, keys, values = (block.view_batch_heads(t) for t in (state.counts, state.keys, state.values))
     x, y, capacity, dk = keys.shape
     d = dk + values.shape[-1]
-    codes = block.view_batch_heads(result.slots)
+    record = Record(block.view_batch_heads(result.slots), block.view_batch_heads(result.united))
     snapshots = result.snapshots[:, block.rows, block.heads]
     d_dictionary = keys.new_zeros(x, y, capacity, d)
     if d_means is not None:
@@ -164,20 +168,22 @@ def backward(
     parts = list(segments(grid.chunks, every))
     starts = [counts]  # counts at the start of every segment
     for part in parts[:-1]:
-        codes_of_part = codes[:, :, part.start * grid.length : part.stop * grid.length]
-        starts.append(update_weights(decode(codes_of_part), starts[-1], options, keys.dtype).counts)
+        starts.append(_counts_after(part, starts[-1], record, grid.length, options))
 
     buffer = keys.new_empty(min(every, grid.chunks), x, y, grid.length, d)
     for number, part in reversed(list(enumerate(parts))):
         means = torch.cat([keys, values], -1) if number == 0 else snapshots[number - 1].clone()
-        undo = _replay(job, part, means, starts[number], codes, buffer)
-        for chunk, counts, weights, rows, overwritten in reversed(undo):
+        undo = _replay(job, part, means, starts[number], record, buffer)
+        for chunk, counts, weights, union, rows, overwritten in reversed(undo):
             d_kv = torch.zeros_like(chunk.kv)
             if weights is not None:
                 flat = d_dictionary.view(-1, d)
                 torch.mul(flat.index_select(0, rows), weights.share.view(-1, 1), out=d_kv.view(-1, d))
                 d_dictionary *= weights.kept[..., None]
-                means.view(-1, d).index_copy_(0, rows, overwritten)
+                if union is not None:
+                    unite_backward_(d_dictionary, union)
+                for where, content in overwritten:
+                    means.view(-1, d).index_copy_(0, where, content)
             queries = grid.queries(chunk.number)
             if queries.stop > queries.start:
                 used = int((counts > 0).sum(-1).max())
@@ -188,25 +194,41 @@ def backward(
         block.view_batch_heads(grads.means).copy_(d_dictionary)
 
 
-def _replay(job: Job, part: range, means: Tensor, counts: Tensor, codes: Tensor, buffer: Tensor) -> list[Undo]:
+def _counts_after(part: range, counts: Tensor, record: Record, length: int, options: DictionaryOptions) -> Tensor:
+    """Counts `[X, Y, N]` after a segment of chunks of `length`, given those before it."""
+    step = length if record.united.shape[-1] else len(part) * length  # unions depend on counts, so chunk by chunk
+    for start in range(part.start * length, part.stop * length, step):
+        choice = record.choice(start, start + step)
+        union = union_of(choice.slots, choice.united, counts, torch.float64)
+        counts = update_weights(choice, counts if union is None else union.counts, options, torch.float64).counts
+    return counts
+
+
+def _replay(job: Job, part: range, means: Tensor, counts: Tensor, record: Record, buffer: Tensor) -> list[Undo]:
     """Bring `means [X, Y, N, D]` from the start of a segment to its end; what it takes to go back, chunk by chunk.
 
     A row that two tokens write is kept twice, with the same content: putting rows back needs no order.
     """
     undo = []
+    flat = means.view(-1, means.shape[-1])
     for step, index in enumerate(part):
         start, stop = job.call.grid.bounds(index)
         kv = buffer[step].view(-1)[: means.shape[0] * means.shape[1] * (stop - start) * means.shape[-1]]
         kv = kv.view(*means.shape[:2], stop - start, means.shape[-1])
         chunk = load_tokens(job.call, job.block, index, kv)
         if index >= job.call.full_chunks:
-            undo.append(Undo(chunk, counts, None, counts, counts))
+            undo.append(Undo(chunk, counts, None, None, counts, []))
             break
-        choice = decode(codes[:, :, start:stop])
-        weights = update_weights(choice, counts, job.call.x.options, means.dtype)
+        choice = record.choice(start, stop)
+        union = union_of(choice.slots, choice.united, counts, means.dtype)
+        after_union = counts if union is None else union.counts
+        weights = update_weights(choice, after_union, job.call.x.options, means.dtype)
         rows = flat_slots(choice, means.shape[2])
-        overwritten = means.view(-1, means.shape[-1]).index_select(0, rows)
-        undo.append(Undo(chunk, counts, weights, rows, overwritten))
+        touched = [rows] if union is None else [rows, union.kept]
+        overwritten = [(where, flat.index_select(0, where)) for where in touched]
+        undo.append(Undo(chunk, counts, weights, union, rows, overwritten))
+        if union is not None:
+            unite_(means, union)
         write_(means, kv, rows, weights.share)
         counts = weights.counts
     return undo

@@ -5,6 +5,7 @@ Letters: `B` batch rows, `H` heads, `N` capacity, `Dk` key size, `Dv` value size
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -185,3 +186,18 @@ class DictionaryState:
     def replace(self, **tensors: Tensor) -> "DictionaryState":
         """The same state with some tensors exchanged."""
         return replace(self, **tensors)
+
+
+class Written(NamedTuple):
+    """What a write leaves.
+
+    Args:
+        state: the dictionaries after it.
+        slots: `[B, T, H]` int64, the slot that each token seeded or was assigned to; -1 for a masked token.
+        united: `[B, T, H]` int64; for a token whose slot was made free by a union, the slot that now stands for what
+            was there (`recycle` growth); -1 for every other.
+    """
+
+    state: DictionaryState
+    slots: Tensor
+    united: Tensor

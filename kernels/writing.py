@@ -10,9 +10,10 @@ from torch import Tensor
 
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, check_name
+from kernels.recycling import union_of, unite_
 from kernels.registration import has_tangent
 from kernels.selection import Assignment, Dictionary, choose_slots
-from kernels.state import DictionaryState
+from kernels.state import DictionaryState, Written
 from kernels.triton.support import on_gpu, unserved
 
 UPDATES = ("auto", "chunked", "triton")  # implementations
@@ -107,6 +108,18 @@ def update(
     mask: Tensor | None = None,
     implementation: str = "auto",
 ) -> tuple[DictionaryState, Tensor]:
+    """Write tokens as one chunk; see `write`, whose state and slots it returns."""
+    return write(state, k, v, options, mask, implementation)[:2]
+
+
+def write(
+    state: DictionaryState,
+    k: Tensor,
+    v: Tensor,
+    options: DictionaryOptions,
+    mask: Tensor | None = None,
+    implementation: str = "auto",
+) -> Written:
     """One update of a dictionary with all valid tokens given, whatever their number.
 
     A state of one row takes the tokens of every batch row, in row order, as one chunk: the write of a dictionary that
@@ -119,10 +132,6 @@ def update(
         options: of the dictionary.
         mask: `[B, T]` bool, True for tokens to write; None writes all.
         implementation: `auto`, `chunked` (PyTorch) or `triton`, which passes no gradient on.
-
-    Returns:
-        The new state, and `slots [B, T, H]` int64: the slot each token seeded or was assigned to, -1 for a masked
-        token.
 
     Raises:
         ValueError: where shapes, options and state do not fit, or the state has an open chunk.
@@ -149,22 +158,32 @@ def update(
         from kernels.triton import writer
 
         new, slots = writer.update(state, k, v, options, mask if given else None)
-        return new, slots.reshape(b, t, h)
+        slots = slots.reshape(b, t, h)
+        return Written(new, slots, torch.full_like(slots, -1))
     dtype = state.keys.dtype
     # What a masked position holds must not matter, not even if it is NaN.
     k, v = (x.to(dtype).masked_fill(~mask[..., None, None], 0.0).transpose(1, 2) for x in (k, v))
     k = normalise(k)
     used = int(state.size.max()) if state.size.numel() else 0
     keys, values = (x.clone(memory_format=torch.contiguous_format) for x in (state.keys, state.values))
-    dictionary = Dictionary(state.keys[:, :, :used], state.size, state.tokens)
-    choice, size = choose_slots(k, None if bool(mask.all()) else mask, dictionary, options)
-    weights = update_weights(choice, state.counts, options, dtype)
+    seen = slice(used)
+    dictionary = Dictionary(
+        state.keys[:, :, seen], state.values[:, :, seen], state.counts[:, :, seen], state.size, state.tokens
+    )
+    choice, size = choose_slots(k, v, None if bool(mask.all()) else mask, dictionary, options)
+    counts, union = state.counts, union_of(choice.slots, choice.united, state.counts, dtype)
+    if union is not None:
+        unite_(keys, union)
+        unite_(values, union)
+        counts = union.counts
+    weights = update_weights(choice, counts, options, dtype)
     index = flat_slots(choice, state.capacity)
     write_(keys, k, index, weights.share)
     write_(values, v, index, weights.share)
     tokens = state.tokens + mask.sum(-1)
     new = state.replace(counts=weights.counts, keys=keys, values=values, size=size, tokens=tokens)
-    return new, choice.slots.transpose(1, 2).reshape(b, t, h)
+    united = torch.full_like(choice.slots, -1) if choice.united is None else choice.united
+    return Written(new, *(x.transpose(1, 2).reshape(b, t, h) for x in (choice.slots, united)))
 
 
 def _chooses_triton(

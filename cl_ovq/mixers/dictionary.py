@@ -20,7 +20,7 @@ from torch.nn import functional
 from cl_ovq.errors import UserError
 from cl_ovq.mixers.base import is_recomputed, statistics
 from cl_ovq.mixers.gathering import gather_rows, is_distributed
-from kernels import DictionaryOptions, DictionaryState, update
+from kernels import DictionaryOptions, DictionaryState, write
 from kernels.state import statistics_dtype
 
 Tokens = tuple[Tensor, Tensor, Tensor]  # of a pass: keys `[B, T, H, Dk]`, values `[B, T, H, Dv]`, mask `[B, T]`
@@ -185,8 +185,9 @@ class PersistentDictionary(nn.Module):
         state = self.state
         if self.half_life is not None:
             state = halve(state, mask.sum(), self.half_life)
-        self.state, slots = update(state, k, v, self.options, mask)
+        self.state, slots, united = write(state, k, v, self.options, mask)
         self.last_written = k[0], slots[0]
+        self._unite(slots[0].T, united[0].T)
         self._note(slots[0].T, k[0], v[0])
 
     def _joined(self, tokens: list[Tokens]) -> Tokens:
@@ -217,6 +218,16 @@ class PersistentDictionary(nn.Module):
         self.state = self.state.reset()
         for name in (*self._write_log, "last_write"):
             getattr(self, name).zero_()
+
+    def _unite(self, slots: Tensor, united: Tensor) -> None:
+        """Move what is known of slots `[H, m]` that became free to those that they united with; -1 for none."""
+        head, token = (united >= 0).nonzero(as_tuple=True)
+        freed, kept = slots[head, token], united[head, token]
+        for name in self._write_log:
+            pages = getattr(self, name)
+            pages[:, head, kept] += pages[:, head, freed]
+            pages[:, head, freed] = 0
+        self.last_write[head, kept] = self.last_write[head, kept].maximum(self.last_write[head, freed])
 
     def _note(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Enter a write into the write log.

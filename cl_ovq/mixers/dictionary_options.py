@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_ovq.options import COUNT, option
 from cl_ovq.registry import Part, Registry
 from kernels import ASSIGNMENT, GROWTH, READ_OUTS, SEEDS, DictionaryOptions
+from kernels.options import LARGEST_VALUE_WEIGHT
 
 Schedule = Callable[[Tensor, DictionaryOptions], Tensor]
 
@@ -57,6 +58,11 @@ GROWTHS.add(
     "at most as many as plateau, and only tokens that are unlike every slot start one",
     build=GROWTH["novelty"],
     options=NoveltyGrowthOptions,
+)
+GROWTHS.add(
+    "recycle",
+    "a slot for every token, up to N; then slots that are alike unite, to make room for tokens that are new",
+    build=GROWTH["recycle"],
 )
 
 
@@ -122,6 +128,12 @@ class DictionaryConfig(ChunkOptions):
         "all",
         "slots that the other tokens may join: old (those before the chunk) or all (the chunk's new ones too)",
         choices=tuple(ASSIGNMENT),
+    )
+    value_weight: float = option(
+        0.0,
+        "how much values count beside keys where a token's slot is chosen; 0, the paper's, is by keys alone",
+        minimum=0,
+        maximum=LARGEST_VALUE_WEIGHT,
     )
     learning_rate: str = option("adaptive", "step of a slot's means", parts=RATES)
     read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))

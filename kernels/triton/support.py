@@ -40,6 +40,10 @@ def unserved_options(options: DictionaryOptions) -> str | None:
     """The same, for options alone."""
     if options.seeds not in SEEDS_SERVED:
         return f"seeds {options.seeds!r} choose one token after the other; served: {', '.join(SEEDS_SERVED)}"
+    if options.growth == "recycle":
+        return "growth 'recycle' unites slots; served: every other growth"
+    if options.value_weight > 0:
+        return f"value_weight {options.value_weight} compares values too; served: 0"
     return None
 
 

@@ -35,10 +35,15 @@ def tolerance_of(implementation: str) -> dict[str, float]:
 
 
 def served(options: DictionaryOptions, implementation: str) -> DictionaryOptions:
-    """The options, with seeds that the implementation can choose."""
-    if implementation == "triton" and options.seeds not in ("spread", "random"):
-        return replace(options, seeds="spread")
-    return options
+    """The options, without what the implementation cannot do."""
+    if implementation != "triton":
+        return options
+    return replace(
+        options,
+        seeds=options.seeds if options.seeds in ("spread", "random") else "spread",
+        growth="all" if options.growth == "recycle" else options.growth,
+        value_weight=0.0,
+    )
 
 
 def examples(count: int = 25, *, shrink: bool = True) -> settings:
@@ -137,6 +142,7 @@ def all_options(draw, **fixed) -> DictionaryOptions:
         "growth_rate": draw(st.sampled_from([0.2, 1.0])),
         "concentration": 3.0,
         "novelty_threshold": draw(st.sampled_from([-0.5, 0.3, 0.9])),
+        "value_weight": draw(st.sampled_from([0.0, 0.0, 0.5, 2.0])),
         "seeds": draw(st.sampled_from(SEEDS)),
         "assignment": draw(st.sampled_from(ASSIGNMENT)),
         "learning_rate": draw(st.sampled_from(LEARNING_RATES)),

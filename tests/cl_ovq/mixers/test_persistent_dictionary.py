@@ -9,7 +9,7 @@ import torch
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import OVQAttention, dictionaries, writing
 from cl_ovq.mixers.ovq import OVQState
-from kernels import DictionaryOptions, DictionaryState, update
+from kernels import DictionaryOptions, DictionaryState, update, write
 
 WIDTH, HEADS = 8, 2
 OPTIONS = DictionaryOptions(capacity=6, chunk_size=4)
@@ -246,6 +246,31 @@ def test_the_diary_says_which_task_wrote_what_and_when(layer):
     assert torch.equal(log[2], written[1])
     expected = torch.where(written[1] > 0, 2, torch.where(written[0] > 0, 1, 0))
     assert torch.equal(layer.dictionary.last_write, expected)
+
+
+def test_the_diary_follows_slots_that_unite():
+    options = DictionaryOptions(capacity=6, chunk_size=4, growth="recycle")
+    torch.manual_seed(0)
+    layer = OVQAttention(width=WIDTH, heads=HEADS, options=options, persistent=True, sums=True)
+    alive = torch.zeros(HEADS, 6, dtype=torch.int64)  # the last write of a token of each slot, by hand
+    for task in range(6):
+        layer.dictionary.begin_task(task)
+        before = layer.dictionary.state
+        with layer.dictionary.recording():
+            layer(tokens(batch=1, seed=task))
+        (k, v, mask), *_ = layer.dictionary._recorded
+        _, slots, united = write(before, k, v, options, mask)
+        layer.dictionary.write()
+        for head in range(HEADS):
+            for slot, kept in zip(slots[0, :, head].tolist(), united[0, :, head].tolist(), strict=True):
+                if kept >= 0:
+                    alive[head, kept] = max(alive[head, kept], alive[head, slot])
+            alive[head, slots[0, :, head]] = task + 1
+    state, log = layer.dictionary.state, layer.dictionary.written
+    assert torch.equal(log.sum(-1), torch.full((6, HEADS), 4))
+    assert torch.equal(log.sum(0), state.counts[0])
+    torch.testing.assert_close(layer.dictionary.key_sums.sum(0), state.keys[0] * state.counts[0][..., None])
+    assert torch.equal(layer.dictionary.last_write, alive)
 
 
 def test_a_diary_of_several_tasks_loads_into_a_new_layer(layer):
