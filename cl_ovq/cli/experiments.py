@@ -16,6 +16,7 @@ from cl_ovq.cli.arguments import (
     Json,
     Overrides,
     picture_file,
+    writable_file,
 )
 from cl_ovq.errors import UserError, unknown
 
@@ -68,6 +69,28 @@ def run(
             console.print(table)
         console.print(f"results: {result.output_dir}", soft_wrap=True, markup=False)
     leave_if_diverged([result])
+
+
+@commands.command()
+def pretrain(
+    config: Config,
+    output: Annotated[Path, typer.Option(help="File of the weights, for learner.path.", callback=writable_file)],
+    overrides: Overrides = None,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Learn the weights of a learner in context (strategy.name=in_context), for other runs to read."""
+    from cl_ovq.config import load_config
+    from cl_ovq.in_context import build_learner, deciding, write_weights
+
+    loaded = load_config(config, overrides or (), allow_env=allow_env)
+    options = loaded.learner
+    if options is None:
+        raise UserError(f"pretrain: strategy.name={loaded.strategy.name} has no learner: use strategy.name=in_context")
+    seed = loaded.seed if options.weights_seed is None else options.weights_seed
+    learner = build_learner(options, loaded.dictionary, seed)
+    write_weights(learner, output, deciding(options, loaded.dictionary), seed)
+    Console().print(f"weights: {output}", soft_wrap=True, markup=False)
 
 
 @commands.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 from cl_ovq.config.check import field_of
 from cl_ovq.config.protocols import MOST_SEEDS
+from cl_ovq.in_context import LearnerOptions
 from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
 from cl_ovq.options import COUNT, LONGEST, option
@@ -138,9 +139,10 @@ class ExperimentConfig:
 
     stream: StreamConfig
     model: ModelConfig = field(default_factory=ModelConfig)
-    # Of the mixers and of the head; None where these have no such section.
+    # Of the mixers, of the head and of the strategy; None where these have no such section.
     dictionary: ChunkOptions | None = None
     memory: MemoryOptions | None = None
+    learner: LearnerOptions | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -174,6 +176,6 @@ SECTIONS: dict[str, Any] = {
 SCALARS = tuple(
     field
     for field in dataclasses.fields(ExperimentConfig)
-    if field.name not in (*SECTIONS, "dictionary", "memory", "unresolved")
+    if field.name not in (*SECTIONS, "dictionary", "memory", "learner", "unresolved")
 )
 Scalars: Any = dataclasses.make_dataclass("Scalars", [(f.name, f.type, field_of(f)) for f in SCALARS])

@@ -10,6 +10,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
+from cl_ovq.in_context.head import InContextHead
 from cl_ovq.mixers import OVQAttention, dictionaries
 from cl_ovq.models.heads import unwrap
 from cl_ovq.models.memory import MemoryHead
@@ -139,7 +140,7 @@ class Layer(NamedTuple):
 
 
 def shared_layers(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
-    """Return the dictionaries of a model that outlive sequences: those of its layers, or its memory where it has none.
+    """Return the dictionaries of a model that outlive sequences: of its layers, of a learner's state, or its memory.
 
     Args:
         model: any model.
@@ -150,7 +151,17 @@ def shared_layers(model: nn.Module, step: int, experience: int) -> dict[str, Lay
         name.removesuffix(".dictionary"): _layer(dictionary.state, step, experience)
         for name, dictionary in dictionaries(model).items()
     }
-    return found or memories(model, step, experience)
+    return found or carried(model, step, experience) or memories(model, step, experience)
+
+
+def carried(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
+    """Return the dictionaries in the states that learners in context carry on."""
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, InContextHead)}
+    return {
+        f"{name}.{number}": _layer(state, step, experience)
+        for name, head in heads.items()
+        for number, state in enumerate(head.dictionaries)
+    }
 
 
 def memories(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
@@ -192,7 +203,8 @@ def summarize(model: nn.Module, inputs: Tensor, step: int, experience: int) -> d
         A memory head is under `memory` too, if there is one beside the layers' dictionaries.
     """
     scope, layers = "shared", shared_layers(model, step, experience)
-    if not dictionaries(model) and (states := _states_of_sequences(model, inputs)):
+    owned = dictionaries(model) or carried(model, step, experience)
+    if not owned and (states := _states_of_sequences(model, inputs)):
         scope, layers = "sequence", {name: _layer(state, step, experience) for name, state in states.items()}
     if not layers:
         return {"scope": "none", "size": 0.0, "effective_size": 0.0, "tokens": 0.0, "bytes": 0, "layers": {}}

@@ -36,6 +36,8 @@ def describe(config: ExperimentConfig) -> str:
     model = "+".join(parts) or getattr(config.model, "source", "").rpartition(".")[2] or config.model.name
     if config.memory is not None:
         model += "-memory"
+    if config.learner is not None:
+        model += "-" + "+".join(dict.fromkeys(layer_mixers(config.learner)))
     return f"{model} {config.strategy.name} seed {config.seed}"
 
 
@@ -117,7 +119,9 @@ def build_strategy(
         "device": device,
         "evaluator": evaluator_of() if evaluator is None else evaluator,
     }
-    return STRATEGIES[config.strategy.name].build(config.strategy, Context(ours, common, stream))
+    part = STRATEGIES[config.strategy.name]
+    context = Context(ours, common, stream, config.dictionary, config.seed)
+    return part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
 
 
 def quiet() -> None:

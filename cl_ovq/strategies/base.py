@@ -28,11 +28,15 @@ class Context:
         plugins: the platform's plugins, which every strategy is to be given.
         common: arguments of every Avalanche strategy: model, optimizer, criterion, batch sizes, epochs, device.
         stream: what will be learned.
+        dictionary: the section `dictionary`; None where no mixer has one.
+        seed: of the run.
     """
 
     plugins: list[SupervisedPlugin]
     common: dict[str, Any]
     stream: Stream
+    dictionary: Any = None
+    seed: int = 0
 
     def naive(self, *plugins: SupervisedPlugin) -> SupervisedTemplate:
         """Return fine-tuning with the plugins of a method, which run before those of the platform."""
@@ -41,7 +45,8 @@ class Context:
         return Naive(plugins=[*plugins, *self.plugins], **self.common)
 
 
-StrategyBuilder = Callable[[Any, Context], "SupervisedTemplate"]
+# Given its options, what else it is built from, and the sections that it opens.
+StrategyBuilder = Callable[..., "SupervisedTemplate"]
 
 
 @dataclass(frozen=True, kw_only=True)

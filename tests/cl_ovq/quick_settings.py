@@ -14,6 +14,7 @@ SMALL = (
     "strategy.buffer_batch_size=15",
     "strategy.width=100",  # of random features, whose squares are inverted
 )
+LEARNER = ("learner.mixer=linear", "learner.steps=1", "learner.episodes=2", "learner.features=8", "learner.code=8")
 
 
 def fitting(strategy, overrides):
@@ -21,7 +22,8 @@ def fitting(strategy, overrides):
     fields = (*dataclasses.fields(STRATEGIES[strategy].Options), *dataclasses.fields(StrategyConfig))
     known = {f"strategy.{field.name}" for field in fields}
     kept = (text for text in overrides if not text.startswith("strategy.") or text.partition("=")[0] in known)
-    return (f"strategy.name={strategy}", *kept)
+    learner = LEARNER if "learner" in STRATEGIES[strategy].sections else ()
+    return (f"strategy.name={strategy}", *kept, *learner)
 
 
 def quick(strategy, *overrides):

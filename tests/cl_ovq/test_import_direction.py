@@ -19,6 +19,7 @@ ORDER = (
     "streams",
     "cl_ovq.mixers",
     "cl_ovq.models",
+    "cl_ovq.in_context",
     "cl_ovq.training",
     "cl_ovq.evaluation",
     "cl_ovq.strategies",

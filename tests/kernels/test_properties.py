@@ -24,7 +24,7 @@ from kernel_helpers import (
 )
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from kernels import READ_OUTS, DictionaryOptions, DictionaryState, update
+from kernels import READ_OUTS, DictionaryOptions, DictionaryState, update, write
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -111,7 +111,10 @@ def test_slots_are_the_means_of_their_tokens(inputs, options, writes):
     keys, values, slots = [], [], []
     for i in range(writes):
         k = inputs.k * (i + 1) + i  # other keys in every write
-        state, slot = update(state, k, inputs.v, options, inputs.mask)
+        state, slot, united = write(state, k, inputs.v, options, inputs.mask)
+        for row, token, head in (united >= 0).nonzero().tolist():  # a slot's tokens go where it went
+            for before in slots:
+                before[before[:, head] == slot[row, token, head], head] = united[row, token, head]
         keys.append(normalize(k[inputs.mask], dim=-1))
         values.append(inputs.v[inputs.mask])
         slots.append(slot[inputs.mask])

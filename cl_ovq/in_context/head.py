@@ -1,0 +1,130 @@
+"""A classifier that is a learner with rested weights: what the stream teaches is in its state, and nowhere else.
+
+Letters: `B` samples, `F` features of the encoder, `D` features that the learner takes, `C` classes, `V` features of a
+class's code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_ovq.in_context.learner import InContextLearner, random_codes
+from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
+from cl_ovq.in_context.state import dictionaries_of, expanded, rebuilt, tensors_of
+from cl_ovq.models.gradient_free import GradientFreeHead
+from kernels import DictionaryState
+
+STATE = "state_"  # names of the buffers that hold the state
+
+
+class InContextHead(GradientFreeHead):
+    """Feeds samples and labels through a learner, whose state is carried on; a query reads a copy of it.
+
+    Features are standardised by those of the first experience (`begin`), and mapped to D by a random projection where
+    they are more. Each class has a random code. Both follow from the seed.
+
+    Args:
+        features: F.
+        classes: C, the most that can come.
+        learner: its weights are not changed.
+        seed: of codes and projection.
+
+    Buffers:
+        counts: samples of each class, `[C]` int64.
+        mean, deviation: `[1, F]`, of the features of the first experience; the latter is zero before it.
+        state_0, ...: of the learner's mixers, as `state.tensors_of` yields them; none before the first sample.
+    """
+
+    counts: Tensor
+    mean: Tensor
+    deviation: Tensor
+    codes: Tensor
+    projection: Tensor | None
+
+    def __init__(self, *, features: int, classes: int, learner: InContextLearner, seed: int) -> None:
+        super().__init__(features=features, classes=classes)
+        self.learner = learner.requires_grad_(False).eval()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(1, features))
+        self.register_buffer("deviation", torch.zeros(1, features))
+        codes = random_codes(classes, learner.code, generator=generator)
+        self.register_buffer("codes", codes, persistent=False)
+        projection = projection_of(features, learner.features, generator)
+        self.register_buffer("projection", projection, persistent=False)
+        self.fields = 0  # tensors of the state
+
+    @property
+    def seen(self) -> Tensor:
+        """Samples of each class so far, `[C]` int64."""
+        return self.counts
+
+    @property
+    def states(self) -> list[Any] | None:
+        """The state of each of the learner's blocks, of one sequence; None before the first sample."""
+        if not self.fields:
+            return None
+        return rebuilt(self._form(), iter([getattr(self, f"{STATE}{i}") for i in range(self.fields)]))
+
+    @property
+    def dictionaries(self) -> list[DictionaryState]:
+        """The dictionaries in the state; none before the first sample, or where no mixer has one."""
+        return dictionaries_of(self.states or [])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes carried from experience to experience: state, counts and statistics; weights and codes are given."""
+        carried = (self.counts, self.mean, self.deviation, *(getattr(self, f"{STATE}{i}") for i in range(self.fields)))
+        return sum(tensor.nbytes for tensor in carried)
+
+    @property
+    def standardised(self) -> bool:
+        """Whether features have been standardised."""
+        return bool(self.deviation.any())
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> None:
+        """Standardise all features to come by those `[B, F]` of the first experience."""
+        mean, deviation = statistics_of(features.float())
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+    def _learn(self, x: Tensor, y: Tensor) -> None:
+        if not self.standardised:
+            self.begin(x)
+        codes = self.codes[y][None]
+        _, states = self.learner(self._standardised(x)[None], codes, self.states, return_state=True)
+        self._keep([tensor.detach() for tensor in tensors_of(states)])
+        self.counts += torch.bincount(y, minlength=self.classes)
+
+    def _keep(self, tensors: list[Tensor]) -> None:
+        for number, tensor in enumerate(tensors):
+            self.register_buffer(f"{STATE}{number}", tensor)
+        self.fields = len(tensors)
+
+    def _prepare(self) -> list[Any] | None:
+        return self.states
+
+    def _scores(self, x: Tensor, prepared: list[Any]) -> Tensor:
+        told, _ = self.learner(self._standardised(x)[:, None], None, [expanded(one, len(x)) for one in prepared])
+        return self.learner.logits(told[:, 0], self.codes)
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return standardise(x, self.mean, self.deviation, self.projection)
+
+    def _form(self) -> list[Any]:
+        """Return a state of the right form, of one token."""
+        with torch.no_grad():
+            x = self.codes.new_zeros(1, 1, self.learner.features)
+            return self.learner(x, None, return_state=True)[1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load a state, which may be another number of tokens long, or none yet."""
+        saved = [key for key in state_dict if key.removeprefix(prefix).startswith(STATE)]
+        for number in range(self.fields):
+            delattr(self, f"{STATE}{number}")
+        self._keep([torch.empty_like(state_dict[f"{prefix}{STATE}{number}"]) for number in range(len(saved))])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -1,0 +1,80 @@
+"""A network that learns classes in its state: weights are learned beforehand, and rest while it learns.
+
+After Lee, Son and Kim 2023 (arXiv 2310.11952), who recast continual learning as sequence modelling: a stream of samples
+is a sequence of tokens, each a sample beside the code of its label. Letters: `B` sequences, `T` tokens, `D` features of
+a sample, `V` of a label's code, `C` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_ovq.mixers import Mixer
+from cl_ovq.models.block import Block
+
+
+class InContextLearner(nn.Module):
+    """Reads samples with their labels' codes, and tells the code of a sample without one.
+
+    Args:
+        features: D, of a sample, which has length one.
+        code: V, of a label, which has length one.
+        width: features per token.
+        mixers: the sequence mixer of each block; all that is learned from the sequence is in their states.
+        hidden: hidden features of the MLPs.
+        dropout: share of features dropped after mixer and MLP, while weights are learned.
+    """
+
+    def __init__(
+        self, *, features: int, code: int, width: int, mixers: list[Mixer], hidden: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.code = code
+        self.embedding = nn.Linear(features + code, width)
+        self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=dropout) for mixer in mixers)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, code)
+        self.temperature = nn.Parameter(torch.tensor(8.0))
+
+    def forward(
+        self, x: Tensor, codes: Tensor | None, states: list[Any] | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, list[Any]]:
+        """Read tokens, in order.
+
+        Args:
+            x: samples `[B, T, D]`.
+            codes: of their labels, `[B, T, V]`; zero for a sample whose label is asked for; None if all are.
+            states: what the last call returned; None to begin.
+            return_state: whether states are returned; otherwise they are None.
+
+        Returns:
+            What the labels' codes are taken to be, `[B, T, V]`, and the state of each block.
+        """
+        if codes is None:
+            codes = x.new_zeros(*x.shape[:2], self.code)
+        # Entries of vectors of length one become as large as a layer's are wont to be.
+        h = self.embedding(torch.cat([math.sqrt(self.features) * x, math.sqrt(self.code) * codes], -1))
+        after = []
+        for number, block in enumerate(self.blocks):
+            h, state = block(h, state=None if states is None else states[number], return_state=return_state)
+            after.append(state)
+        return self.head(self.norm(h)), after
+
+    def logits(self, told: Tensor, codes: Tensor) -> Tensor:
+        """Return logits `[B, T, C]` of classes with codes `[B, C, V]`, or `[C, V]`, given what `forward` told."""
+        return self.temperature * told @ codes.mT
+
+    def state_bytes(self, tokens: int) -> int:
+        """Return the bytes of the states of all blocks after so many tokens."""
+        return sum(mixer.state_bytes(tokens) for mixer in self.modules() if isinstance(mixer, Mixer))
+
+
+def random_codes(*shape: int, generator: torch.Generator) -> Tensor:
+    """Draw codes of length one, `[..., V]`."""
+    return functional.normalize(torch.randn(*shape, generator=generator), dim=-1)

@@ -1,0 +1,257 @@
+"""A learner whose weights rest: what it is given, what it keeps, and where its weights come from."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from quick_settings import built
+
+from cl_ovq.errors import UserError
+from cl_ovq.in_context import WEIGHTS, build_learner, deciding, weights, write_weights
+from cl_ovq.in_context.head import InContextHead
+from cl_ovq.in_context.learner import InContextLearner
+from cl_ovq.in_context.pretraining import PretrainingOptions, gaussian_episodes, pretrain
+from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
+from cl_ovq.mixers import MIXERS, SoftmaxAttention, build_mixers
+from streams.gaussian_classes import MODES, GaussianClasses
+
+F, C = 12, 4  # features, classes
+
+
+def configured(mixer, **changes):
+    """The sections of a small learner."""
+    sizes = {"width": 16, "heads": 2, "depth": 2, "features": 8, "code": 6, "steps": 2, "episodes": 2, **changes}
+    dictionary = {"scope": "sequence", "capacity": 6, "chunk_size": 4, "growth": "recycle", "value_weight": 1.0}
+    config = built(
+        model={"name": "pixels"},
+        strategy={"name": "in_context"},
+        learner={"mixer": mixer, **sizes},
+        dictionary=dictionary,
+    )
+    return config.learner, config.dictionary
+
+
+def learner_of(mixer, **changes):
+    options, dictionary = configured(mixer, **changes)
+    torch.manual_seed(0)
+    mixers = build_mixers(options, dictionary)
+    return InContextLearner(features=8, code=6, width=16, mixers=mixers, hidden=32).eval()
+
+
+def head_of(mixer, **changes):
+    return InContextHead(features=F, classes=C, learner=learner_of(mixer, **changes), seed=3)
+
+
+def samples(count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(count, F, generator=g), torch.randint(0, C, (count,), generator=g)
+
+
+@pytest.mark.parametrize("mixer", list(MIXERS))
+def test_scores_are_what_the_learner_tells_of_the_whole_sequence(mixer):
+    """Whatever the batches; by one pass over all samples and the query, without any state."""
+    head = head_of(mixer)
+    x, y = samples(21)
+    queries, _ = samples(5, seed=1)
+    head.begin(x[:9])
+    for part in range(0, 21, 7):
+        head.observe(x[part : part + 7], y[part : part + 7])
+    tokens = torch.cat([x[None].expand(5, -1, -1), queries[:, None]], 1)
+    tokens = torch.nn.functional.normalize((tokens - head.mean) / head.deviation @ head.projection, dim=-1)
+    codes = torch.cat([head.codes[y], torch.zeros(1, 6)]).expand(5, -1, -1)
+    told, _ = head.learner(tokens, codes)
+    expected = head.learner.logits(told[:, -1], head.codes)
+    with torch.no_grad():
+        found = head(queries)
+    expected = expected.masked_fill(head.seen == 0, -torch.inf).log_softmax(1)
+    torch.testing.assert_close(found.exp(), expected.exp(), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mixer", ["ovq", "softmax", "linear"])
+def test_asking_changes_nothing_and_does_not_depend_on_company(mixer):
+    head = head_of(mixer)
+    head.observe(*samples(11))
+    before = copy.deepcopy(head.state_dict())
+    queries, _ = samples(9, seed=1)
+    whole = head(queries)
+    alone = torch.cat([head(query[None]) for query in queries.flip(0)]).flip(0)
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
+    assert before.keys() == head.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+@pytest.mark.parametrize("mixer", ["ovq", "softmax", "mamba2"])
+def test_it_goes_on_from_what_was_saved(mixer):
+    head, other = head_of(mixer), head_of(mixer)
+    head.observe(*samples(13))
+    other.observe(*samples(5, seed=7))  # of another length, and to be forgotten
+    other.load_state_dict(head.state_dict())
+    for one in (head, other):
+        one.observe(*samples(6, seed=2))
+    queries, _ = samples(9, seed=1)
+    assert torch.equal(head(queries), other(queries))
+    fresh = head_of(mixer)
+    other.load_state_dict(fresh.state_dict())
+    assert other.states is None
+    assert other.tokens == 0
+    twin = copy.deepcopy(head)
+    twin.observe(*samples(6, seed=3))
+    assert twin.tokens == head.tokens + 6
+
+
+def test_no_weight_changes_and_bytes_are_those_of_the_state():
+    head = head_of("ovq")
+    before = copy.deepcopy(dict(head.learner.named_parameters()))
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+    head.observe(*samples(50))
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.learner.named_parameters())
+    # Two layers, heads of 8 features: counts, key and value means, size and tokens; an open chunk of 50 % 4 tokens.
+    layer = 2 * 6 * 8 + 2 * (2 * 6 * 8 * 4) + 2 * 8 + 8 + 2 * (2 * 2 * 8 * 4) + 2
+    assert head.nbytes == 2 * layer + C * 8 + 2 * F * 4
+    assert [int(state.size.max()) for state in head.dictionaries] == [6, 6]
+
+
+def test_statistics_and_standardisation():
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 0.0, 1e-6, 30.0]) + 7
+    mean, deviation = (np.asarray(part)[0] for part in statistics_of(x))
+    variance = x.numpy().astype(np.float64).var(0)
+    np.testing.assert_allclose(mean, x.numpy().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(deviation, np.sqrt(variance + variance.mean()), rtol=1e-4)
+    found = standardise(x, *statistics_of(x))
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(200))
+    torch.testing.assert_close(standardise(3 * x - 4, *statistics_of(3 * x - 4)), found, atol=1e-4, rtol=1e-3)
+    constant = torch.ones(4, 5)
+    assert standardise(constant, *statistics_of(constant)).isfinite().all()
+
+
+@pytest.mark.parametrize(("features", "size"), [(12, 8), (8, 8), (5, 8)])
+def test_projections_keep_what_they_can(features, size):
+    projection = projection_of(features, size, torch.Generator().manual_seed(0))
+    if features == size:
+        assert projection is None
+    elif features > size:
+        torch.testing.assert_close(projection.T @ projection, torch.eye(size))
+    else:
+        x = torch.randn(7, features)
+        torch.testing.assert_close((x @ projection)[:, :features], x)
+
+
+def test_synthetic_classes_are_what_they_are_said_to_be():
+    """Means and covariances of many samples of one class, against the formula."""
+    g = torch.Generator().manual_seed(0)
+    drawn = GaussianClasses.draw(2, 3, 6, g)
+    x = drawn.samples(torch.full((2, 60_000), 1), g).double()
+    for episode in range(2):
+        a, modes = drawn.mixing[episode].double(), drawn.modes[episode, 1].double()
+        torch.testing.assert_close(x[episode].mean(0), a @ modes.mean(0), atol=0.1, rtol=0.05)
+        within = torch.cov(modes.T, correction=0) + drawn.noise[episode].double() ** 2 * torch.eye(6)
+        expected = a @ within @ a.T
+        assert float((torch.cov(x[episode].T) - expected).norm() / expected.norm()) < 0.05
+    assert drawn.modes.shape == (2, 3, MODES, 6)
+
+
+def test_episodes_ask_for_all_tasks_and_are_the_same_for_a_seed():
+    options = PretrainingOptions(episodes=3, tasks=4, samples=5, questions=30)
+    for seed in range(5):
+        episodes, again = (gaussian_episodes(options, 8, torch.Generator().manual_seed(seed)) for _ in range(2))
+        assert torch.equal(episodes.x, again.x)
+        tasks, s = episodes.classes // 2, episodes.samples
+        of_task = episodes.labels[:, :s].reshape(3, tasks, -1) // 2
+        assert torch.equal(of_task, torch.arange(tasks)[:, None].expand_as(of_task))
+        for row in episodes.labels[:, :s]:
+            assert (row.bincount(minlength=episodes.classes) * episodes.classes == s).all()
+        assert set(episodes.labels[:, s:].flatten().tolist()) == set(range(episodes.classes))
+
+
+def test_pretraining_teaches_classes_that_were_never_seen():
+    options = PretrainingOptions(steps=200, tasks=1, samples=5, learning_rate=5e-3)
+    torch.manual_seed(0)
+    mixers = [SoftmaxAttention(width=64, heads=1)]
+    learner, told = InContextLearner(features=8, code=16, width=64, mixers=mixers, hidden=64), []
+    pretrain(
+        learner, options, torch.Generator().manual_seed(0), tell=lambda step, loss, accuracy: told.append(accuracy)
+    )
+    assert len(told) == 200
+    assert np.mean(told[:30]) < 0.6 < 0.7 < np.mean(told[-30:])  # two classes of new episodes: chance is a half
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cl-ovq" / "learners"
+
+
+def test_weights_are_learned_once(cache, monkeypatch):
+    options, dictionary = configured("ovq")
+    state = torch.get_rng_state()
+    learner = build_learner(options, dictionary, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(weights, "pretrain", None)  # an error, if it were called
+    again = build_learner(options, dictionary, 5)
+    assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
+    for changed in ({"steps": 3}, {"width": 32}):
+        with pytest.raises(TypeError):
+            build_learner(*configured("ovq", **changed), 5)
+    with pytest.raises(TypeError):
+        build_learner(options, dictionary, 6)
+
+
+def test_weights_from_a_file(cache, tmp_path):
+    options, dictionary = configured("ovq")
+    learner = build_learner(options, dictionary, 5)
+    path = tmp_path / "learner.pt"
+    write_weights(learner, path, deciding(options, dictionary), 5)
+    own = built(
+        model={"name": "pixels"},
+        strategy={"name": "in_context"},
+        learner={
+            "mixer": "ovq",
+            "width": 16,
+            "heads": 2,
+            "depth": 2,
+            "features": 8,
+            "code": 6,
+            "weights": "file",
+            "path": str(path),
+        },
+        dictionary={"scope": "sequence", "capacity": 6, "chunk_size": 4, "growth": "recycle", "value_weight": 1.0},
+    )
+    again = build_learner(own.learner, own.dictionary, 0)
+    assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
+    own.dictionary.capacity = 7
+    with pytest.raises(UserError, match=r"^dictionary\.capacity: 7, and the weights in .* were learned with 6$"):
+        build_learner(own.learner, own.dictionary, 0)
+    own.learner.path = str(tmp_path / "none.pt")
+    with pytest.raises(UserError, match=r"^learner\.path: cannot read .*none\.pt: No such file"):
+        build_learner(own.learner, own.dictionary, 0)
+    own.learner.path = None
+    with pytest.raises(UserError, match=r"^learner\.path is missing"):
+        build_learner(own.learner, own.dictionary, 0)
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"sections": {}, "weights": Evil()}), None])
+def test_a_file_that_is_none_is_one_line_and_runs_nothing(cache, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pt"
+    if content is None:
+        torch.save({"sections": {}, "weights": {"other": torch.zeros(1)}}, path)
+    else:
+        path.write_bytes(content)
+    options, dictionary = configured("linear")
+    learner = learner_of("linear")
+    with pytest.raises(UserError, match=r"^learner\.path: .*bad\.pt") as refusal:
+        weights.read_weights(learner, path, deciding(options, dictionary))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_source_of_weights_is_listed():
+    assert list(WEIGHTS) == ["gaussian_classes", "file"]
