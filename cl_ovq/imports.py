@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from cl_ovq.errors import UserError, first_line
 from cl_ovq.paths import expanded, is_file
@@ -113,7 +114,7 @@ def _absolute(name: str, folder: Path) -> str:
 
 
 def _import(name: str, given: str) -> None:
-    module = name if os.sep not in name else f"cl_ovq_parts_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    module = _module_name(name)
     if module in sys.modules:
         return
     warnings.filterwarnings("ignore", message="no QP solver found")  # what Avalanche imports says of itself
@@ -133,3 +134,27 @@ def _import(name: str, given: str) -> None:
             raise
     except (Exception, SystemExit) as error:  # of whatever kind: it is their code
         raise UserError(f"imports: {given}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def imported(name: str, key: str) -> ModuleType:
+    """Return a module or file of the user's own that was imported because he named it.
+
+    Args:
+        name: as in `import_parts`; a file that is not there any more, from this working directory, is known by its last
+            step, so that what a run has stored can be read elsewhere.
+        key: of the configuration, for the message.
+
+    Raises:
+        UserError: it is not imported.
+    """
+    known = [_absolute(other, Path()) for other in _inherited()]
+    path = str(expanded(name).resolve()) if name.endswith(SUFFIX) or os.sep in name else name
+    if path not in known and not is_file(Path(path)):
+        path = next((other for other in known if os.sep in other and Path(other).name == Path(path).name), path)
+    if path not in known:
+        raise UserError(f"{key}: '{name}' is not imported, and importing runs code: add --import {name}")
+    return sys.modules[_module_name(path)]
+
+
+def _module_name(name: str) -> str:
+    return name if os.sep not in name else f"cl_ovq_parts_{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -44,6 +44,22 @@ def make_benchmark(
         raise StreamDataError(
             f"blur={blur}: a single experience has no boundaries to blur: use more experiences, or blur=0"
         )
+    if blur:
+        parts["train"] = blurred(parts["train"], blur, Draws("blur", seed))
+    return benchmark_of(samples, parts, labels, task_labels)
+
+
+def benchmark_of(
+    samples: Any, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray, task_labels: np.ndarray | None = None
+) -> CLScenario:
+    """Returns Avalanche's benchmark of samples whose rows in each experience are known.
+
+    Args:
+        samples: see `make_benchmark`.
+        parts: rows of each experience by stream.
+        labels: see `make_benchmark`.
+        task_labels: see `make_benchmark`.
+    """
     # Imported here since it takes 7 to 11 s.
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
     from avalanche.benchmarks.utils import (
@@ -63,8 +79,6 @@ def make_benchmark(
             DataAttribute(range(len(samples)), "rows"),
         ],
     )
-    if blur:
-        parts["train"] = blurred(parts["train"], blur, Draws("blur", seed))
     datasets = {name: [everything.subset(rows.tolist()) for rows in found] for name, found in parts.items()}
     return with_task_labels(with_classes_timeline(benchmark_from_datasets(**datasets)))
 

@@ -116,10 +116,10 @@ def cached(name: str, root: Path, make: Make, *, nbytes: int | None = None) -> L
         return data
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f"{name}.lock") as alone:
+        with alone(root / f"{name}.lock", "waiting for another process that reads the same data") as held:
             if (data := _open(place)) is not None:  # another process has made it meanwhile
                 return data
-            if alone:
+            if held:
                 for left in (place, *root.glob(f"{name}.*.part")):
                     shutil.rmtree(left, ignore_errors=True)
             if nbytes is not None and (free := shutil.disk_usage(root).free) < nbytes:
@@ -155,7 +155,7 @@ def remembered(name: str, root: Path | None, find: Callable[[], dict[str, Any]])
     facts = find()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _write_text(path, json.dumps(facts))
+        write_text(path, json.dumps(facts))
     except OSError as error:
         raise _unwritable(root, error) from error
     return facts
@@ -183,7 +183,7 @@ def _make(place: Path, part: Path, make: Make) -> None:
         if data.domains is not None:
             np.save(part / DOMAINS, data.domains)
         facts = {key: getattr(data, key) for key in PLAIN}
-        _write_text(part / FACTS, json.dumps({**facts, "shape": sink.shape, "dtype": sink.dtype.name}))
+        write_text(part / FACTS, json.dumps({**facts, "shape": sink.shape, "dtype": sink.dtype.name}))
         os.chmod(part, 0o755)  # a cache may be shared
         try:
             part.rename(place)
@@ -218,14 +218,19 @@ def _replaced(data: LabelledData, inputs: np.ndarray) -> LabelledData:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Holds a lock for as long as the `with` block, after waiting for it; yields False where there are no locks."""
+def alone(path: Path, waiting: str) -> Iterator[bool]:
+    """Holds a lock for as long as the `with` block, after waiting for it; yields False where there are no locks.
+
+    Args:
+        path: of the lock's file.
+        waiting: what is shown while another process holds it.
+    """
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError:
-            with progress("waiting for another process that reads the same data"):
+            with progress(waiting):
                 fcntl.flock(file, fcntl.LOCK_EX)
             held = True
         except OSError:
@@ -233,7 +238,7 @@ def _alone(path: Path) -> Iterator[bool]:
         yield held
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import warnings
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from streams.files import sha256_of
+
 if TYPE_CHECKING:
     from avalanche.benchmarks.utils import AvalancheDataset
+
+
+READ = 256  # samples that are read at once, to look at all of them
 
 
 class Samples(Dataset[Any], ABC):
@@ -35,6 +42,13 @@ class Samples(Dataset[Any], ABC):
     @abstractmethod
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the inputs of `rows` `[b]`, as the model takes them."""
+
+    def sha256(self) -> str:
+        """Returns a checksum of all inputs, in their order."""
+        digest = hashlib.sha256()
+        for rows in torch.arange(len(self)).split(READ):
+            digest.update(self.gather(rows).numpy().tobytes())
+        return digest.hexdigest()
 
 
 class TensorSamples(Samples):
@@ -85,6 +99,13 @@ class TensorSamples(Samples):
         """Returns the inputs of `rows` `[b]` as float32 `[b, ...]`, bit for bit what `__getitem__` gives."""
         return self._scaled(self.inputs.index_select(0, rows))  # copies whole rows: twice as fast as inputs[rows]
 
+    def sha256(self) -> str:
+        """Returns a checksum of all inputs as they are stored, and of what they are divided by."""
+        digest = hashlib.sha256(f"{self.inputs.dtype} {list(self.inputs.shape)} {self.divisor}".encode())
+        for part in self.inputs.split(READ):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def _scaled(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.to(torch.float32) / self.divisor
 
@@ -106,6 +127,14 @@ class MappedSamples(TensorSamples):
         self._file: mmap.mmap = inputs._mmap  # type: ignore[attr-defined]
         self._start = inputs.ctypes.data - np.frombuffer(self._file, dtype=np.uint8).ctypes.data
         self._file.madvise(mmap.MADV_RANDOM)
+        self._path = None if inputs.filename is None else Path(inputs.filename)
+
+    def sha256(self) -> str:
+        """Returns a checksum of the file and of what it means: read in its order, which the mapping is not."""
+        if self._path is None:
+            return super().sha256()
+        what = f"{self.inputs.dtype} {list(self.inputs.shape)} {self.divisor} {self._start} {sha256_of(self._path)}"
+        return hashlib.sha256(what.encode()).hexdigest()
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the inputs of `rows` `[b]`, see `TensorSamples.gather`."""

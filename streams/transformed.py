@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,10 @@ class RearrangedSamples(TensorSamples):
         maps = self.maps[rows // len(self.inputs)][:, None].expand_as(images)
         rearranged = images.gather(2, maps.clamp(min=0)).masked_fill(maps < 0, 0)
         return self._scaled(rearranged.unflatten(2, self.inputs.shape[2:]))
+
+    def sha256(self) -> str:
+        """Returns a checksum of the images and of how they are rearranged."""
+        return hashlib.sha256(super().sha256().encode() + self.maps.numpy().tobytes()).hexdigest()
 
 
 def build_permuted_stream(name: str, data: LabelledData, options: InstalledTransformOptions, *, seed: int) -> Stream:

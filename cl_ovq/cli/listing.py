@@ -11,6 +11,7 @@ from typing import Any
 from cl_ovq.config.load import list_experiments
 from cl_ovq.config.parts import default_of, owners
 from cl_ovq.config.schema import SCALARS, STREAM_PARTS
+from cl_ovq.encoders import ENCODERS
 from cl_ovq.errors import UserError
 from cl_ovq.metric_names import BETTER, MATRIX_METRICS, title
 from cl_ovq.mixers import GROWTHS, MIXERS, RATES, SCOPES
@@ -121,6 +122,7 @@ UNLIMITED = 2**24  # a largest value from here on is the machine's limit
 BOUNDS = {"minimum": ">=", "exclusive_minimum": ">", "maximum": "<="}
 PARTS: dict[str, Registry[Any]] = {
     "streams": STREAM_PARTS,
+    "encoders": ENCODERS,
     "models": MODELS,
     "mixers": MIXERS,
     "strategies": STRATEGIES,

@@ -23,6 +23,8 @@ INDIFFERENT = (
     "tracking.",
     "checkpoint.",
     "stream.cache",  # and stream.cache_dir: the samples are the same bits
+    "encoder.cache",
+    "encoder.batch_size",
     "output_dir",
     "threads",
     "device",

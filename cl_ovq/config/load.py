@@ -21,6 +21,7 @@ from cl_ovq.config.keys import check_keys, flatten, sections, settle
 from cl_ovq.config.parts import current, default_of, owners, schema_of
 from cl_ovq.config.reading import Step, read_override, yaml_line
 from cl_ovq.config.schema import SCALARS, SECTIONS, ExperimentConfig, Scalars, StreamConfig
+from cl_ovq.config.weights import with_checksum, without_checksum
 from cl_ovq.errors import UserError, first_line, nearest
 from cl_ovq.imports import check_imported, import_parts, stored_hint
 from cl_ovq.paths import is_file
@@ -170,6 +171,7 @@ def _configure(layers: Sequence[Mapping[str, Any]], *, allow_env: bool = False) 
     leaves: dict[str, Any] = {}
     for layer in layers:
         leaves |= flatten(layer)
+    layers = without_checksum(layers)
     written = check_environment(leaves, INDIFFERENT, allowed=allow_env)
     tree, schema = settle(layers)
     for key, value in flatten(tree).items():
@@ -179,7 +181,7 @@ def _configure(layers: Sequence[Mapping[str, Any]], *, allow_env: bool = False) 
     unresolved = _unresolved(values, written)
     built = {section: _build(section, cls, values[section]) for section, cls in schema.items()}
     top = _build("", Scalars, {f.name: values[f.name] for f in SCALARS})
-    return ExperimentConfig(**built, **vars(top), unresolved=unresolved)
+    return with_checksum(ExperimentConfig(**built, **vars(top), unresolved=unresolved))
 
 
 def _unresolved(values: dict[str, Any], written: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

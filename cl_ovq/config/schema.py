@@ -12,6 +12,7 @@ from typing import Any
 
 from cl_ovq.config.check import field_of
 from cl_ovq.config.protocols import MOST_SEEDS
+from cl_ovq.encoders import ENCODERS
 from cl_ovq.in_context import LearnerOptions
 from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
@@ -36,6 +37,13 @@ class StreamConfig:
 
     name: str
     options: Any
+
+
+@dataclass
+class EncoderConfig:
+    """The pretrained network between the images of the stream and the model."""
+
+    name: str = option("none", "encoder: a name from `cl-ovq list encoders`", parts=ENCODERS)
 
 
 @dataclass
@@ -138,6 +146,7 @@ class ExperimentConfig:
     """One experiment, from data to tracking."""
 
     stream: StreamConfig
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     # Of the mixers, of the head and of the strategy; None where these have no such section.
     dictionary: ChunkOptions | None = None

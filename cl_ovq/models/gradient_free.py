@@ -25,10 +25,14 @@ class GradientFreeHead(nn.Module, ABC):
     Args:
         features: F.
         classes: C, the most that can come.
+
+    Attributes:
+        settings: what else it was made with, by name, for it to be made again where a trained model is read.
     """
 
     def __init__(self, *, features: int, classes: int) -> None:
         super().__init__()
+        self.settings: dict[str, Any] = {}
         self.features = features
         self.classes = classes
         self._prepared: Any = None

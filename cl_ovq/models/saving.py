@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 from cl_ovq.config import ExperimentConfig, from_stored, to_dict
+from cl_ovq.encoders import EncodedModel
+from cl_ovq.encoders.frozen import NamedEncoder, state_of
+from cl_ovq.encoders.stream import EncodedStream
+from cl_ovq.models.gradient_free import GradientFreeHead
 
 if TYPE_CHECKING:
-    from streams import Stream
+    from cl_ovq.encoders import EncoderOptions
+    from streams import Stream, TensorSamples
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,19 @@ class SavedModel:
 
 
 def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: Stream) -> None:
-    """Write a model's weights and dictionaries with what it takes to build it again; no code is in the file."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    """Write a model's weights and dictionaries with what it takes to build it again; no code is in the file.
+
+    Where it learned from the features of a frozen encoder the encoder is in the file, too: what is read back takes
+    images.
+
+    Raises:
+        UserError: the encoder's weights are not there any more.
+    """
     torch.save(
         {
-            "state": state,
+            "state": state_of(model),
+            "head": _saved_head(model),
+            "encoder": _saved_encoder(stream) if isinstance(stream, EncodedStream) else None,
             "config": to_dict(config),
             "kind": stream.kind,
             "sample_shape": getattr(stream.samples, "sample_shape", None),
@@ -51,6 +64,32 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
         },
         path,
     )
+
+
+def _saved_head(model: nn.Module) -> dict[str, Any] | None:
+    """Return what a head that learns without gradients is made of, which a strategy put there; None of others."""
+    from cl_ovq.models.heads import RememberingHead, unwrap
+
+    head = getattr(unwrap(model), "head", None)
+    if not isinstance(head, RememberingHead) or not isinstance(head.memory, GradientFreeHead):
+        return None
+    return {"kind": type(head.memory).__name__, "settings": head.memory.settings}
+
+
+def _put_head(model: nn.Module, kind: str, settings: dict[str, Any]) -> None:
+    """Put a head that learns without gradients into a model, as its strategy did."""
+    from cl_ovq.models import discriminant, fecam, neighbours, ridge  # noqa: F401 - their classes are found below
+    from cl_ovq.models.heads import RememberingHead, unwrap
+
+    network = unwrap(model)
+    (made,) = [cls for cls in GradientFreeHead.__subclasses__() if cls.__name__ == kind][-1:]
+    sizes = {"features": network.head.in_features, "classes": network.head.out_features}
+    network.head = RememberingHead(made(**sizes, **settings), None)
+
+
+def _saved_encoder(stream: EncodedStream) -> dict[str, Any]:
+    encoder, shape = stream.encoder, cast("TensorSamples", stream.images.samples).sample_shape
+    return {"state": state_of(encoder.network()), "recipe": encoder.recipe, "sample_shape": shape}
 
 
 def load_model(path: Path) -> SavedModel:
@@ -69,5 +108,11 @@ def load_model(path: Path) -> SavedModel:
         classes_per_experience=saved["classes_per_experience"],
     )
     model = build_model(config, cast("Stream", stream))
+    if (head := saved.get("head")) is not None:
+        _put_head(model, **head)
     model.load_state_dict(saved["state"])
+    if (encoder := saved.get("encoder")) is not None:
+        options = cast("EncoderOptions", config.encoder)
+        named = NamedEncoder(config.encoder.name, options, encoder["recipe"], options.sha256)
+        model, shape = EncodedModel(named.restored(encoder["state"]), model), encoder["sample_shape"]
     return SavedModel(model.eval(), config, shape, saved["n_classes"], saved["scenario"] == "task_incremental")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from cl_ovq.errors import UserError
 from cl_ovq.runs.run_logging import log_data, log_model, log_result
 from cl_ovq.runs.summary import warn
 
@@ -89,6 +90,8 @@ class Tracking(Callback):
             return
         try:
             log_model(run.config, run.stream, run.model, run.directory, run.tracker)
+        except UserError as error:  # its encoder's weights are gone, whose features were kept
+            warn(run.console, "model", f"it is not kept: {error}")
         except (OSError, RuntimeError) as error:  # the latter is what PyTorch makes of a full disk
             warn(run.console, "model", f"{run.directory / 'model.pt'} cannot be written: {error}")
 

@@ -7,15 +7,28 @@ from pathlib import Path
 import torch
 
 from cl_ovq.config import ExperimentConfig, check_schema
+from cl_ovq.encoders import encoder_of
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
-from cl_ovq.models import check_model
+from cl_ovq.models import MODELS, check_model
 from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
 
 # Tags that say what a run is; a sweep says which revision its trials are of.
-OWN_TAGS = ("stream", "scenario", "quantity", "model", "head", "mixer", "scope", "strategy", "seed", "device")
+OWN_TAGS = (
+    "stream",
+    "scenario",
+    "quantity",
+    "encoder",
+    "model",
+    "head",
+    "mixer",
+    "scope",
+    "strategy",
+    "seed",
+    "device",
+)
 
 
 def check_config(config: ExperimentConfig) -> None:
@@ -29,6 +42,7 @@ def check_config(config: ExperimentConfig) -> None:
     check_schema(config)
     check_imported(config.imports, Path())
     check_model(config.model)
+    _check_encoder(config)
     name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
     if config.evaluation.every_steps is not None and strategy.at_once:
         raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate inside of")
@@ -54,6 +68,20 @@ def check_config(config: ExperimentConfig) -> None:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
     find_device(config.device)
+
+
+def _check_encoder(config: ExperimentConfig) -> None:
+    """Check before features are computed, which may take hours, that the model reads some."""
+    if encoder_of(config.encoder) is None:
+        return
+    stream, name = config.stream.name, config.model.name
+    if STREAMS[stream].kind != "classes":
+        raise UserError(f"encoder.name: '{config.encoder.name}' reads images, and '{stream}' has sequences")
+    if not MODELS[name].takes("vectors"):
+        raise UserError(
+            f"model.name: '{name}' reads {MODELS[name].reads}, and an encoder gives it features: use model.name=pixels "
+            f"(the features as they are); known: {', '.join(MODELS.having(lambda model: model.takes('vectors')))}"
+        )
 
 
 def check_end(config: ExperimentConfig, experiences: int | None) -> None:

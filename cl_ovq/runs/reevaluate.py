@@ -14,6 +14,8 @@ import torch
 from cl_ovq.config import ExperimentConfig, from_stored
 from cl_ovq.config.custom import CUSTOM, LENT
 from cl_ovq.config.identity import EVALUATION
+from cl_ovq.encoders import EncodedModel
+from cl_ovq.encoders.stream import EncodedStream
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics, to_matrix
 from cl_ovq.evaluation.records import CapacityRecord, LengthRecord
@@ -193,7 +195,7 @@ def finished_lengths(
 
 
 def trained_model(name: str) -> torch.nn.Module:
-    """Return the model of a checkpoint, in evaluation mode on the CPU.
+    """Return the model of a checkpoint, in evaluation mode on the CPU; it reads images, with its encoder if it has one.
 
     Args:
         name: see `evaluate_finished`.
@@ -210,7 +212,8 @@ def trained_model(name: str) -> torch.nn.Module:
         stream = load_stream(config)
         strategy = build_strategy(config, stream, build_model(config, stream), torch.device("cpu"))
     _load(strategy.model, run, path)
-    return strategy.model.eval()
+    model: torch.nn.Module = strategy.model
+    return (EncodedModel(stream.encoder.network(), model) if isinstance(stream, EncodedStream) else model).eval()
 
 
 def _check_used(config: ExperimentConfig, *sections: str) -> None:

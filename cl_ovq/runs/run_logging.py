@@ -16,6 +16,7 @@ from rich.markup import escape
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.custom import CUSTOM
 from cl_ovq.config.keys import flatten
+from cl_ovq.encoders.stream import EncodedStream
 from cl_ovq.mixers import layer_mixers, scope_of
 from cl_ovq.runs.provenance import code_revision, device_name
 from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
@@ -95,6 +96,7 @@ def _tags(config: ExperimentConfig, device: torch.device) -> dict[str, Any]:
         "stream": config.stream.name,
         "scenario": scenario_of(config),
         "quantity": quantity_of(config.stream.name),
+        "encoder": config.encoder.name,
         "model": config.model.name,
         "head": config.model.head,
         "mixer": "+".join(dict.fromkeys(mixers)) or "none",
@@ -143,7 +145,7 @@ def log_model(
 
     path = directory / "model.pt"
     save_model(path, model, config, stream)
-    samples = stream.samples
+    samples = (stream.images if isinstance(stream, EncodedStream) else stream).samples
     if not isinstance(samples, TensorSamples) or CUSTOM in (config.model.name, config.stream.name):
         tracker.log_file(path)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ import torch
 
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.protocols import lacking_validation
+from cl_ovq.encoders import encoder_of
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
-from cl_ovq.runs.checking import check_end
+from cl_ovq.runs.checking import check_end, find_device
 from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
 from cl_ovq.training import OBJECTIVES, derive_seed
 from streams import StreamDataError, build_stream
@@ -34,6 +36,9 @@ def describe(config: ExperimentConfig) -> str:
     scope, mixers = scope_of(config.dictionary), dict.fromkeys(layer_mixers(config.model))
     parts = (f"{name}-{scope}" if MIXERS[name].has_dictionary else name for name in mixers)
     model = "+".join(parts) or getattr(config.model, "source", "").rpartition(".")[2] or config.model.name
+    if (encoder := encoder_of(config.encoder)) is not None:
+        network = re.split(r"[/:]", getattr(encoder, "model", None) or config.encoder.name)[-1]
+        model = network if config.model.name == "pixels" else f"{network}+{model}"
     if config.memory is not None:
         model += "-memory"
     if config.learner is not None:
@@ -42,10 +47,10 @@ def describe(config: ExperimentConfig) -> str:
 
 
 def load_stream(config: ExperimentConfig) -> Stream:
-    """Build the configured stream.
+    """Build the configured stream: of features, where a frozen encoder makes some of its images.
 
     Raises:
-        UserError: its data is missing or damaged, or its options do not fit it.
+        UserError: its data is missing or damaged, or its options do not fit it, or its encoder cannot be had.
     """
     quiet()  # before Avalanche is imported
     from cl_ovq.evaluation.length_generalization import sequences_of
@@ -69,6 +74,11 @@ def load_stream(config: ExperimentConfig) -> Stream:
             f"known: {', '.join(stream.benchmark.streams)}"
         )
     check_end(config, len(stream.classes_per_experience))
+    if (encoder := encoder_of(config.encoder)) is not None:
+        from cl_ovq.encoders.stream import encoded
+
+        stream = made = encoded(stream, config.encoder.name, encoder, find_device(config.device))
+        encoder.sha256 = made.encoder.sha256  # of weights that were downloaded only now
     if isinstance(config.strategy, BufferOptions):
         buffer_samples(config.strategy, stream, logits=STRATEGIES[config.strategy.name].keeps_logits)
     return stream

@@ -165,7 +165,8 @@ def _with_head(head: type[GradientFreeHead], context: Context, **options: Any) -
 
     network = unwrap(context.common["model"])
     freeze_encoder(network)
-    made = head(features=network.head.in_features, classes=context.stream.n_classes, **options)
+    made = head(features=network.head.in_features, classes=network.head.out_features, **options)
+    made.settings = options
     network.head = RememberingHead(made, None)
     context.plugins.append(MemoryWrites(context.stream, calibrate=False))
     return context.naive()

@@ -17,6 +17,7 @@ ORDER = (
     "cl_ovq.imports",
     "cl_ovq.seeding",
     "streams",
+    "cl_ovq.encoders",
     "cl_ovq.mixers",
     "cl_ovq.models",
     "cl_ovq.in_context",

@@ -1,0 +1,128 @@
+"""The registry of encoders, the options that all of them have, and what an encoder's part does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cl_ovq.errors import UserError
+from cl_ovq.options import COUNT, NoOptions, option
+from cl_ovq.registry import Part, Registry
+
+RANDOM = "random"  # in the place of weights: drawn anew, the same for every run
+Recipe = dict[str, Any]
+
+
+@dataclass
+class EncoderOptions:
+    """What every encoder has."""
+
+    weights: str | None = option(
+        None, "weights: a file (.pth, .safetensors), a name of published ones, or random; the usual ones if null"
+    )
+    sha256: str | None = option(
+        None, "checksum of the weights; the run fills it in, and refuses other weights where it is given"
+    )
+    layer: str | None = option(
+        None, "module whose output is the features, e.g. layer3; what the classifier gets if null"
+    )
+    pool: str = option(
+        "mean",
+        "how a map [channels, height, width] or tokens [tokens, channels] become a vector: their mean, the first "
+        "token, or all of them one after the other",
+        choices=("mean", "first", "flatten"),
+    )
+    size: int | None = option(
+        None, "height and width that images are resized to; those that the weights expect if null", minimum=1
+    )
+    crop: float | None = option(
+        1.0,
+        "share of each side that is kept of an image, its middle; null: as much as the weights' own evaluation keeps",
+        exclusive_minimum=0,
+        maximum=1,
+    )
+    precision: str = option(
+        "float32",
+        "what is computed with; features of half precision are kept as float16",
+        choices=("float32", "float16", "bfloat16"),
+    )
+    batch_size: int = option(32, "images that are encoded at a time", minimum=1, maximum=COUNT)
+    cache: bool = option(True, "keep the features of a frozen encoder on disk; false: compute them for every run")
+    cache_dir: str | None = option(
+        None, "folder of kept features; cl-ovq/features in XDG_CACHE_HOME or ~/.cache if null"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder comes from.
+
+    Attributes:
+        files: that decide its weights, those to be read first; empty for random ones.
+        recipe: what else decides it, as JSON can hold it: `preprocessing`, see `Preprocess`, and what the part's
+            `build` needs to make the network again without these files.
+        weights: how many of the files hold weights; the others are code or settings.
+    """
+
+    files: tuple[Path, ...]
+    recipe: Recipe = field(default_factory=dict)
+    weights: int = 1
+
+
+class Built(NamedTuple):
+    """A network without its classifier, weights random.
+
+    Attributes:
+        network: maps preprocessed images to features.
+        classifier: names of the modules that were left out.
+    """
+
+    network: nn.Module
+    classifier: tuple[str, ...] = ()
+
+
+# Finds where the weights of given options are; whether it may download them.
+Find = Callable[[Any, bool], Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Part[Callable[[Any, Recipe], Built]]):
+    """An encoder of the registry. `build` makes the network from options and recipe.
+
+    Attributes:
+        find: finds its weights; None for the part that is none.
+        packages: whose versions a result tells.
+    """
+
+    find: Find | None = None
+    packages: tuple[str, ...] = ()
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder)
+
+
+def _nothing(options: Any, recipe: Recipe) -> Built:
+    raise TypeError("there is no encoder to build")
+
+
+ENCODERS.add("none", "no encoder: models read the samples of the stream", build=_nothing, options=NoOptions)
+
+
+def encoder_of(section: Any) -> EncoderOptions | None:
+    """Return the section `encoder` of a configuration; None where it names no encoder."""
+    return section if isinstance(section, EncoderOptions) else None
+
+
+def needed(package: str, extra: str, error: ImportError) -> UserError:
+    """Return the mistake of a package that an encoder needs and that is not installed."""
+    return UserError(f"encoder.name: needs the package {package}: pip install 'cl-ovq[{extra}]' ({error})")
+
+
+def facts_of(options: EncoderOptions) -> dict[str, Any]:
+    """Return the options that decide what an encoder maps an image to."""
+    left_out = ("name", "sha256", "batch_size", "cache", "cache_dir")
+    return {key: value for key, value in vars(options).items() if key not in left_out}

@@ -1,0 +1,88 @@
+"""A network of the user's own, from an import path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cl_ovq.encoders.base import ENCODERS, RANDOM, Built, EncoderOptions, Recipe, Source
+from cl_ovq.encoders.preprocessing import Preprocessing
+from cl_ovq.encoders.weights import weights_file
+from cl_ovq.errors import UserError, first_line, nearest
+from cl_ovq.imports import imported
+from cl_ovq.options import option
+
+
+@dataclass
+class OwnModuleOptions(EncoderOptions):
+    """A network of the user's own."""
+
+    model: str | None = option(
+        None,
+        "what makes the network, without arguments: ./nets.py:Encoder or my_lab.nets:Encoder, imported with --import",
+    )
+    mean: list[float] = option([], "of each channel of its images, subtracted; none if empty")  # noqa: RUF009 - option makes a field
+    std: list[float] = option([], "of each channel, divided by")  # noqa: RUF009
+    interpolation: str = option(
+        "bilinear", "how images are resized, where size is given", choices=("bilinear", "bicubic", "nearest")
+    )
+
+
+def find_own_module(options: OwnModuleOptions, download: bool) -> Source:
+    """Find the code and the weights of a network of the user's own.
+
+    Raises:
+        UserError: the code is not imported, or the weights are not there.
+    """
+    if len(options.mean) != len(options.std):
+        raise UserError(f"encoder.std: {len(options.std)} numbers, and encoder.mean has {len(options.mean)}")
+    found = Preprocessing(options.size, tuple(options.mean), tuple(options.std), options.interpolation)
+    recipe: Recipe = {"preprocessing": found.facts}
+    code = (Path(str(_module_of(options)[0].__file__)),)
+    if options.weights in (None, RANDOM):
+        return Source(code, recipe, 0)
+    return Source((weights_file(str(options.weights)), *code), recipe, 1)
+
+
+@ENCODERS.enter(
+    "file",
+    "any torch.nn.Module of your own, from an import path, with weights of a file",
+    options=OwnModuleOptions,
+    find=find_own_module,
+)
+def build_own_module(options: OwnModuleOptions, recipe: Recipe) -> Built:
+    """Build a network of the user's own.
+
+    Raises:
+        UserError: its code fails, or makes something else.
+    """
+    module, name = _module_of(options)
+    if not callable(make := getattr(module, name, None)):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(
+            f"encoder.model: {options.model} has no '{name}'{nearest(name, known) or ':'} known: {', '.join(known)}"
+        )
+    try:
+        network = make()
+    except Exception as error:  # of whatever kind: it is their code
+        raise UserError(f"encoder.model: {options.model}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"encoder.model: {options.model} makes a {type(network).__name__}, and no torch.nn.Module")
+    return Built(network)
+
+
+def _module_of(options: OwnModuleOptions) -> tuple[Any, str]:
+    """Return the imported module of an import path, and the name in it.
+
+    Raises:
+        UserError: it is no import path, or the module is not imported.
+    """
+    place, _, name = (options.model or "").rpartition(":")
+    if not place or not name.isidentifier():
+        raise UserError(
+            f"encoder.model: '{options.model or ''}' is no import path: write ./nets.py:Encoder or my_lab.nets:Encoder"
+        )
+    return imported(place, "encoder.model"), name
