@@ -14,6 +14,7 @@ from cl_ovq.options import COUNT, NoOptions, option
 from cl_ovq.registry import Part, Registry
 
 RANDOM = "random"  # in the place of weights: drawn anew, the same for every run
+NOT_DECIDING = ("name", "sha256", "batch_size", "cache", "cache_dir")  # options that change no feature
 Recipe = dict[str, Any]
 
 
@@ -37,7 +38,10 @@ class EncoderOptions:
         choices=("mean", "first", "flatten"),
     )
     size: int | None = option(
-        None, "height and width that images are resized to; those that the weights expect if null", minimum=1
+        None,
+        "height and width that images are resized to; those that the weights expect if null",
+        minimum=1,
+        maximum=4096,
     )
     crop: float | None = option(
         1.0,
@@ -49,6 +53,22 @@ class EncoderOptions:
         "float32",
         "what is computed with; features of half precision are kept as float16",
         choices=("float32", "float16", "bfloat16"),
+    )
+    train_from: str | None = option(
+        None,
+        "module from which on the encoder is trained, with all that follow, e.g. layer4; all: the whole; null: frozen",
+    )
+    lora_rank: int | None = option(
+        None,
+        "rank of LoRA's matrices, which are trained in the place of the weights; none if null",
+        minimum=1,
+        maximum=4096,
+    )
+    lora_alpha: float = option(
+        16.0, "LoRA's scale: what its matrices add is multiplied by it over the rank", exclusive_minimum=0
+    )
+    lora_modules: list[str] = option(  # noqa: RUF009 - option makes a field
+        [], "names, or ends of names, of the modules that get them; all linear layers if empty"
     )
     batch_size: int = option(32, "images that are encoded at a time", minimum=1, maximum=COUNT)
     cache: bool = option(True, "keep the features of a frozen encoder on disk; false: compute them for every run")
@@ -95,10 +115,12 @@ class Encoder(Part[Callable[[Any, Recipe], Built]]):
 
     Attributes:
         find: finds its weights; None for the part that is none.
+        load: puts what was found into a network; None where the files are read as tensors by name.
         packages: whose versions a result tells.
     """
 
     find: Find | None = None
+    load: Callable[[Built, Source], None] | None = None
     packages: tuple[str, ...] = ()
 
 
@@ -124,5 +146,4 @@ def needed(package: str, extra: str, error: ImportError) -> UserError:
 
 def facts_of(options: EncoderOptions) -> dict[str, Any]:
     """Return the options that decide what an encoder maps an image to."""
-    left_out = ("name", "sha256", "batch_size", "cache", "cache_dir")
-    return {key: value for key, value in vars(options).items() if key not in left_out}
+    return {key: value for key, value in vars(options).items() if key not in NOT_DECIDING}

@@ -62,7 +62,6 @@ class NamedEncoder:
         options = facts_of(self.options)
         found = {"name": self.name, "sha256": self.sha256}
         found |= {key: value for key, value in options.items() if key not in (*self.preprocessing.facts, "crop")}
-        found |= {key: value for key, value in self.recipe.items() if key != "preprocessing"}
         if self.sha256 is not None and "weights" in found:
             found["weights"] = Path(str(self.options.weights)).name if self.options.weights else None
         return found | {"preprocessing": self.preprocessing.facts}
@@ -91,7 +90,9 @@ class NamedEncoder:
             raise UserError(self.missing)
         built = self._built()
         source = _find(self.name, self.options, download=True)
-        if files := source.files[: source.weights]:
+        if (load := ENCODERS[self.name].load) is not None:
+            load(built, source)
+        elif files := source.files[: source.weights]:
             tensors: dict[str, Tensor] = {}
             for file in files:
                 tensors |= read_weights(file)
@@ -99,9 +100,13 @@ class NamedEncoder:
             load_weights(built.network, tensors, built.classifier, what)
         return self._wrapped(built)
 
+    def bare(self) -> EncoderNetwork:
+        """Return the encoder with random weights, which others are to take the place of."""
+        return self._wrapped(self._built())
+
     def restored(self, state: Mapping[str, Tensor]) -> EncoderNetwork:
         """Return the encoder with weights that a trained model was saved with."""
-        network = self._wrapped(self._built())
+        network = self.bare()
         network.load_state_dict(state)
         return network
 
@@ -181,11 +186,8 @@ def _find(name: str, options: EncoderOptions, *, download: bool) -> Source:
 
 
 def _memory(name: str, options: EncoderOptions) -> str:
-    left_out = ("name", "sha256", "batch_size", "cache", "cache_dir")
     weights = options.weights and str(Path(options.weights).absolute())
-    return digest_of(
-        "encoder", name, {key: value for key, value in vars(options).items() if key not in left_out}, weights
-    )
+    return digest_of("encoder", name, facts_of(options), weights)
 
 
 def _remembered(name: str, options: EncoderOptions, root: Path | None) -> dict[str, Any] | None:

@@ -25,6 +25,9 @@ class EncoderNetwork(nn.Module):
         pool: `mean`, `first` or `flatten`.
         precision: `float32`, or what is computed with where that is possible.
 
+    Attributes:
+        still: names of the modules that compute in evaluation mode in any mode: at first the whole.
+
     Raises:
         UserError: there is no such module.
     """
@@ -37,6 +40,7 @@ class EncoderNetwork(nn.Module):
         self.backbone = backbone
         self.pool = pool
         self.precision = precision
+        self.still: tuple[str, ...] = ("",)
         if layer is not None:
             named_module(backbone, layer, "encoder.layer").register_forward_hook(_stop)
 
@@ -50,14 +54,22 @@ class EncoderNetwork(nn.Module):
                 output = reached.output
         return self._pooled(_tensor(output)).float()
 
+    def train(self, mode: bool = True) -> EncoderNetwork:
+        """Set the mode of what is not still."""
+        super().train(mode)
+        for name in self.still:
+            for module in self.get_submodule(name).modules():
+                module.training = False
+        return self
+
     def _pooled(self, x: Tensor) -> Tensor:
         if x.ndim == 2 or self.pool == "flatten":
             return x.flatten(1)
-        if x.ndim == 4:
+        if map_like := x.ndim == 4:
             x = x.flatten(2).transpose(1, 2)
         if x.ndim != 3:
             raise UserError(f"encoder.layer: its output {list(x.shape)} is neither features nor a map nor tokens")
-        return x[:, 0] if self.pool == "first" else x.mean(1)
+        return x[:, 0] if self.pool == "first" and not map_like else x.mean(1)
 
 
 class _Reached(Exception):
@@ -128,9 +140,3 @@ class EncodedModel(nn.Module):
         if self.encoder.precision in HALF:
             features = features.half().float()  # as they were kept
         return self.model(features, *task_labels)
-
-    def train(self, mode: bool = True) -> EncodedModel:
-        """Set the mode of the model; the encoder computes in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self

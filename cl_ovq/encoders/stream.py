@@ -16,7 +16,8 @@ from cl_ovq.encoders.frozen import NamedEncoder, features_root, named_encoder, p
 from cl_ovq.encoders.network import HALF
 from cl_ovq.encoders.preprocessing import check_channels
 from cl_ovq.encoders.store import Encode, in_memory, stored
-from cl_ovq.errors import UserError
+from cl_ovq.encoders.tuning import is_tuned
+from cl_ovq.errors import UserError, first_line
 from streams import Stream, TensorSamples, rows_of
 from streams.benchmark import benchmark_of, shape_facts
 from streams.cache import digest_of
@@ -37,6 +38,40 @@ class EncodedStream(Stream):
     encoder: NamedEncoder
 
 
+def with_encoder(stream: Stream, name: str, options: EncoderOptions, device: torch.device) -> Stream:
+    """Return what a stream is with an encoder: one of features if it is frozen, and itself if it is to be trained.
+
+    Its provenance says which encoder that is, and the options which weights it has.
+
+    Args:
+        stream: of images.
+        name: of the encoder.
+        options: the section `encoder` of a configuration; its `sha256` is filled in.
+        device: to compute on what was not computed before.
+
+    Raises:
+        UserError: see `encoded`.
+    """
+    if not is_tuned(options):
+        made = encoded(stream, name, options, device)
+        options.sha256 = made.encoder.sha256
+        return made
+    _check_images(stream, name)
+    encoder = named_encoder(name, options, None)
+    check_channels(stream.samples.sample_shape[0], encoder.preprocessing)  # type: ignore[attr-defined]
+    options.sha256 = encoder.sha256
+    facts = {"encoder": {**encoder.facts, "packages": package_versions(name)}}
+    return dataclasses.replace(stream, provenance={**stream.provenance, **facts})
+
+
+def _check_images(stream: Stream, name: str) -> tuple[int, ...]:
+    shape: tuple[int, ...] = getattr(stream.samples, "sample_shape", ())
+    if stream.kind != "classes" or len(shape) != 3:
+        has = "vectors" if stream.kind == "classes" else "sequences"
+        raise UserError(f"encoder.name: '{name}' reads images, and '{stream.name}' has {has}: use encoder.name=none")
+    return shape
+
+
 def encoded(stream: Stream, name: str, options: EncoderOptions, device: torch.device) -> EncodedStream:
     """Return the stream of a stream's features.
 
@@ -49,10 +84,7 @@ def encoded(stream: Stream, name: str, options: EncoderOptions, device: torch.de
     Raises:
         UserError: the stream has no images, there is no such encoder, or the features cannot be kept.
     """
-    shape: tuple[int, ...] = getattr(stream.samples, "sample_shape", ())
-    if stream.kind != "classes" or len(shape) != 3:
-        has = "vectors" if stream.kind == "classes" else "sequences"
-        raise UserError(f"encoder.name: '{name}' reads images, and '{stream.name}' has {has}: use encoder.name=none")
+    shape = _check_images(stream, name)
     root = features_root(options)
     encoder = named_encoder(name, options, root)
     check_channels(shape[0], encoder.preprocessing)
@@ -90,7 +122,16 @@ def _encode(stream: Stream, encoder: NamedEncoder, device: torch.device, start: 
     with progress(f"encoding by {encoder.name}, samples", len(stream.samples)) as advance, torch.no_grad():
         advance(start)
         for batch in rows.split(encoder.options.batch_size):
-            features = network(stream.samples.gather(batch).to(device)).cpu()
+            images = stream.samples.gather(batch).to(device)
+            try:
+                features = network(images).cpu()
+            except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # the network's own
+                if "memory" in str(error):
+                    raise
+                shape = list(network.preprocess(images).shape[1:])
+                raise UserError(
+                    f"encoder.name: {encoder.name} fails on images of {shape} (encoder.size): {first_line(error)}"
+                ) from error
             features = features.half() if half else features
             if not features.isfinite().all():
                 row = int(batch[~features.isfinite().all(1)][0])

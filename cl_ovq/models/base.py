@@ -22,14 +22,18 @@ class ModelContext:
     Attributes:
         stream: what will be learned.
         dictionary: the section `dictionary`, which some mixers have; None where there is none.
+        features: how many there are, where an encoder that is trained makes some of the stream's images.
     """
 
     stream: Stream
     dictionary: Any = None
+    features: int | None = None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Channels, height and width of the stream's images, or the features of its vectors."""
+        if self.features is not None:
+            return (self.features,)
         return cast("TensorSamples", self.stream.samples).sample_shape
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from cl_ovq.encoders import EncoderNetwork, EncoderOptions, encoder_of
+from cl_ovq.encoders.frozen import NamedEncoder, named_encoder
+from cl_ovq.encoders.tuning import TunedModel, is_tuned, tuned, width_of
 from cl_ovq.errors import UserError, first_line
 from cl_ovq.mixers import MIXERS, OVQOptions, StackOptions, layer_mixers, seed_dictionaries
 from cl_ovq.models.base import HEADS, MODELS, ModelContext, inputs_of
@@ -40,14 +43,21 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.key_value_heads: {model.key_value_heads} does not divide model.heads={model.heads}")
 
 
-def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
+def build_model(config: ExperimentConfig, stream: Stream, recipe: dict[str, Any] | None = None) -> nn.Module:
     """Return the configured model; in a task-incremental stream it takes task labels.
+
+    Args:
+        config: the configuration.
+        stream: what it will learn.
+        recipe: of an encoder that was trained and whose weights will be put into the model; None to read its own.
 
     Raises:
         UserError: the configuration does not fit the stream, or the model the machine's memory.
     """
     name, part = config.model.name, MODELS[config.model.name]
-    has = inputs_of(stream)
+    encoder = encoder_of(config.encoder)
+    trunk = None if encoder is None or not is_tuned(encoder) else _trunk(config.encoder.name, encoder, recipe)
+    has = inputs_of(stream) if trunk is None else "vectors"
     if not part.takes(has):
         reads = part.reads if isinstance(part.reads, str) else " and ".join(part.reads or ())
         raise UserError(
@@ -55,7 +65,12 @@ def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
             f"known: {', '.join(MODELS.having(lambda other: other.takes(has)))}"
         )
     try:
-        network = part.build(config.model, ModelContext(stream, config.dictionary))
+        if trunk is None:
+            network = part.build(config.model, ModelContext(stream, config.dictionary))
+        else:
+            shape = ModelContext(stream).image_shape
+            context = ModelContext(stream, config.dictionary, width_of(trunk[0], shape))
+            network = TunedModel(trunk[0], part.build(config.model, context), trunk[1])
     except (MemoryError, RuntimeError) as error:  # the latter is PyTorch's
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
@@ -70,3 +85,11 @@ def build_model(config: ExperimentConfig, stream: Stream) -> nn.Module:
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import
 
     return TaskMaskedModel(network, stream.classes_per_experience, stream.n_classes)
+
+
+def _trunk(name: str, options: EncoderOptions, recipe: dict[str, Any] | None) -> tuple[EncoderNetwork, dict[str, Any]]:
+    """Return an encoder that is to be trained, and what it is made of."""
+    if recipe is not None:
+        return tuned(NamedEncoder(name, options, recipe, options.sha256).bare(), options), recipe
+    encoder = named_encoder(name, options, None)
+    return tuned(encoder.network(), options), encoder.recipe

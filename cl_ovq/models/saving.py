@@ -49,11 +49,14 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
     Raises:
         UserError: the encoder's weights are not there any more.
     """
+    from cl_ovq.models.heads import unwrap
+
     torch.save(
         {
             "state": state_of(model),
             "head": _saved_head(model),
             "encoder": _saved_encoder(stream) if isinstance(stream, EncodedStream) else None,
+            "recipe": getattr(unwrap(model), "recipe", None),
             "config": to_dict(config),
             "kind": stream.kind,
             "sample_shape": getattr(stream.samples, "sample_shape", None),
@@ -107,7 +110,7 @@ def load_model(path: Path) -> SavedModel:
         scenario=saved["scenario"],
         classes_per_experience=saved["classes_per_experience"],
     )
-    model = build_model(config, cast("Stream", stream))
+    model = build_model(config, cast("Stream", stream), saved.get("recipe"))
     if (head := saved.get("head")) is not None:
         _put_head(model, **head)
     model.load_state_dict(saved["state"])

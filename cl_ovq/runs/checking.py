@@ -8,6 +8,7 @@ import torch
 
 from cl_ovq.config import ExperimentConfig, check_schema
 from cl_ovq.encoders import encoder_of
+from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
@@ -72,8 +73,14 @@ def check_config(config: ExperimentConfig) -> None:
 
 def _check_encoder(config: ExperimentConfig) -> None:
     """Check before features are computed, which may take hours, that the model reads some."""
-    if encoder_of(config.encoder) is None:
+    encoder = encoder_of(config.encoder)
+    if encoder is None:
         return
+    check_tuning(encoder)
+    if is_tuned(encoder) and (STRATEGIES[config.strategy.name].is_head or config.model.train_encoder == "never"):
+        key = "train_from" if encoder.lora_rank is None else "lora_rank"
+        why = "model.train_encoder=never does" if config.model.train_encoder == "never" else "this strategy does"
+        raise UserError(f"encoder.{key}: {why} not train the encoder: leave it out, and its features are computed once")
     stream, name = config.stream.name, config.model.name
     if STREAMS[stream].kind != "classes":
         raise UserError(f"encoder.name: '{config.encoder.name}' reads images, and '{stream}' has sequences")

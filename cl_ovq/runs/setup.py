@@ -75,10 +75,9 @@ def load_stream(config: ExperimentConfig) -> Stream:
         )
     check_end(config, len(stream.classes_per_experience))
     if (encoder := encoder_of(config.encoder)) is not None:
-        from cl_ovq.encoders.stream import encoded
+        from cl_ovq.encoders.stream import with_encoder
 
-        stream = made = encoded(stream, config.encoder.name, encoder, find_device(config.device))
-        encoder.sha256 = made.encoder.sha256  # of weights that were downloaded only now
+        stream = with_encoder(stream, config.encoder.name, encoder, find_device(config.device))
     if isinstance(config.strategy, BufferOptions):
         buffer_samples(config.strategy, stream, logits=STRATEGIES[config.strategy.name].keeps_logits)
     return stream

@@ -1,0 +1,157 @@
+"""Vision models of transformers: weights of the hub or of a folder, with the preprocessing that lies beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cl_ovq.encoders.base import ENCODERS, Built, EncoderOptions, Recipe, Source, needed
+from cl_ovq.encoders.hub import hub_folder
+from cl_ovq.encoders.preprocessing import Preprocessing
+from cl_ovq.errors import UserError, first_line
+from cl_ovq.options import option
+from cl_ovq.paths import expanded, is_folder
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+
+
+@dataclass
+class HuggingFaceOptions(EncoderOptions):
+    """A model of transformers."""
+
+    weights: str | None = option(
+        None, "a model of the hub, facebook/dinov2-small, or a folder as save_pretrained writes it"
+    )
+    pool: str = option(
+        "first",
+        "how tokens [tokens, channels] become a vector: the first one (the class token), their mean, or all of them; "
+        "maps [channels, height, width] are averaged",
+        choices=("mean", "first", "flatten"),
+    )
+
+
+class HiddenStates(nn.Module):
+    """The last hidden states of a model, or what it makes of images where it reads text, too.
+
+    Args:
+        model: of transformers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: nn.Module = getattr(model, "vision_model", model)
+        self.pooled = self.model is not model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map preprocessed images to tokens `[B, T, C]`, a map `[B, C, H, W]`, or features `[B, C]`."""
+        output = self.model(pixel_values=images)
+        found: Tensor = output.pooler_output if self.pooled else output.last_hidden_state
+        return found
+
+
+def find_huggingface(options: HuggingFaceOptions, download: bool) -> Source:
+    """Find a model of transformers.
+
+    Raises:
+        UserError: it is not there, or not whole.
+    """
+    name = options.weights
+    if name is None:
+        raise UserError("encoder.weights: name a model of the hub, facebook/dinov2-small, or a folder of one")
+    place = expanded(name)
+    folder = place if is_folder(place) else hub_folder(name, ("*.json", "*.safetensors"), download=download)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"encoder.weights: '{name}' has no weights as .safetensors: save_pretrained writes them")
+    settings = [folder / file for file in (CONFIG, PROCESSOR) if (folder / file).is_file()]
+    recipe = {"preprocessing": _preprocessing(folder).facts, "config": _read(folder / CONFIG)}
+    return Source((*weights, *settings), recipe, len(weights))
+
+
+def load_huggingface(built: Built, source: Source) -> None:
+    """Put the weights of a folder into a model, as transformers does: it knows older names of them.
+
+    Raises:
+        UserError: some are missing.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    folder = source.files[0].parent
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, told = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # of whatever kind: it may be any folder
+        raise UserError(f"encoder.weights: {folder} cannot be read: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))  # which nobody asks
+    if missing:
+        raise UserError(f"encoder.weights: {folder} lacks '{missing[0]}' and {len(missing) - 1} more")
+    built.network.load_state_dict(HiddenStates(model).state_dict())
+
+
+@ENCODERS.enter(
+    "huggingface",
+    "a vision model of transformers (ViT, DINOv2, CLIP, ConvNeXt, ...) from the hub or a folder",
+    options=HuggingFaceOptions,
+    find=find_huggingface,
+    load=load_huggingface,
+    packages=("transformers",),
+)
+def build_huggingface(options: HuggingFaceOptions, recipe: Recipe) -> Built:
+    """Build a model of transformers.
+
+    Raises:
+        UserError: the library is not installed, or knows no such model.
+    """
+    try:
+        from transformers import CONFIG_MAPPING, AutoModel
+    except ImportError as error:
+        raise needed("transformers", "transformers", error) from error
+    settings = dict(recipe["config"])
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"encoder.weights: transformers knows no model of the type '{kind}'")
+    return Built(HiddenStates(AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(settings))))
+
+
+def _preprocessing(folder: Path) -> Preprocessing:
+    """Return what the settings beside the weights say of images."""
+    if not (folder / PROCESSOR).is_file():
+        raise UserError(f"encoder.weights: {folder} has no {PROCESSOR}, which says how images are preprocessed")
+    facts = _read(folder / PROCESSOR)
+    whole = _side(facts.get("size")) if facts.get("do_resize", True) else None
+    size = _side(facts.get("crop_size")) if facts.get("do_center_crop", False) else whole
+    mean, std = (tuple(facts.get(f"image_{name}") or ()) for name in ("mean", "std"))
+    if not facts.get("do_normalize", True):
+        mean, std = (), ()
+    how = RESAMPLING.get(facts.get("resample", 2), "bilinear")
+    return Preprocessing(size, mean, std, how, 1.0 if size is None or whole is None else min(1.0, size / whole))
+
+
+def _side(size: Any) -> int | None:
+    """Return the side of an image that settings ask for: a number, a height, or the shorter one."""
+    found = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
+    return found if isinstance(found, int) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"encoder.weights: {path} cannot be read: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"encoder.weights: {path} is no model's settings")
+    return found

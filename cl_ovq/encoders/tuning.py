@@ -1,0 +1,129 @@
+"""Encoders that are trained, from a layer on or by LoRA, as the trunk of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cl_ovq.encoders.base import EncoderOptions, needed
+from cl_ovq.encoders.network import EncoderNetwork, named_module
+from cl_ovq.errors import UserError, first_line
+
+WHOLE = "all"  # in the place of a layer: the whole encoder is trained
+
+
+def is_tuned(options: EncoderOptions) -> bool:
+    """Return whether an encoder is trained; one that is not is frozen."""
+    return options.train_from is not None or options.lora_rank is not None
+
+
+def check_tuning(options: EncoderOptions) -> None:
+    """Check that options of training fit each other.
+
+    Raises:
+        UserError: they do not.
+    """
+    if options.train_from is not None and options.lora_rank is not None:
+        raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
+    if options.lora_modules and options.lora_rank is None:
+        raise UserError("encoder.lora_modules: used only with encoder.lora_rank")
+    if is_tuned(options) and options.precision == "float16":
+        raise UserError("encoder.precision: gradients would vanish in float16: use bfloat16 or float32")
+
+
+def tuned(network: EncoderNetwork, options: EncoderOptions) -> EncoderNetwork:
+    """Let a part of an encoder be trained; the rest keeps its weights, and computes in evaluation mode.
+
+    Args:
+        network: the encoder, with its weights.
+        options: which part.
+
+    Raises:
+        UserError: there is no such part, or the library for LoRA is missing.
+    """
+    network.requires_grad_(False)
+    if options.lora_rank is not None:
+        _inject(network.backbone, options, options.lora_rank)
+    elif options.train_from == WHOLE:
+        network.requires_grad_(True)
+        network.still = ()
+    else:
+        assert options.train_from is not None
+        _unfreeze(network, options.train_from)
+    return network.train(network.training)
+
+
+def _unfreeze(network: EncoderNetwork, first: str) -> None:
+    """Train a module and all that are listed after it."""
+    backbone = network.backbone
+    named_module(backbone, first, "encoder.train_from")
+    names = [name for name, _ in backbone.named_modules()]
+    start = names.index(first)
+    around = [name for name in names[:start] if not name or first.startswith(f"{name}.")]
+    network.still = tuple(f"backbone.{name}" for name in names[:start] if name not in around)
+    for name in names[start:]:
+        backbone.get_submodule(name).requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise UserError(f"encoder.train_from: neither '{first}' nor what follows has weights")
+
+
+def _inject(backbone: nn.Module, options: EncoderOptions, rank: int) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise needed("peft", "peft", error) from error
+    modules = options.lora_modules or _linear_layers(backbone)
+    if not modules:
+        raise UserError("encoder.lora_modules: the encoder has no linear layers: name the modules, e.g. [conv1]")
+    config = LoraConfig(r=rank, lora_alpha=options.lora_alpha, target_modules=modules)
+    try:
+        inject_adapter_in_model(config, backbone)
+    except ValueError as error:  # peft's: there are no such modules, or of a kind that it does not know
+        raise UserError(f"encoder.lora_modules: {first_line(error)}") from error
+
+
+def _linear_layers(backbone: nn.Module) -> list[str]:
+    """Return the linear layers of a network, but for those whose weights an attention reads past them."""
+    inside = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, nn.MultiheadAttention))
+    linear = (name for name, module in backbone.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linear if not (inside and name.startswith(inside))]
+
+
+class TunedModel(nn.Module):
+    """An encoder that is trained, and a model of its features whose head is the whole's.
+
+    Args:
+        encoder: maps images to features.
+        model: of features; has `features` and a linear `head`.
+        recipe: what the encoder is made of, see `Source`.
+    """
+
+    def __init__(self, encoder: EncoderNetwork, model: nn.Module, recipe: dict[str, object]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head: nn.Module = model.head  # type: ignore[assignment]
+        model.head = nn.Identity()
+        self.model = model
+        self.recipe = recipe
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images `[B, channels, height, width]` in 0 to 1 to what the head is given."""
+        found: Tensor = self.model.features(self.encoder(x))  # type: ignore[operator]
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to logits `[B, n_classes]`."""
+        return self.head(self.features(x))
+
+
+@torch.no_grad()
+def width_of(encoder: EncoderNetwork, shape: tuple[int, ...]) -> int:
+    """Return how many features an encoder has of images of a shape.
+
+    Raises:
+        UserError: it takes no such images.
+    """
+    try:
+        return encoder(torch.zeros(1, *shape)).shape[1]
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # the network's own
+        raise UserError(f"encoder.name: it fails on images of {list(shape)}: {first_line(error)}") from error
