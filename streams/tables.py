@@ -26,16 +26,20 @@ def read_csv(file: FeatureFile) -> Iterator[Batch]:
     try:
         header = list(pd.read_csv(file.path, sep=separator, nrows=0).columns)
         labels, domains, features = _columns(file, header)
-        text = [name for name in (labels, domains) if name is not None]
+        # All columns are read: pandas, asked for some, drops the fields of a row that the header does not name.
         frames = pd.read_csv(
             file.path,
             sep=separator,
-            usecols=[*features, *text],
-            dtype=dict.fromkeys(text, str),
+            dtype=dict.fromkeys(set(header) - set(features), str),
             keep_default_na=False,
             chunksize=BATCH,
         )
         for frame in frames:
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
+                raise StreamDataError(
+                    f"{file.path}: rows have more fields than the first line has names ({len(header)}): "
+                    "name every column, a column of row numbers too"
+                )
             vectors = np.stack([_numbers(frame[name], file, first) for name in features], axis=1)
             of_domains = None if domains is None else frame[domains].to_numpy()
             yield Batch(vectors, frame[labels].to_numpy(), of_domains, features)

@@ -210,6 +210,8 @@ WRONG = "a,b,label\n1,2,x\n3,oops,y\n"
         ),
         ("a,b,label\n1,2,x\n3,inf,y\n", {}, "x.csv: column 'b' of row 2 is inf, and must be finite"),
         ("a,b,label\n1,2,x\n3,4,\n", {}, "x.csv: labels, row 2: the label is missing"),
+        ("a,b,label\n1,2,x\n3,4,y,5\n", {}, "x.csv: cannot be read as CSV: .* 3 fields in line 3, saw 4"),
+        ("label,a\n" + "1,x,2\n2,y,3\n" * 9, {}, r"x.csv: rows have more fields than the first line has names \(2\)"),
         ("a,b\n1,2\n", {}, "labels: .*x.csv: column of the usual names .* is not there: name one of a, b"),
         ("a,b\n1,2\n", {"labels": "c"}, "labels: .*x.csv: column 'c' is not there: known: a, b"),
         ("a,b,y\n1,2,x\n", {"columns": ["a", "z"]}, "columns: .*x.csv: column 'z' is not there: known: a, b, y"),
