@@ -5,11 +5,21 @@ Letters: `B` samples, `F` features, `C` classes.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from cl_ovq.models.gradient_free import GradientFreeHead, cholesky
 from cl_ovq.models.whitening import ClassCovariance
+
+
+class Centred(NamedTuple):
+    """Linear scores of features from an origin among them: squares far from zero would drown their differences."""
+
+    origin: Tensor  # [F] fp32, the mean of all samples
+    weights: Tensor  # [F, C]
+    offsets: Tensor  # [C]
 
 
 class NearestMean(GradientFreeHead):
@@ -44,13 +54,13 @@ class NearestMean(GradientFreeHead):
         away = torch.zeros_like(self.means).index_add_(0, y, x.double() - self.means[y])
         self.means += away / self.counts.clamp(min=1)[:, None]
 
-    def _prepare(self) -> tuple[Tensor, Tensor]:
-        means = self.means.float()
-        return means.mT, means.square().sum(1) / 2
+    def _prepare(self) -> Centred:
+        origin = (self.counts.double() @ self.means / self.tokens).float()
+        means = (self.means - origin).float()
+        return Centred(origin, means.mT, means.square().sum(1) / 2)
 
-    def _scores(self, x: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        means, offsets = prepared
-        return x @ means - offsets
+    def _scores(self, x: Tensor, prepared: Centred) -> Tensor:
+        return (x - prepared.origin) @ prepared.weights - prepared.offsets
 
 
 class StreamingDiscriminant(GradientFreeHead):
@@ -80,14 +90,13 @@ class StreamingDiscriminant(GradientFreeHead):
     def _learn(self, x: Tensor, y: Tensor) -> None:
         self.covariance.update(x, y)
 
-    def _prepare(self) -> tuple[Tensor, Tensor]:
-        """Weights `[F, C]` and offsets `[C]` of the linear scores."""
-        means, covariance = self.covariance.means, self.covariance.covariance()
+    def _prepare(self) -> Centred:
+        origin = self.covariance.mean().float()
+        means, covariance = self.covariance.means - origin, self.covariance.covariance()
         identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         factor = cholesky((1 - self.shrinkage) * covariance + self.shrinkage * identity)
         weights = torch.cholesky_solve(means.mT, factor)
-        return weights, (means.mT * weights).sum(0) / 2
+        return Centred(origin, weights, (means.mT * weights).sum(0) / 2)
 
-    def _scores(self, x: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        weights, offsets = prepared
-        return x.double() @ weights - offsets
+    def _scores(self, x: Tensor, prepared: Centred) -> Tensor:
+        return (x - prepared.origin).double() @ prepared.weights - prepared.offsets

@@ -162,6 +162,25 @@ def test_fecam_is_the_papers_mahalanobis_distance(batch, shrinkage, tukey):
     np.testing.assert_allclose(differences(head(x)), differences(expected), atol=2e-5)
 
 
+@pytest.mark.parametrize("origin", [0.0, 1e4])
+def test_class_means_are_compared_wherever_features_lie(origin):
+    x, y = samples(origin=origin)
+    far = x.double().numpy()
+    means = np.stack([far[y == label].mean(0) for label in range(SEEN)])
+    within = far - means[y]
+    covariance = (1 - 1e-4) * within.T @ within / len(y) + 1e-4 * np.eye(FEATURES)
+    for name, precision in (("ncm", np.eye(FEATURES)), ("slda", np.linalg.inv(covariance))):
+        away = far[:, None] - means
+        expected = -np.einsum("bcf,fg,bcg->bc", away, precision, away) / 2
+        found = learned(HEADS[name](), x, y)(x)[:, :SEEN]
+        assert (found.argmax(1).numpy() == expected.argmax(1)).all(), name
+        likely = expected > expected.max(1, keepdims=True) - 5  # far from the floor of a probability
+        aligned = found.numpy() - np.take_along_axis(found.numpy(), expected.argmax(1)[:, None], 1)
+        np.testing.assert_allclose(
+            aligned[likely], (expected - expected.max(1, keepdims=True))[likely], atol=0.01, err_msg=name
+        )
+
+
 @pytest.mark.parametrize("neighbours", [1, 5])
 @pytest.mark.parametrize("origin", [0.0, 300.0])
 def test_knn_is_scikit_learns(neighbours, origin):
