@@ -88,6 +88,7 @@ class PersistentDictionary(nn.Module):
         self.task = 0
         self._recording = self._recording_evaluation = False
         self._awaits_write = False  # since tokens were asked for
+        self._changed = False  # since the last pass
         self._recorded: list[Tokens] = []
         self.last_written: tuple[Tensor, Tensor] | None = None
         dtype = statistics_dtype(torch.get_default_dtype())
@@ -112,6 +113,7 @@ class PersistentDictionary(nn.Module):
 
     @state.setter
     def state(self, state: DictionaryState) -> None:
+        self._changed = True
         for name, tensor in state.state_dict().items():
             self.fill(name, tensor)
 
@@ -148,10 +150,19 @@ class PersistentDictionary(nn.Module):
             v: values `[B, T, H, Dv]`.
             mask: `[B, T]`, true for tokens.
             training: whether the pass is one of training.
+
+        Raises:
+            UserError: a pass is made again, but the dictionary was written since: its gradient would be another one.
         """
-        if not self._recording or is_recomputed():
+        if is_recomputed():
+            if self._changed:
+                raise UserError(
+                    "a persistent dictionary was written before the backward pass, in which activation checkpointing "
+                    "reads it again: call backward() within `writing(model)`, or before `dictionary.write()`"
+                )
             return
-        if training or self._recording_evaluation:
+        self._changed = False
+        if self._recording and (training or self._recording_evaluation):
             if mask is None:
                 mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
             self._recorded.append((k.detach(), v.detach(), mask))

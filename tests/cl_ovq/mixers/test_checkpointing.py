@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cl_ovq.errors import UserError
-from cl_ovq.mixers import OVQAttention, VQAttention
+from cl_ovq.mixers import OVQAttention, VQAttention, writing
 from kernels import DictionaryOptions
 
 WIDTH = 8
@@ -48,6 +48,21 @@ def test_a_layer_learns_and_writes_as_without_it(implementation, use_reentrant, 
     for name, buffer in plain.dictionary.state_dict().items():
         assert torch.equal(again.dictionary.state_dict()[name], buffer), name
     assert plain.dictionary.writes == 2
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_backward_pass_after_the_write_is_refused(use_reentrant):
+    """The pass would be made again from the dictionary as it was written since, and the gradient be another one."""
+    torch.manual_seed(0)
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    layer = OVQAttention(width=WIDTH, heads=1, options=options, persistent=True, dictionary_weight=2.0)
+    x = torch.randn(2, 4, WIDTH, requires_grad=True)
+    with writing(layer):
+        loss = checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).square().sum()
+    with pytest.raises(UserError, match=r"call backward\(\) within `writing\(model\)`"):
+        loss.backward()
+    checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).square().sum().backward()
+    assert layer.dictionary.writes == 1
 
 
 def test_a_dictionary_of_the_sequence_does_not_mind():
