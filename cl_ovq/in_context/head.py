@@ -96,7 +96,8 @@ class InContextHead(GradientFreeHead):
         if not self.standardised:
             self.begin(x)
         codes = self.codes[y][None]
-        _, states = self.learner(self._standardised(x)[None], codes, self.states, return_state=True)
+        with self.learner.at_length(self.tokens + len(x)):
+            _, states = self.learner(self._standardised(x)[None], codes, self.states, return_state=True)
         self._keep([tensor.detach() for tensor in tensors_of(states)])
         self.counts += torch.bincount(y, minlength=self.classes)
 
@@ -109,7 +110,9 @@ class InContextHead(GradientFreeHead):
         return self.states
 
     def _scores(self, x: Tensor, prepared: list[Any]) -> Tensor:
-        told, _ = self.learner(self._standardised(x)[:, None], None, [expanded(one, len(x)) for one in prepared])
+        states = [expanded(one, len(x)) for one in prepared]
+        with self.learner.at_length(self.tokens):
+            told, _ = self.learner(self._standardised(x)[:, None], None, states)
         return self.learner.logits(told[:, 0], self.codes)
 
     def _standardised(self, x: Tensor) -> Tensor:

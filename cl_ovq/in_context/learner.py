@@ -8,13 +8,14 @@ a sample, `V` of a label's code, `C` classes.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.mixers import Mixer
+from cl_ovq.mixers import Mixer, sharpened
 from cl_ovq.models.block import Block
 
 
@@ -28,10 +29,26 @@ class InContextLearner(nn.Module):
         mixers: the sequence mixer of each block; all that is learned from the sequence is in their states.
         hidden: hidden features of the MLPs.
         dropout: share of features dropped after mixer and MLP, while weights are learned.
+        log_length_scaling: whether attention over all tokens gets sharper in sequences longer than those that the
+            weights were learned on: its inverse temperature grows as the logarithm of the length (Chiang and Cholak
+            2022), so that more tokens do not drown the one that matters.
+
+    Buffers:
+        trained_length: most tokens of an episode that the weights were learned on, int64; 0 before.
     """
 
+    trained_length: Tensor
+
     def __init__(
-        self, *, features: int, code: int, width: int, mixers: list[Mixer], hidden: int, dropout: float = 0.0
+        self,
+        *,
+        features: int,
+        code: int,
+        width: int,
+        mixers: list[Mixer],
+        hidden: int,
+        dropout: float = 0.0,
+        log_length_scaling: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
@@ -41,6 +58,8 @@ class InContextLearner(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, code)
         self.temperature = nn.Parameter(torch.tensor(8.0))
+        self.log_length_scaling = log_length_scaling
+        self.register_buffer("trained_length", torch.tensor(0))
 
     def forward(
         self, x: Tensor, codes: Tensor | None, states: list[Any] | None = None, *, return_state: bool = False
@@ -69,6 +88,12 @@ class InContextLearner(nn.Module):
     def logits(self, told: Tensor, codes: Tensor) -> Tensor:
         """Return logits `[B, T, C]` of classes with codes `[B, C, V]`, or `[C, V]`, given what `forward` told."""
         return self.temperature * told @ codes.mT
+
+    def at_length(self, tokens: int) -> AbstractContextManager[None]:
+        """Make passes in a `with` block those of a sequence of so many tokens, see `log_length_scaling`."""
+        trained = int(self.trained_length)
+        longer = self.log_length_scaling and trained > 1 and tokens > trained
+        return sharpened(self, math.log(tokens) / math.log(trained) if longer else 1.0)
 
     def state_bytes(self, tokens: int) -> int:
         """Return the bytes of the states of all blocks after so many tokens."""

@@ -106,6 +106,7 @@ def pretrain(
         optimizer.step()
         schedule.step()
         tell(step, float(loss.detach()), accuracy)
+    learner.trained_length.fill_(options.tasks * options.classes * options.samples)
     learner.eval()
 
 

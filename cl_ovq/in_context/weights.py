@@ -26,7 +26,7 @@ from cl_ovq.seeding import derive_seed, unchanged_randomness
 from streams.progress import progress
 
 FORMAT = 1  # of a file of weights, and of what pretraining draws: raised where the same options give other weights
-INDIFFERENT = ("implementation", "path")  # keys that decide no weight
+INDIFFERENT = ("implementation", "path", "log_length_scaling")  # keys that decide no weight
 
 # Given the options of the section `learner`, the learner, what decides its weights, and the seed; changes the learner.
 WeightsBuilder = Callable[[Any, InContextLearner, Mapping[str, Any], int], None]
@@ -41,6 +41,11 @@ class LearnerOptions(BlockOptions):
         64, "features that it takes; more of an encoder's are projected at random", minimum=1, maximum=WIDEST
     )
     code: int = option(64, "features of a class's code", minimum=1, maximum=WIDEST)
+    log_length_scaling: bool = option(
+        False,
+        "scale the inverse temperature of attention over all tokens (softmax, ovq, vq) by log(tokens) / log(trained "
+        "tokens) in streams longer than the longest episode that the weights were learned on",
+    )
     weights: str = option("gaussian_classes", "where its weights come from", parts=WEIGHTS)
     weights_seed: int | None = option(None, "seed of weights, codes and projection; the run's if null", minimum=0)
 
@@ -72,6 +77,7 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
             mixers=build_mixers(options, dictionary),
             hidden=max(1, round(options.mlp_ratio * options.width)),
             dropout=options.dropout,
+            log_length_scaling=options.log_length_scaling,
         )
         WEIGHTS[options.weights].build(options, learner, deciding(options, dictionary), seed)
     return learner

@@ -101,6 +101,21 @@ def test_it_goes_on_from_what_was_saved(mixer):
     assert twin.tokens == head.tokens + 6
 
 
+def test_longer_streams_are_read_more_sharply():
+    plain, scaled = head_of("ovq", depth=1), head_of("ovq", depth=1)
+    scaled.learner.log_length_scaling = True
+    queries, _ = samples(5, seed=1)
+    for head in (plain, scaled):
+        head.learner.trained_length.fill_(10)
+        head.observe(*samples(10))
+    assert torch.equal(plain(queries), scaled(queries))
+    for head in (plain, scaled):
+        head.observe(*samples(30, seed=4))
+    for block in plain.learner.blocks:  # one layer: its state is the same, and temperature works on reading alone
+        block.mixer.log_beta.data += np.log(np.log(40) / np.log(10))
+    torch.testing.assert_close(scaled(queries), plain(queries))
+
+
 def test_no_weight_changes_and_bytes_are_those_of_the_state():
     head = head_of("ovq")
     before = copy.deepcopy(dict(head.learner.named_parameters()))
