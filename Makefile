@@ -80,6 +80,10 @@ results-memory: setup
 	$(MEMORY_RUN) split_fashion_mnist_memory $(MEMORY_KEYS) memory.capacity=500 output_dir=runs/results-memory/pixels_500
 	for run in runs/results-memory/*/; do cp $$run/seeds.json docs/results/memory_$$(basename $$run).json; done
 
+# The weights that `learner.weights=pretrained` reads: a quarter of an hour on one core.
+pretrained: setup
+	$(BIN)/cl-ovq pretrain in_context_digits learner.weights=gaussian_classes --output cl_ovq/in_context/pretrained.pt
+
 # Heads on features that stay, at equal bytes, in docs/RESULTS.md: about three hours on one core; what is done is skipped.
 JOBS ?= 1
 results-heads: setup

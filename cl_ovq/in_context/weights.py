@@ -111,6 +111,15 @@ def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Map
     write_weights(learner, path, sections, seed)
 
 
+@WEIGHTS.enter(
+    "pretrained",
+    "weights that come with the package: of an OVQ layer, learned on gaussian_classes (`make pretrained`)",
+)
+def from_package(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
+    """Read the weights that come with the package."""
+    read_weights(learner, Path(__file__).with_name("pretrained.pt"), sections)
+
+
 @WEIGHTS.enter("file", "a file that `cl-ovq pretrain` wrote", options=FileOptions)
 def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Read weights from a file."""
@@ -147,29 +156,28 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any]) ->
     Args:
         learner: gets them.
         path: of the file.
-        sections: what decides the weights of this learner, see `deciding`.
+        sections: what decides the weights of this learner, see `deciding`. Its dictionary may be another one than that
+            of the weights: no weight is made for its size.
 
     Raises:
         UserError: it is no file of weights, or the weights are of another learner.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, weights = content["sections"], content["weights"]
-        for section, own in sections.items():
-            for key, value in own.items():
-                if key not in PRETRAINING and theirs.get(section, {}).get(key, value) != value:
-                    found = theirs[section][key]
-                    raise UserError(f"{section}.{key}: {value}, and the weights in {path} were learned with {found}")
+        theirs, weights = content["sections"]["learner"], content["weights"]
+        for key, value in sections["learner"].items():
+            if key not in PRETRAINING and theirs.get(key, value) != value:
+                raise UserError(f"learner.{key}: {value}, and the weights in {path} were learned with {theirs[key]}")
     except OSError as error:
-        raise UserError(f"learner.path: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"learner: cannot read {path}: {error.strerror}") from error
     except UserError:
         raise
     except Exception as error:  # of whatever kind: pickle's, zip's, or a key that is missing
-        raise UserError(f"learner.path: {path} is not a file of weights: {first_line(error)}") from error
+        raise UserError(f"learner: {path} is not a file of weights: {first_line(error)}") from error
     try:
         learner.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"learner.path: the weights in {path} are of another learner: {first_line(error)}") from error
+        raise UserError(f"learner: the weights in {path} are of another learner: {first_line(error)}") from error
 
 
 PRETRAINING = frozenset(

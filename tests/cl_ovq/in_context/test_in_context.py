@@ -236,11 +236,14 @@ def test_weights_from_a_file(cache, tmp_path):
     )
     again = build_learner(own.learner, own.dictionary, 0)
     assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
-    own.dictionary.capacity = 7
-    with pytest.raises(UserError, match=r"^dictionary\.capacity: 7, and the weights in .* were learned with 6$"):
+    own.dictionary.capacity = 7  # no weight is made for it
+    build_learner(own.learner, own.dictionary, 0)
+    own.learner.width = 32
+    with pytest.raises(UserError, match=r"^learner\.width: 32, and the weights in .* were learned with 16$"):
         build_learner(own.learner, own.dictionary, 0)
+    own.learner.width = 16
     own.learner.path = str(tmp_path / "none.pt")
-    with pytest.raises(UserError, match=r"^learner\.path: cannot read .*none\.pt: No such file"):
+    with pytest.raises(UserError, match=r"^learner: cannot read .*none\.pt: No such file"):
         build_learner(own.learner, own.dictionary, 0)
     own.learner.path = None
     with pytest.raises(UserError, match=r"^learner\.path is missing"):
@@ -262,11 +265,11 @@ def test_a_file_that_is_none_is_one_line_and_runs_nothing(cache, tmp_path, monke
         path.write_bytes(content)
     options, dictionary = configured("linear")
     learner = learner_of("linear")
-    with pytest.raises(UserError, match=r"^learner\.path: .*bad\.pt") as refusal:
+    with pytest.raises(UserError, match=r"^learner: .*bad\.pt") as refusal:
         weights.read_weights(learner, path, deciding(options, dictionary))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
 
 def test_every_source_of_weights_is_listed():
-    assert list(WEIGHTS) == ["gaussian_classes", "file"]
+    assert list(WEIGHTS) == ["gaussian_classes", "pretrained", "file"]
