@@ -5,7 +5,7 @@ STAMP := $(VENV)/.current
 # A Python that is new enough: the first of these that is installed, or say `make PYTHON=/path/to/python`.
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
-.PHONY: setup demo test test-slow lint format docs bench kernels kernels-some gpu gpu-wheels gpu-rehearsal results-memory results-heads results-dictionaries results-paper results-published results-quickstart ui clean
+.PHONY: setup demo test test-slow lint format docs bench kernels kernels-some gpu gpu-wheels gpu-rehearsal pretrained results-memory results-heads results-dictionaries results-paper results-published results-quickstart ui clean
 
 setup: $(STAMP)
 

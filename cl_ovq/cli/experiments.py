@@ -95,16 +95,15 @@ def pretrain(
 
 @commands.command()
 def demo() -> None:
-    """Run the quickstart three times: a dictionary for all tasks, one per sequence, and softmax attention."""
+    """Learn digits class by class in three ways: by gradients and replay, by counting, and in a state alone."""
     from cl_ovq.config import load_config
     from cl_ovq.report.runs import matrix_table, summary_table
     from cl_ovq.runs.run import run_experiment
 
-    variants: tuple[tuple[str, ...], ...] = ((), ("dictionary.scope=sequence",), ("model.mixer=softmax",))
     console = Console()
     results = []
-    for overrides in variants:
-        result = run_experiment(load_config("quickstart", overrides), Console(stderr=True))
+    for name in ("quickstart", "split_digits_memory", "in_context_digits"):
+        result = run_experiment(load_config(name), Console(stderr=True))
         console.print(matrix_table(result))
         results.append(result)
     console.print(summary_table(results))
