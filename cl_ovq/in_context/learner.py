@@ -86,8 +86,11 @@ class InContextLearner(nn.Module):
         return self.head(self.norm(h)), after
 
     def logits(self, told: Tensor, codes: Tensor) -> Tensor:
-        """Return logits `[B, T, C]` of classes with codes `[B, C, V]`, or `[C, V]`, given what `forward` told."""
-        return self.temperature * told @ codes.mT
+        """Return logits `[B, T, C]` of classes with codes `[B, C, V]`, or `[C, V]`, given what `forward` told.
+
+        By its direction alone: with its length too, pretraining stays at chance for long, or for good, from some seeds.
+        """
+        return self.temperature * functional.normalize(told, dim=-1) @ codes.mT
 
     def at_length(self, tokens: int) -> AbstractContextManager[None]:
         """Make passes in a `with` block those of a sequence of so many tokens, see `log_length_scaling`."""

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,9 @@ class LearnerOptions(BlockOptions):
         "tokens) in streams longer than the longest episode that the weights were learned on",
     )
     weights: str = option("gaussian_classes", "where its weights come from", parts=WEIGHTS)
-    weights_seed: int | None = option(None, "seed of weights, codes and projection; the run's if null", minimum=0)
+    weights_seed: int | None = option(
+        None, "seed of weights, codes and projection; the run's if null", minimum=0, maximum=2**62
+    )
 
 
 @dataclass
@@ -141,12 +142,13 @@ def write_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], s
         UserError: it cannot be written.
     """
     content = {"format": FORMAT, "sections": dict(sections), "seed": seed, "weights": learner.state_dict()}
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            torch.save(content, file)
-        os.replace(file.name, path)
+        torch.save(content, beside)
+        beside.replace(path)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
