@@ -52,7 +52,7 @@ class EncoderNetwork(nn.Module):
                 output = self.backbone(x)
             except _Reached as reached:
                 output = reached.output
-        return self._pooled(_tensor(output)).float()
+        return self._pooled(_tensor(output).float())
 
     def train(self, mode: bool = True) -> EncoderNetwork:
         """Set the mode of what is not still."""

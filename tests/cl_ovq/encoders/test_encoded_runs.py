@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from unittest.mock import patch
 
 import mlflow
@@ -131,6 +133,8 @@ def test_what_decides_features_gives_others(config, files):
     torch.save(state, files[1])
     others.add(digest())
     assert len(others - {first}) == 6
+    permuted = [digest("stream.name=permuted_digits", f"seed={seed}") for seed in (0, 1, 0)]
+    assert permuted[0] == permuted[2] != permuted[1]
 
 
 def test_half_precision_is_kept_in_half_the_bytes(config):
@@ -198,15 +202,25 @@ def test_evaluated_again_on_its_own_stream_and_another(config, tmp_path):
     assert len(other.values["accuracy"]) == 5
 
 
-def test_a_trained_model_reads_images(config, files, tmp_path):
-    result = run_experiment(config(), QUIET)
-    stream = load_stream(config())
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_trained_model_reads_images(config, tmp_path, precision):
+    result = run_experiment(config(f"encoder.precision={precision}"), QUIET)
+    stream = load_stream(config(f"encoder.precision={precision}"))
     model = cl_ovq.load(tmp_path / "run").model()
     rows = rows_of(stream.benchmark.streams["test"][1].dataset)
     images, targets = stream.images.samples.gather(rows), stream.samples.targets[rows]
     with torch.no_grad():
         accuracy = float((model(images).argmax(1) == targets).float().mean())
     assert accuracy == pytest.approx(result.matrix[-1][1])
+    given = []
+    hook = model.model.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    with torch.no_grad():
+        model(images[:32])
+    hook.remove()
+    kept = stream.samples.gather(rows[:32])  # features of half precision are rounded as those that were kept
+    assert torch.allclose(given[0], kept, rtol=1e-3 if precision == "bfloat16" else 1e-5, atol=1e-5)
+    if precision == "bfloat16":
+        assert torch.equal(given[0].half().float(), given[0])
     assert not model.train().encoder.training
 
 
@@ -274,3 +288,19 @@ def test_features_that_are_no_numbers_are_refused(config, files):
     torch.save(state, files[1])
     with pytest.raises(UserError, match=r"sample 0 features that are not finite: use encoder\.precision=float32"):
         load_stream(config("encoder.precision=float16"))
+
+
+def test_an_encoder_of_the_documentation(files, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "encoders.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "parts.py").write_text(block)
+    import_parts([str(tmp_path / "parts.py")])
+    chosen = [
+        *("encoder.name=wide", "encoder.width=4", "encoder.weights=random", "encoder.size=16"),
+        *("stream.experiences=2", "evaluation.stop_after=1", *RIDGE, f"output_dir={tmp_path / 'run'}"),
+        *("tracking.enabled=false", "figures=false", "model.head=linear"),
+    ]
+    result = run_experiment(load_config("encoder_digits", chosen), QUIET)
+    assert result.metrics["accuracy"] > 0.4
+    assert result.provenance["data"]["vector_shape"] == [2048]
+    assert result.provenance["data"]["encoder"]["width"] == 4
