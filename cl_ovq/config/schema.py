@@ -18,7 +18,7 @@ from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
 from cl_ovq.options import COUNT, LONGEST, option
 from cl_ovq.registry import Registry
-from cl_ovq.strategies import OPTIMIZERS, STRATEGIES
+from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES
 from streams import STREAMS
 
 STREAM_PARTS = Registry.over("stream", STREAMS)
@@ -74,6 +74,11 @@ class OptimizerConfig:
     """The optimizer of the network's weights."""
 
     name: str = option("adamw", "optimizer: a name from `cl-ovq list optimizers`", parts=OPTIMIZERS)
+    schedule: str = option(
+        "constant",
+        "course of the learning rate over each experience: a name from `cl-ovq list schedules`",
+        parts=SCHEDULES,
+    )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models import MODELS, check_model
+from cl_ovq.runs.training_checks import check_training
 from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
 
@@ -57,6 +58,7 @@ def check_config(config: ExperimentConfig) -> None:
             f"model.train_encoder: first_experience does not go with strategy.name={name}, which "
             f"{strategy.no_first_experience}: use always or never"
         )
+    check_training(config)
     _check_dictionary(config)
     check_beside(config)
     check_end(config, getattr(config.stream.options, "experiences", None))

@@ -16,7 +16,8 @@ from cl_ovq.encoders import encoder_of
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
 from cl_ovq.runs.checking import check_end, find_device
-from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
+from cl_ovq.runs.training_checks import check_learns, check_steps
+from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES, BufferOptions, Context, buffer_samples
 from cl_ovq.training import OBJECTIVES, derive_seed
 from streams import StreamDataError, build_stream
 
@@ -74,6 +75,7 @@ def load_stream(config: ExperimentConfig) -> Stream:
             f"known: {', '.join(stream.benchmark.streams)}"
         )
     check_end(config, len(stream.classes_per_experience))
+    check_steps(config, stream)
     if (encoder := encoder_of(config.encoder)) is not None:
         from cl_ovq.encoders.stream import with_encoder
 
@@ -109,6 +111,7 @@ def build_strategy(
     from cl_ovq.training.divergence import DivergenceGuard
     from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.training.memory import MemoryWrites
+    from cl_ovq.training.schedule import LearningRate
 
     ours: list[Any] = [BatchedData(stream.samples), DictionaryScope(scope_of(config.dictionary)), AuxiliaryLoss()]
     if config.memory is not None:
@@ -117,10 +120,14 @@ def build_strategy(
         ours.append(FirstExperienceEncoder())
     if isinstance(config.dictionary, SharedOptions) and config.dictionary.refresh:
         ours.append(DictionaryRefresh(stream))
+    optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters())
+    check_learns(config, model)
+    if config.optimizer.schedule != "constant":
+        ours.append(LearningRate(SCHEDULES[config.optimizer.schedule].build(config.optimizer), optimizer))
     ours += [*plugins, DivergenceGuard()]
     common = {
         "model": model,
-        "optimizer": OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters()),
+        "optimizer": optimizer,
         "criterion": OBJECTIVES[stream.kind].criterion(),
         "train_mb_size": config.strategy.batch_size,
         "train_epochs": config.strategy.epochs,

@@ -4,6 +4,16 @@
 from cl_ovq.strategies import baselines, penalties, replay, projection, gradient_free, in_context  # noqa: F401, I001
 from cl_ovq.strategies.base import STRATEGIES, Context, Strategy, sees_all
 from cl_ovq.strategies.optimizers import OPTIMIZERS
+from cl_ovq.strategies.schedules import SCHEDULES
 from cl_ovq.strategies.buffer import BufferOptions, buffer_samples
 
-__all__ = ["OPTIMIZERS", "STRATEGIES", "BufferOptions", "Context", "Strategy", "buffer_samples", "sees_all"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "STRATEGIES",
+    "BufferOptions",
+    "Context",
+    "Strategy",
+    "buffer_samples",
+    "sees_all",
+]

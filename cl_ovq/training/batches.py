@@ -65,6 +65,11 @@ class BatchedLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return len(self)
+
     def __iter__(self) -> Iterator[Batch]:
         if not self.resumed:
             # The sampler is made anew for every epoch, as Avalanche does it; it is the only private name used here.

@@ -1,0 +1,66 @@
+"""What is checked of how gradients are taken: options that would do nothing are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from cl_ovq.config import ExperimentConfig
+from cl_ovq.errors import UserError
+from cl_ovq.strategies import SCHEDULES, STRATEGIES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from streams import Stream
+
+
+def check_training(config: ExperimentConfig) -> None:
+    """Check what can be checked before there are data and a model.
+
+    Raises:
+        UserError: naming the key that would do nothing, or cannot be done.
+    """
+    SCHEDULES[config.optimizer.schedule].build(config.optimizer)
+    if STRATEGIES[config.strategy.name].is_head:
+        _refuse(config, f"strategy.name={config.strategy.name} learns without gradients")
+    elif config.memory is not None and config.model.train_encoder == "never":
+        _refuse(config, "model.head=memory with model.train_encoder=never learns without gradients")
+
+
+def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
+    """Check that a model learns by gradients if anything is asked for that concerns these.
+
+    Raises:
+        UserError: it does not.
+    """
+    from cl_ovq.models.heads import RememberingHead
+
+    anchors = {head.anchor for head in model.modules() if isinstance(head, RememberingHead)}
+    if not any(weight.requires_grad and weight not in anchors for weight in model.parameters()):
+        _refuse(config, f"model.name={config.model.name} with model.head={config.model.head} learns without gradients")
+
+
+def check_steps(config: ExperimentConfig, stream: Stream) -> None:
+    """Check what depends on how long experiences are.
+
+    Raises:
+        UserError: an experience is too short for what is asked for.
+    """
+    sizes = [len(experience.dataset) for experience in stream.benchmark.streams["train"]]
+    sizes = [sum(sizes)] if STRATEGIES[config.strategy.name].at_once else sizes
+    batches = [math.ceil(size / config.strategy.batch_size) for size in sizes]
+    warmup = getattr(config.optimizer, "warmup_steps", 0)
+    steps = config.strategy.epochs * max(batches)
+    if warmup >= steps:
+        raise UserError(f"optimizer.warmup_steps: {warmup} is too large: no experience has more than {steps} steps")
+
+
+def _refuse(config: ExperimentConfig, reason: str) -> None:
+    """Refuse the first option that only concerns gradients, where there are none."""
+    asked = {
+        "optimizer.schedule": config.optimizer.schedule != "constant",
+    }
+    for key, given in asked.items():
+        if given:
+            raise UserError(f"{key}: would do nothing: {reason}: leave it out")
