@@ -1,7 +1,7 @@
 """From a run's one seed to every source of randomness.
 
-Purposes: `stream` (order of classes), `model` (initial weights), `training` (order of batches, replay, dropout), and
-`dictionary/<layer>` (tokens that seed slots, `mixers.ovq.seed_dictionaries`).
+Purposes: `stream` (order of classes), `model` (initial weights), `training` (order of batches, replay, dropout),
+`augmentation` (of training images), and `dictionary/<layer>` (tokens that seed slots, `mixers.ovq.seed_dictionaries`).
 """
 
 from __future__ import annotations

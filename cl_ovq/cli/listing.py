@@ -17,7 +17,7 @@ from cl_ovq.metric_names import BETTER, MATRIX_METRICS, title
 from cl_ovq.mixers import GROWTHS, MIXERS, RATES, SCOPES
 from cl_ovq.models import HEADS, MODELS
 from cl_ovq.registry import Registry
-from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES
+from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
 from cl_ovq.studies.files import list_studies
 from cl_ovq.studies.published import load_published
 from cl_ovq.sweeps.files import list_sweeps
@@ -128,6 +128,7 @@ PARTS: dict[str, Registry[Any]] = {
     "strategies": STRATEGIES,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
+    "augmentations": AUGMENTATIONS,
     "growth": GROWTHS,
     "heads": HEADS,
     "scopes": SCOPES,

@@ -67,9 +67,12 @@ class UnusedKeyError(UserError):
     def __init__(self, key: str, choice: Choice, having: list[str]) -> None:
         names = "', '".join(choice.names)
         verb = "do" if len(choice.names) > 1 else "does"
-        super().__init__(
-            f"{key}: '{names}' {verb} not use it: {choice.registry.plural} that do: {', '.join(sorted(having))}"
+        who = (
+            f"'{names}' {verb} not use it"
+            if choice.names
+            else f"{choice.section}.{choice.field} names none that uses it"
         )
+        super().__init__(f"{key}: {who}: {choice.registry.plural} that do: {', '.join(sorted(having))}")
         self.key = key
         self.choice = f"{choice.section}.{choice.field}"
         self.having = having
@@ -192,7 +195,7 @@ def _choices(tree: Mapping[str, Any]) -> Iterator[Choice]:
                     raise UserError(f"{section}.{field.name}: {error}") from error
                 if field.name not in replaced:
                     waiting += [joining for joining in _joining(section, part) if joining not in waiting]
-            if names and field.name not in replaced:
+            if (names or isinstance(default_of(field), list)) and field.name not in replaced:
                 yield choice
 
 

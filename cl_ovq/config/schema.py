@@ -18,7 +18,7 @@ from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
 from cl_ovq.options import COUNT, LONGEST, option
 from cl_ovq.registry import Registry
-from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES
+from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
 from streams import STREAMS
 
 STREAM_PARTS = Registry.over("stream", STREAMS)
@@ -78,6 +78,17 @@ class OptimizerConfig:
         "constant",
         "course of the learning rate over each experience: a name from `cl-ovq list schedules`",
         parts=SCHEDULES,
+    )
+
+
+@dataclass
+class TrainingConfig:
+    """How a training step is made."""
+
+    augmentation: list[str] = option(  # noqa: RUF009 - option makes a field
+        [],
+        "what training images are changed by, in this order: names from `cl-ovq list augmentations`",
+        parts=AUGMENTATIONS,
     )
 
 
@@ -159,6 +170,7 @@ class ExperimentConfig:
     learner: LearnerOptions | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -16,7 +16,7 @@ from cl_ovq.encoders import encoder_of
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
 from cl_ovq.runs.checking import check_end, find_device
-from cl_ovq.runs.training_checks import check_learns, check_steps
+from cl_ovq.runs.training_checks import build_transforms, check_learns, check_steps
 from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES, BufferOptions, Context, buffer_samples
 from cl_ovq.training import OBJECTIVES, derive_seed
 from streams import StreamDataError, build_stream
@@ -80,6 +80,7 @@ def load_stream(config: ExperimentConfig) -> Stream:
         from cl_ovq.encoders.stream import with_encoder
 
         stream = with_encoder(stream, config.encoder.name, encoder, find_device(config.device))
+    build_transforms(config, stream)
     if isinstance(config.strategy, BufferOptions):
         buffer_samples(config.strategy, stream, logits=STRATEGIES[config.strategy.name].keeps_logits)
     return stream
@@ -105,6 +106,7 @@ def build_strategy(
         plugins: further ones. They see a loss before it is checked for divergence.
     """
     from cl_ovq.evaluation.logger import evaluator as evaluator_of
+    from cl_ovq.training.augmentation import Augmentation
     from cl_ovq.training.auxiliary import AuxiliaryLoss
     from cl_ovq.training.batches import BatchedData
     from cl_ovq.training.dictionary import DictionaryScope
@@ -122,6 +124,8 @@ def build_strategy(
         ours.append(DictionaryRefresh(stream))
     optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters())
     check_learns(config, model)
+    if transforms := build_transforms(config, stream):
+        ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))
     if config.optimizer.schedule != "constant":
         ours.append(LearningRate(SCHEDULES[config.optimizer.schedule].build(config.optimizer), optimizer))
     ours += [*plugins, DivergenceGuard()]

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
-from cl_ovq.strategies import SCHEDULES, STRATEGIES
+from cl_ovq.models import ModelContext
+from cl_ovq.models.base import inputs_of
+from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
+from streams import STREAMS
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from cl_ovq.strategies.augmentation import Transform
     from streams import Stream
 
 
@@ -22,6 +26,13 @@ def check_training(config: ExperimentConfig) -> None:
         UserError: naming the key that would do nothing, or cannot be done.
     """
     SCHEDULES[config.optimizer.schedule].build(config.optimizer)
+    named = config.training.augmentation
+    if named and STREAMS[config.stream.name].kind != "classes":
+        raise UserError(
+            f"training.augmentation: changes images, and '{config.stream.name}' has sequences: leave it out"
+        )
+    if twice := [name for number, name in enumerate(named) if name in named[:number]]:
+        raise UserError(f"training.augmentation: {twice[0]} stands there twice")
     if STRATEGIES[config.strategy.name].is_head:
         _refuse(config, f"strategy.name={config.strategy.name} learns without gradients")
     elif config.memory is not None and config.model.train_encoder == "never":
@@ -39,6 +50,20 @@ def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
     anchors = {head.anchor for head in model.modules() if isinstance(head, RememberingHead)}
     if not any(weight.requires_grad and weight not in anchors for weight in model.parameters()):
         _refuse(config, f"model.name={config.model.name} with model.head={config.model.head} learns without gradients")
+
+
+def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform]:
+    """Return what the images of a stream are changed by in training.
+
+    Raises:
+        UserError: it has none, or such that cannot be changed so.
+    """
+    if not config.training.augmentation:
+        return []
+    if inputs_of(stream) != "images":
+        raise UserError(f"training.augmentation: changes images, and '{stream.name}' has vectors: leave it out")
+    shape = ModelContext(stream).image_shape
+    return [AUGMENTATIONS[name].build(config.training, shape) for name in config.training.augmentation]
 
 
 def check_steps(config: ExperimentConfig, stream: Stream) -> None:
@@ -60,6 +85,7 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
     """Refuse the first option that only concerns gradients, where there are none."""
     asked = {
         "optimizer.schedule": config.optimizer.schedule != "constant",
+        "training.augmentation": bool(config.training.augmentation),
     }
     for key, given in asked.items():
         if given:

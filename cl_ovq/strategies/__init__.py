@@ -5,9 +5,11 @@ from cl_ovq.strategies import baselines, penalties, replay, projection, gradient
 from cl_ovq.strategies.base import STRATEGIES, Context, Strategy, sees_all
 from cl_ovq.strategies.optimizers import OPTIMIZERS
 from cl_ovq.strategies.schedules import SCHEDULES
+from cl_ovq.strategies.augmentation import AUGMENTATIONS
 from cl_ovq.strategies.buffer import BufferOptions, buffer_samples
 
 __all__ = [
+    "AUGMENTATIONS",
     "OPTIMIZERS",
     "SCHEDULES",
     "STRATEGIES",

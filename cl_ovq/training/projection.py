@@ -11,6 +11,7 @@ from avalanche.training.storage_policy import ExperienceBalancedBuffer
 from scipy.optimize import nnls
 from torch import Tensor
 
+from cl_ovq.training.augmentation import augmented
 from cl_ovq.training.passes import evaluating, gradient, logits_of, trained
 from cl_ovq.training.replay import Memory, MemoryBatch
 from streams import Samples
@@ -66,7 +67,7 @@ class _Projection(SupervisedPlugin):
         raise NotImplementedError
 
     def _flat(self, strategy: Any, batch: MemoryBatch) -> Tensor:
-        loss = strategy._criterion(logits_of(strategy.model, batch.x, batch.tasks), batch.y)
+        loss = strategy._criterion(logits_of(strategy.model, augmented(strategy, batch.x), batch.tasks), batch.y)
         return torch.cat([part.flatten() for part in gradient(strategy.model, loss).values()])
 
 
