@@ -90,6 +90,7 @@ class TrainingConfig:
         "what training images are changed by, in this order: names from `cl-ovq list augmentations`",
         parts=AUGMENTATIONS,
     )
+    accumulation: int = option(1, "batches whose gradients make one step of the optimizer", minimum=1, maximum=COUNT)
 
 
 @dataclass

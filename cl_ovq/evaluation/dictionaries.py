@@ -14,6 +14,7 @@ from cl_ovq.in_context.head import InContextHead
 from cl_ovq.mixers import OVQAttention, dictionaries
 from cl_ovq.models.heads import unwrap
 from cl_ovq.models.memory import MemoryHead
+from cl_ovq.training.passes import step_ends
 from kernels import DictionaryState
 
 MEASURED = ("size", "effective_size", "tokens")
@@ -87,7 +88,7 @@ class DictionaryRecorder(PluginMetric[list[DictionaryRecord]]):
     def after_training_iteration(self, strategy: Any) -> list[MetricValue]:
         """Record, if it is time to."""
         step = strategy.clock.train_iterations + 1  # Avalanche's clock ticks after the metrics
-        return [] if step % self.every else self._record(strategy, step)
+        return self._record(strategy, step) if step % self.every == 0 and step_ends(strategy) else []
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Record what the experience ends with, unless its last step was recorded."""

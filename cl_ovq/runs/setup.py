@@ -114,8 +114,14 @@ def build_strategy(
     from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.training.memory import MemoryWrites
     from cl_ovq.training.schedule import LearningRate
+    from cl_ovq.training.steps import Steps
 
-    ours: list[Any] = [BatchedData(stream.samples), DictionaryScope(scope_of(config.dictionary)), AuxiliaryLoss()]
+    accumulation = config.training.accumulation
+    ours: list[Any] = [
+        BatchedData(stream.samples, accumulation),
+        DictionaryScope(scope_of(config.dictionary)),
+        AuxiliaryLoss(),
+    ]
     if config.memory is not None:
         ours.append(MemoryWrites(stream, calibrate=config.memory.calibrate))
     if config.model.train_encoder == "first_experience":
@@ -141,7 +147,10 @@ def build_strategy(
     }
     part = STRATEGIES[config.strategy.name]
     context = Context(ours, common, stream, config.dictionary, config.seed)
-    return part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
+    strategy = part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
+    if accumulation > 1:
+        Steps().attach(strategy)
+    return strategy
 
 
 def quiet() -> None:

@@ -75,8 +75,12 @@ def check_steps(config: ExperimentConfig, stream: Stream) -> None:
     sizes = [len(experience.dataset) for experience in stream.benchmark.streams["train"]]
     sizes = [sum(sizes)] if STRATEGIES[config.strategy.name].at_once else sizes
     batches = [math.ceil(size / config.strategy.batch_size) for size in sizes]
-    warmup = getattr(config.optimizer, "warmup_steps", 0)
-    steps = config.strategy.epochs * max(batches)
+    accumulation, warmup = config.training.accumulation, getattr(config.optimizer, "warmup_steps", 0)
+    if accumulation > max(batches):
+        raise UserError(
+            f"training.accumulation: {accumulation} is too large: no experience has more than {max(batches)} batches"
+        )
+    steps = config.strategy.epochs * math.ceil(max(batches) / accumulation)
     if warmup >= steps:
         raise UserError(f"optimizer.warmup_steps: {warmup} is too large: no experience has more than {steps} steps")
 
@@ -86,6 +90,7 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
     asked = {
         "optimizer.schedule": config.optimizer.schedule != "constant",
         "training.augmentation": bool(config.training.augmentation),
+        "training.accumulation": config.training.accumulation > 1,
     }
     for key, given in asked.items():
         if given:

@@ -7,6 +7,7 @@ operation per batch. `cl-ovq bench training` measures both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cl_ovq.training.criteria import count_targets
 from streams import Samples, rows_of
 
 Batch = list[Tensor]
@@ -44,6 +46,7 @@ class BatchedLoader:
     Args:
         loader: Avalanche's loader over datasets of one stream.
         samples: that stream's samples.
+        accumulation: batches whose gradients make a step of the optimizer.
 
     Attributes:
         rows: rows in the stream's samples of the batch that was given last; a strategy that appends samples to the
@@ -52,9 +55,10 @@ class BatchedLoader:
         plan: those of them that are still to come.
     """
 
-    def __init__(self, loader: MultiDatasetDataLoader, samples: Samples) -> None:
+    def __init__(self, loader: MultiDatasetDataLoader, samples: Samples, accumulation: int = 1) -> None:
         self.loader = loader
         self.samples = samples
+        self.accumulation = accumulation
         self.all_rows = torch.cat([rows_of(dataset) for dataset in loader.datasets])
         self.all_tasks = torch.cat([torch.tensor(dataset.targets_task_labels[:]) for dataset in loader.datasets])
         self.rows = self.all_rows[:0]
@@ -68,7 +72,33 @@ class BatchedLoader:
     @property
     def steps(self) -> int:
         """Steps of the optimizer in an epoch."""
-        return len(self)
+        return math.ceil(len(self) / self.accumulation)
+
+    @property
+    def _number(self) -> int:
+        """The batch that was given last, counted from 0."""
+        return len(self.order) - len(self.plan) - 1
+
+    @property
+    def begins_step(self) -> bool:
+        """Whether the batch that was given last is the first of its step."""
+        return self._number % self.accumulation == 0
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether it is the last of its step."""
+        return not self.plan or (self._number + 1) % self.accumulation == 0
+
+    @property
+    def share(self) -> float:
+        """Share of its step's targets that it has."""
+        if self.accumulation == 1:
+            return 1.0
+        first = self._number - self._number % self.accumulation
+        end = len(self.order) - first  # the order begins with the last batch
+        step = self.order[max(0, end - self.accumulation) : end][::-1]
+        targets = [count_targets(self.samples.targets[rows]) for rows, _ in step]
+        return targets[self._number - first] / max(1, sum(targets))
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.resumed:
@@ -97,15 +127,17 @@ class BatchedData(SupervisedPlugin):
 
     Args:
         samples: the stream's samples.
+        accumulation: batches whose gradients make a step of the optimizer.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, accumulation: int = 1) -> None:
         super().__init__()
         self.samples = samples
+        self.accumulation = accumulation
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Batch the training data of an experience."""
-        strategy.dataloader = BatchedLoader(strategy.dataloader, self.samples)
+        strategy.dataloader = BatchedLoader(strategy.dataloader, self.samples, self.accumulation)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Batch the evaluation data of an experience."""

@@ -10,7 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from cl_ovq.mixers import dictionaries
-from cl_ovq.training.passes import around_own_pass
+from cl_ovq.training.passes import around_own_pass, step_ends
 
 
 class DictionaryScope(SupervisedPlugin):
@@ -44,6 +44,8 @@ class DictionaryScope(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Write what was recorded, now that the gradients that depend on the old entries are taken."""
+        if not step_ends(strategy):
+            return
         for dictionary in dictionaries(strategy.model).values():
             dictionary.write()
 

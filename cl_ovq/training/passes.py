@@ -61,6 +61,11 @@ def append_rows(strategy: Any, rows: Tensor) -> None:
         strategy.dataloader.rows = torch.cat([strategy.dataloader.rows, rows])
 
 
+def step_ends(strategy: Any) -> bool:
+    """Return whether a step of the optimizer ends with the present batch: not so where gradients are accumulated."""
+    return getattr(strategy.dataloader, "ends_step", True)  # Avalanche's own loaders know of no such thing
+
+
 def around_own_pass(strategy: Any, around: Callable[[], AbstractContextManager[None]]) -> None:
     """Enter a context around each pass that a strategy itself makes over a training batch, and around no other.
 

@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from cl_ovq.training.augmentation import augmented
-from cl_ovq.training.passes import evaluating, gradient, logits_of, trained
+from cl_ovq.training.passes import evaluating, gradient, logits_of, step_ends, trained
 from cl_ovq.training.replay import Memory, MemoryBatch
 from streams import Samples
 
@@ -35,7 +35,7 @@ class _Projection(SupervisedPlugin):
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Find the gradients of past samples, before the step's own pass."""
         self.references = []
-        if len(self.memory):
+        if len(self.memory) and step_ends(strategy):
             with evaluating(strategy.model):  # what must not rise is the loss of the model that will answer
                 self.references = [self._flat(strategy, batch) for batch in self.batches(strategy)]
 

@@ -17,6 +17,7 @@ from cl_ovq.runs.checkpoints.history import History
 from cl_ovq.runs.checkpoints.resume import Begun
 from cl_ovq.runs.checkpoints.schema import VERSION
 from cl_ovq.runs.checkpoints.state import PLAN, RunState
+from cl_ovq.training.passes import step_ends
 
 
 class Checkpoints(SupervisedPlugin):
@@ -64,7 +65,7 @@ class Checkpoints(SupervisedPlugin):
         self.tell = tell
         self.settle = settle
         self._history = None if folder is None else History(folder)
-        self._told = False
+        self._told = self._due = False
         self._since = 0.0
         self.done = 0
         self._pending: dict[str, Any] | None = None
@@ -158,8 +159,11 @@ class Checkpoints(SupervisedPlugin):
             self.state.put_series(self._series)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Write, if it is time to."""
+        """Write, if it is time to; where gradients are accumulated, once their step is made."""
         if self.every_steps is not None and strategy.clock.train_iterations % self.every_steps == 0:
+            self._due = True
+        if self._due and step_ends(strategy):
+            self._due = False
             self._count()
             self.save(within=True)
 
