@@ -90,6 +90,12 @@ class TrainingConfig:
         "what training images are changed by, in this order: names from `cl-ovq list augmentations`",
         parts=AUGMENTATIONS,
     )
+    precision: str = option(
+        "fp32",
+        "numbers that the pass over a training batch computes with where they bear it (autocast); weights, optimizer, "
+        "statistics and evaluation are fp32 always",
+        choices=("fp32", "bf16", "fp16"),
+    )
     accumulation: int = option(1, "batches whose gradients make one step of the optimizer", minimum=1, maximum=COUNT)
 
 

@@ -50,7 +50,7 @@ class GatedDeltaNet(ProjectedMixer):
             empty = features.new_zeros(len(features), self.heads, self.head_dim, self.head_dim, dtype=torch.float32)
             return features.new_zeros(*gate.shape), (empty if state is None else state,)
         y, state = gated_delta_rule(normalise(q) * self.head_dim**-0.5, normalise(k), v, g, beta, state)
-        return self.norm(y.to(features.dtype)).flatten(2) * functional.silu(gate), (state,)
+        return self.norm(y.to(self.norm.weight.dtype)).flatten(2) * functional.silu(gate), (state,)
 
     def memory_bytes(self, tokens: int) -> int:
         """Return the bytes of the matrices, whatever the number of tokens."""

@@ -48,7 +48,7 @@ class GatedSlotAttention(ProjectedMixer):
             empty = features.new_zeros(sizes, dtype=torch.float32)
             return features.new_zeros(*x.shape), state or (empty, empty.transpose(-1, -2))
         y, state = gated_slots(q * self.head_dim**-0.5, k, v, written, g, state)
-        return self.norm(functional.silu(y.to(features.dtype).flatten(2))), state
+        return self.norm(functional.silu(y.to(self.norm.weight.dtype).flatten(2))), state
 
     def memory_bytes(self, tokens: int) -> int:
         """Return the bytes of the slots, whatever the number of tokens."""

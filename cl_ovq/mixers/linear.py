@@ -24,6 +24,8 @@ class LinearAttention(ProjectedMixer):
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
     """
 
+    EXACT = True
+
     def __init__(self, *, width: int, heads: int, convolution: int = 0) -> None:
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads

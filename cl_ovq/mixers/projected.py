@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from cl_ovq.mixers.base import Mixer
@@ -39,6 +41,8 @@ class ProjectedMixer(Mixer):
         output: features of what is mixed, before the projection back.
         convolution: tokens that a short causal convolution of the features sees; 0 for none.
     """
+
+    EXACT = False  # whether `mix` computes in no type but its own choice, also under autocast: sums over many tokens
 
     def __init__(self, *, width: int, features: int, output: int, convolution: int = 0) -> None:
         super().__init__()
@@ -79,7 +83,8 @@ class ProjectedMixer(Mixer):
         features = self.qkv(x)
         if self.convolution is not None:
             features, past = self.convolution(features, past)
-        y, memory = self.mix(features, x, mask, memory)
+        with torch.autocast(x.device.type, enabled=False) if self.EXACT else nullcontext():
+            y, memory = self.mix(features, x, mask, memory)
         y = self.out(y)
         if mask is not None:
             y = y.masked_fill(~mask[..., None], 0.0)

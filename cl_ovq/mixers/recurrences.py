@@ -53,7 +53,8 @@ def gated_delta_rule(
         kernel = _import("fla.ops.gated_delta_rule").chunk_gated_delta_rule
         return kernel(q=q, k=k, v=v, g=g, beta=beta, **common)
     naive = _import("fla.ops.gated_delta_rule.naive").naive_chunk_gated_delta_rule
-    return naive(q=q, k=k, v=v, g=g, beta=beta, chunk_size=CPU_CHUNK, **common)
+    with torch.autocast("cpu", enabled=False):  # they compute in fp32, and autocast would narrow their products
+        return naive(q=q, k=k, v=v, g=g, beta=beta, chunk_size=CPU_CHUNK, **common)
 
 
 def decaying_sum(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,8 @@ def decaying_sum(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | Non
     if q.is_cuda:
         return _import("fla.ops.simple_gla").chunk_simple_gla(q=q, k=k, v=v, g=g, **common)
     naive = _import("fla.ops.simple_gla.naive").naive_chunk_simple_gla
-    return naive(q=q, k=k, v=v, g=g, chunk_size=CPU_CHUNK, **common)
+    with torch.autocast("cpu", enabled=False):
+        return naive(q=q, k=k, v=v, g=g, chunk_size=CPU_CHUNK, **common)
 
 
 def gated_slots(
@@ -97,7 +99,8 @@ def gated_slots(
     if q.is_cuda:
         kernel = _import("fla.ops.gsa").chunk_gsa
         return kernel(q=q, k=k, v=v, s=s, g=g, scale=1.0, initial_state=state, output_final_state=True)
-    return chunked_slots(q, k, v, s, g, state)
+    with torch.autocast("cpu", enabled=False):
+        return chunked_slots(q, k, v, s, g, state)
 
 
 def chunked_slots(

@@ -49,6 +49,8 @@ class VQAttention(ProjectedMixer):
     sums: Tensor
     started: Tensor
 
+    EXACT = True
+
     def __init__(
         self,
         *,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
+    from cl_ovq.training.steps import Steps
     from streams import Stream
 
 
@@ -114,11 +115,9 @@ def build_strategy(
     from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
     from cl_ovq.training.memory import MemoryWrites
     from cl_ovq.training.schedule import LearningRate
-    from cl_ovq.training.steps import Steps
 
-    accumulation = config.training.accumulation
     ours: list[Any] = [
-        BatchedData(stream.samples, accumulation),
+        BatchedData(stream.samples, config.training.accumulation),
         DictionaryScope(scope_of(config.dictionary)),
         AuxiliaryLoss(),
     ]
@@ -134,6 +133,8 @@ def build_strategy(
         ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))
     if config.optimizer.schedule != "constant":
         ours.append(LearningRate(SCHEDULES[config.optimizer.schedule].build(config.optimizer), optimizer))
+    if (steps := _steps(config, device)) is not None:
+        ours.append(steps)
     ours += [*plugins, DivergenceGuard()]
     common = {
         "model": model,
@@ -148,9 +149,20 @@ def build_strategy(
     part = STRATEGIES[config.strategy.name]
     context = Context(ours, common, stream, config.dictionary, config.seed)
     strategy = part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
-    if accumulation > 1:
-        Steps().attach(strategy)
+    if steps is not None:
+        steps.attach(strategy)
     return strategy
+
+
+def _steps(config: ExperimentConfig, device: torch.device) -> Steps | None:
+    """Return what makes the steps of the optimizer; None where Avalanche's own loop does."""
+    from cl_ovq.training.steps import ScaledSteps, Steps
+
+    if config.training.precision == "fp16":
+        return ScaledSteps(device)
+    if config.training.precision == "bf16":
+        return Steps(torch.bfloat16)
+    return Steps() if config.training.accumulation > 1 else None
 
 
 def quiet() -> None:

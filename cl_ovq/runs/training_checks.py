@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+from torch.nn import functional
+
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, first_line
 from cl_ovq.models import ModelContext
 from cl_ovq.models.base import inputs_of
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from cl_ovq.strategies.augmentation import Transform
     from streams import Stream
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_training(config: ExperimentConfig) -> None:
@@ -37,6 +42,28 @@ def check_training(config: ExperimentConfig) -> None:
         _refuse(config, f"strategy.name={config.strategy.name} learns without gradients")
     elif config.memory is not None and config.model.train_encoder == "never":
         _refuse(config, "model.head=memory with model.train_encoder=never learns without gradients")
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Check that a device computes with a precision, by a pass through two small layers and back.
+
+    Raises:
+        UserError: it does not.
+    """
+    if name == "fp32":
+        return
+    dtype = PRECISIONS[name]
+    x, filters, weight = torch.ones(2, 1, 4, 4), torch.ones(3, 1, 2, 2), torch.ones(5, 27)
+    x, filters, weight = (part.to(device).requires_grad_() for part in (x, filters, weight))
+    try:
+        with torch.autocast(device.type, dtype=dtype):
+            found = functional.linear(functional.conv2d(x, filters).flatten(1), weight)
+        found.float().sum().backward()
+        reason = "" if found.dtype == dtype else f"PyTorch computes in {found.dtype} there"
+    except RuntimeError as error:
+        reason = first_line(error)
+    if reason:
+        raise UserError(f"training.precision: {name} does not work on {device}: {reason}: use fp32")
 
 
 def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
@@ -90,6 +117,7 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
     asked = {
         "optimizer.schedule": config.optimizer.schedule != "constant",
         "training.augmentation": bool(config.training.augmentation),
+        "training.precision": config.training.precision != "fp32",
         "training.accumulation": config.training.accumulation > 1,
     }
     for key, given in asked.items():

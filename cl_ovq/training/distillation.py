@@ -78,7 +78,7 @@ class LearningWithoutForgetting(SupervisedPlugin):
         with torch.no_grad(), evaluating(self.teacher):
             taught = unwrap(self.teacher)(strategy.mb_x)
         asked = has_target(strategy.mb_y)
-        said, taught = said[asked], taught[asked]  # [n, C], or values [n]
+        said, taught = said[asked].float(), taught[asked]  # [n, C], or values [n]
         if said.ndim == 1:
             strategy.loss = strategy.loss + self.strength * functional.mse_loss(said, taught)
             return

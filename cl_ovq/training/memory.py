@@ -14,6 +14,7 @@ from cl_ovq.models.gradient_free import GradientFreeHead
 from cl_ovq.models.heads import RememberingHead, unwrap
 from cl_ovq.training.augmentation import is_augmented, plain_inputs
 from cl_ovq.training.passes import around_own_pass, evaluating, logits_of
+from cl_ovq.training.steps import is_narrow
 from streams import Stream, rows_of
 
 
@@ -21,8 +22,9 @@ class MemoryWrites(SupervisedPlugin):
     """Writes each sample into the memory head once, when it is seen in the last epoch of an experience.
 
     Then the features are the freshest that a trained encoder gives. They are those of evaluation mode, which a query
-    will have: an encoder that is still in training mode, or that saw an augmented batch, is given the plain batch too.
-    A sample that comes again, replayed or because a strategy trains on all data so far, is not written again.
+    will have: an encoder that is still in training mode, saw an augmented batch or computed with fewer bits is given
+    the plain batch too. A sample that comes again, replayed or because a strategy trains on all data so far, is not
+    written again.
 
     Args:
         stream: the stream, whose validation samples calibrate the memory.
@@ -55,7 +57,7 @@ class MemoryWrites(SupervisedPlugin):
         """Keep the features of a pass, in evaluation mode."""
         yield
         learning = unwrap(strategy.model).training  # the encoder is not frozen
-        if _last_epoch(strategy) and (learning or is_augmented(strategy)):
+        if _last_epoch(strategy) and (learning or is_augmented(strategy) or is_narrow(strategy)):
             with torch.no_grad(), evaluating(strategy.model):
                 logits_of(strategy.model, plain_inputs(strategy, self.stream.samples), strategy.mb_task_id)
         self._features = {head: head.observed for head in _heads(strategy.model)}
