@@ -3,6 +3,7 @@
 # The parts are imported in the order in which they are listed.
 from cl_ovq.models.classifier import PatchTransformer  # isort: skip
 from cl_ovq.models.perceptron import Perceptron  # isort: skip
+from cl_ovq.models.resnet import ResNet  # isort: skip
 from cl_ovq.models.fixed import FixedFeatureModel  # isort: skip
 from cl_ovq.models.sequence import SequenceModel  # isort: skip
 from cl_ovq.models.memory import MemoryHead, MemoryOptions  # isort: skip
@@ -20,6 +21,7 @@ __all__ = [
     "ModelContext",
     "PatchTransformer",
     "Perceptron",
+    "ResNet",
     "SequenceModel",
     "build_model",
     "check_model",
