@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cl_ovq.config import to_dict
 from cl_ovq.errors import UnwrittenError
+from cl_ovq.models.normalisation import count_statistics
 from cl_ovq.paths import RESULTS, write_atomically
 from cl_ovq.runs.provenance import code_revision, device_name, package_versions, peak_memory_bytes
 from cl_ovq.runs.result import Evaluated, Provenance, Result, carried_bytes
@@ -92,6 +93,7 @@ def _provenance(run: Run, dictionary_bytes: int) -> Provenance:
         "method_bytes": method_bytes(run.strategy),
         "dictionary_bytes": dictionary_bytes,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "running_statistics": count_statistics(run.model),
         "finished": now,
     }
 

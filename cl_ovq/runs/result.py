@@ -82,7 +82,8 @@ class Provenance(TypedDict):
         method_bytes: of what else the strategy carries from task to task.
         dictionary_bytes: of all dictionaries.
         memory_bytes: carried from task to task altogether, see `carried_bytes`.
-        parameters: of the model.
+        parameters: of the model; running statistics of batch norm are none.
+        running_statistics: numbers that the running means and variances of the model's batch norms are.
         finished: when, in UTC.
         evaluated: every evaluation of the finished model since.
     """
@@ -102,6 +103,7 @@ class Provenance(TypedDict):
     dictionary_bytes: Count
     memory_bytes: NotRequired[Count]
     parameters: NotRequired[Count]
+    running_statistics: NotRequired[Count]
     finished: NotRequired[str]
     evaluated: NotRequired[list[Evaluated]]
 

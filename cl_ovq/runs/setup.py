@@ -15,6 +15,7 @@ from cl_ovq.config.protocols import lacking_validation
 from cl_ovq.encoders import encoder_of
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
+from cl_ovq.models.normalisation import decay_groups
 from cl_ovq.runs.checking import check_end, find_device
 from cl_ovq.runs.training_checks import build_transforms, check_learns, check_steps
 from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES, BufferOptions, Context, buffer_samples
@@ -127,7 +128,9 @@ def build_strategy(
         ours.append(FirstExperienceEncoder())
     if isinstance(config.dictionary, SharedOptions) and config.dictionary.refresh:
         ours.append(DictionaryRefresh(stream))
-    optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, model.parameters())
+    alike = getattr(config.optimizer, "decay_norm_and_bias", True)
+    parameters = model.parameters() if alike else decay_groups(model)
+    optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, parameters)
     check_learns(config, model)
     if transforms := build_transforms(config, stream):
         ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))

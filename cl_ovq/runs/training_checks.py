@@ -31,6 +31,9 @@ def check_training(config: ExperimentConfig) -> None:
         UserError: naming the key that would do nothing, or cannot be done.
     """
     SCHEDULES[config.optimizer.schedule].build(config.optimizer)
+    alike = getattr(config.optimizer, "decay_norm_and_bias", True)
+    if not alike and not config.optimizer.weight_decay:  # type: ignore[attr-defined]
+        raise UserError("optimizer.decay_norm_and_bias: would do nothing: optimizer.weight_decay is 0: leave it out")
     named = config.training.augmentation
     if named and STREAMS[config.stream.name].kind != "classes":
         raise UserError(
@@ -116,6 +119,7 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
     """Refuse the first option that only concerns gradients, where there are none."""
     asked = {
         "optimizer.schedule": config.optimizer.schedule != "constant",
+        "optimizer.decay_norm_and_bias": not getattr(config.optimizer, "decay_norm_and_bias", True),
         "training.augmentation": bool(config.training.augmentation),
         "training.precision": config.training.precision != "fp32",
         "training.accumulation": config.training.accumulation > 1,

@@ -11,7 +11,7 @@ from torch import nn, optim
 from cl_ovq.options import option
 from cl_ovq.registry import Part, Registry
 
-Parameters = Iterable[nn.Parameter]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # or groups of them
 OptimizerBuilder = Callable[[Any, Parameters], optim.Optimizer]
 
 OPTIMIZERS: Registry[Part[OptimizerBuilder]] = Registry("optimizer", Part)
@@ -23,6 +23,9 @@ class OptimizerOptions:
 
     learning_rate: float = option(1e-3, "step size", exclusive_minimum=0, adjustable=True)
     weight_decay: float = option(0.0, "weight decay", minimum=0, adjustable=True)
+    decay_norm_and_bias: bool = option(
+        True, "whether weights of norms and biases, all of one dimension, decay as others do"
+    )
 
 
 @dataclass

@@ -28,8 +28,10 @@ def graft(path: Path, config: ExperimentConfig) -> None:
     if run["about"]["config"] == tree:
         return
     run["about"]["config"] = tree
-    for group in run["state"]["optimizer"]["param_groups"]:
+    for number, group in enumerate(run["state"]["optimizer"]["param_groups"]):
         for key, name in GROUPS.items():
+            if number and key == "weight_decay":
+                continue  # of the second group nothing decays, see `models.normalisation`
             if name in group and hasattr(config.optimizer, key):
                 group[name] = getattr(config.optimizer, key)
     write_checkpoint(path, run)

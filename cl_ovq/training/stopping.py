@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
 
+from cl_ovq.models.normalisation import running_statistics
 from cl_ovq.training.criteria import count_targets, target_losses
 from cl_ovq.training.passes import Tensors, evaluating, logits_of, trained
 from cl_ovq.training.replay import tasks_of
@@ -19,7 +21,8 @@ _BATCH = 512
 class EarlyStopping(SupervisedPlugin):
     """Stops an experience when its validation loss has not fallen for some epochs, and takes the best weights back.
 
-    Only validation samples of the experience itself count. What dictionaries saw in the later epochs they keep.
+    With the weights go the running statistics of batch norm, which are of no use with others. Only validation samples
+    of the experience itself count. What dictionaries saw in the later epochs they keep.
 
     Args:
         stream: with a validation stream.
@@ -45,7 +48,7 @@ class EarlyStopping(SupervisedPlugin):
         loss = self.validation_loss(strategy)
         if loss < self.best:
             self.best, self.waited = loss, 0
-            self.weights = {name: weight.detach().clone() for name, weight in trained(strategy.model).items()}
+            self.weights = {name: tensor.detach().clone() for name, tensor in _learned(strategy.model).items()}
             return
         self.waited += 1
         if self.waited >= self.patience:
@@ -54,9 +57,9 @@ class EarlyStopping(SupervisedPlugin):
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take the best weights."""
-        for name, weight in trained(strategy.model).items():
+        for name, tensor in _learned(strategy.model).items():
             if name in self.weights:
-                weight.copy_(self.weights[name])
+                tensor.copy_(self.weights[name])
 
     @torch.no_grad()
     def validation_loss(self, strategy: Any) -> float:
@@ -72,3 +75,8 @@ class EarlyStopping(SupervisedPlugin):
                 total += float(target_losses(outputs, y).sum())
                 count += count_targets(y)
         return total / max(1, count)
+
+
+def _learned(model: nn.Module) -> Tensors:
+    """Return what an epoch has changed, dictionaries apart: weights, and running statistics of batch norm."""
+    return trained(model) | running_statistics(model)
