@@ -96,6 +96,7 @@ class TrainingConfig:
         "statistics and evaluation are fp32 always",
         choices=("fp32", "bf16", "fp16"),
     )
+    compile: bool = option(False, "compile the passes over full batches (torch.compile; needs a compiler)")
     accumulation: int = option(1, "batches whose gradients make one step of the optimizer", minimum=1, maximum=COUNT)
 
 

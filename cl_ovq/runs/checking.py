@@ -13,7 +13,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models import MODELS, check_model
-from cl_ovq.runs.training_checks import check_precision, check_training
+from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
 
@@ -70,7 +70,10 @@ def check_config(config: ExperimentConfig) -> None:
     for tag in OWN_TAGS:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
-    check_precision(config.training.precision, find_device(config.device))
+    device = find_device(config.device)
+    check_precision(config.training.precision, device)
+    if config.training.compile:
+        check_compiler(device)
 
 
 def _check_encoder(config: ExperimentConfig) -> None:

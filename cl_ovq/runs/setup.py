@@ -111,6 +111,7 @@ def build_strategy(
     from cl_ovq.training.augmentation import Augmentation
     from cl_ovq.training.auxiliary import AuxiliaryLoss
     from cl_ovq.training.batches import BatchedData
+    from cl_ovq.training.compiled import compile_passes
     from cl_ovq.training.dictionary import DictionaryScope
     from cl_ovq.training.divergence import DivergenceGuard
     from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
@@ -152,6 +153,8 @@ def build_strategy(
     part = STRATEGIES[config.strategy.name]
     context = Context(ours, common, stream, config.dictionary, config.seed)
     strategy = part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
+    if config.training.compile:
+        compile_passes(strategy)
     if steps is not None:
         steps.attach(strategy)
     return strategy

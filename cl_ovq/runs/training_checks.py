@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +72,20 @@ def check_precision(name: str, device: torch.device) -> None:
         raise UserError(f"training.precision: {name} does not work on {device}: {reason}: use fp32")
 
 
+def check_compiler(device: torch.device) -> None:
+    """Check that there is what `torch.compile` needs.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    standard = ("clang++" if sys.platform == "darwin" else "g++",) if device.type == "cpu" else ("gcc", "clang")
+    variable, language = ("CXX", "C++") if device.type == "cpu" else ("CC", "C")
+    named = os.environ.get(variable)
+    if not any(map(shutil.which, [named] if named else standard)):
+        where = f"{variable} names '{named}', which is not there" if named else f"there is no {' or '.join(standard)}"
+        raise UserError(f"training.compile: needs a {language} compiler, and {where}: install one, or leave it out")
+
+
 def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
     """Check that a model learns by gradients if anything is asked for that concerns these.
 
@@ -122,6 +139,7 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
         "optimizer.decay_norm_and_bias": not getattr(config.optimizer, "decay_norm_and_bias", True),
         "training.augmentation": bool(config.training.augmentation),
         "training.precision": config.training.precision != "fp32",
+        "training.compile": config.training.compile,
         "training.accumulation": config.training.accumulation > 1,
     }
     for key, given in asked.items():

@@ -90,6 +90,11 @@ class BatchedLoader:
         return not self.plan or (self._number + 1) % self.accumulation == 0
 
     @property
+    def is_full(self) -> bool:
+        """Whether it is as large as the epoch's first."""
+        return len(self.order[-1 - self._number][0]) == len(self.order[-1][0])
+
+    @property
     def share(self) -> float:
         """Share of its step's targets that it has."""
         if self.accumulation == 1:

@@ -33,7 +33,9 @@ def leaves(tree, path=""):
     if isinstance(tree, dict | list | tuple):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         return {key: leaf for name, part in items for key, leaf in leaves(part, f"{path}/{name}").items()}
-    return {path: tree.numpy().tobytes() if isinstance(tree, torch.Tensor) else repr(tree)}
+    if isinstance(tree, torch.Tensor):  # NumPy knows no bf16
+        return {path: tree.reshape(-1).view(torch.uint8).numpy().tobytes()}
+    return {path: repr(tree)}
 
 
 def final(folder):
