@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
 from cl_ovq.config.keys import flatten, sections
 from cl_ovq.config.load import list_experiments
-from cl_ovq.config.parts import current, owners, schema_of
+from cl_ovq.config.parts import current, default_of, owners, schema_of
 from cl_ovq.errors import UserError
 from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
 from streams import STREAMS
@@ -190,7 +190,8 @@ def _valid(field, hint):
     if "choices" in limits:  # first: of the parts of its registry a field may take only some
         return st.sampled_from(limits["choices"])
     if "parts" in limits:
-        return st.sampled_from(list(limits["parts"]))
+        named = st.sampled_from(list(limits["parts"]))
+        return st.lists(named, max_size=3) if isinstance(default_of(field), list) else named
     low = limits.get("minimum", limits.get("exclusive_minimum"))
     parts = (hint,) if typing.get_origin(hint) is list else typing.get_args(hint) or (hint,)
     kinds = {typing.get_origin(part) or part for part in parts}
@@ -213,6 +214,8 @@ def _valid(field, hint):
             if low is None
             else st.lists(st.integers(low, limits.get("maximum", 2**40)), max_size=3)
         )
+        if any(typing.get_args(part) == (float,) for part in (hint, *typing.get_args(hint))):
+            numbers = st.lists(st.floats(low, limits["maximum"], exclude_min=True), max_size=3)
         options.append(st.lists(NAMES, max_size=3) if of_names else numbers)
     if type(None) in kinds:
         options.append(st.none())

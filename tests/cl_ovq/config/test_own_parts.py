@@ -1,6 +1,7 @@
 """Parts that a user enters from a file of their own: found by name, with options, and refused where they do not fit."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cl_ovq.config.identity import identity
 from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, build_mixers
-from cl_ovq.strategies import STRATEGIES
+from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
 
 STRATEGY = """
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ MIXERS.enter("scale", "scales features", options=ScaleOptions)(lambda options: S
 @pytest.fixture
 def own(tmp_path):
     """Runs a file that enters parts, and takes them out again."""
-    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS)]
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, SCHEDULES, AUGMENTATIONS)]
 
     def own(text):
         (tmp_path / "own.py").write_text(text)
@@ -67,6 +68,23 @@ def own(tmp_path):
     for registry, parts in known:
         registry._parts = parts
         type(registry).revision += 1
+
+
+def test_a_schedule_and_an_augmentation(own, session):
+    """Those of the documentation."""
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    own(block)
+    overrides = ("strategy.name=naive", "model.name=mlp", "strategy.batch_size=150", "optimizer.learning_rate=0.1")
+    trained = session(
+        *overrides, "optimizer.schedule=root", "optimizer.delay=2", "training.augmentation=[erase]", "training.erased=1"
+    )
+    trained.strategy.train(trained.train[0], eval_streams=[])
+    steps = len(range(0, len(trained.train[0].dataset), 150))
+    assert trained.strategy.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 + (steps - 1) / 2) ** -0.5)
+    x = trained.stream.samples.gather(torch.arange(40))
+    (changed,) = (plugin.augment(x) for plugin in trained.strategy.plugins if hasattr(plugin, "augment"))
+    assert 5 < int((changed != x).flatten(1).any(1).sum()) < 40
 
 
 def test_a_strategy(own, session, tiny):
