@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional
 
 from cl_ovq.config import ExperimentConfig
+from cl_ovq.encoders import encoder_of
+from cl_ovq.encoders.tuning import is_tuned
 from cl_ovq.errors import UserError, first_line
 from cl_ovq.models import ModelContext
 from cl_ovq.models.base import inputs_of
@@ -41,6 +43,12 @@ def check_training(config: ExperimentConfig) -> None:
     if named and STREAMS[config.stream.name].kind != "classes":
         raise UserError(
             f"training.augmentation: changes images, and '{config.stream.name}' has sequences: leave it out"
+        )
+    encoder = encoder_of(config.encoder)
+    if named and encoder is not None and not is_tuned(encoder):
+        raise UserError(
+            "training.augmentation: changes images, and the features of a frozen encoder are computed once, of plain "
+            "ones: leave it out, or train the encoder (encoder.train_from, encoder.lora_rank)"
         )
     if twice := [name for number, name in enumerate(named) if name in named[:number]]:
         raise UserError(f"training.augmentation: {twice[0]} stands there twice")

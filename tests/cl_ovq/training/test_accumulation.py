@@ -101,6 +101,16 @@ def test_every_strategy_makes_a_step_of_several_batches(session, name):
     assert all(weight.isfinite().all() for weight in trained.model.parameters())
 
 
+@pytest.mark.parametrize("name", ["gem", "agem"])
+def test_past_samples_are_asked_once_a_step(session, name):
+    trained, steps = session(f"strategy.name={name}", "model.name=mlp", *PARTS), Steps()
+    (method,) = (plugin for plugin in trained.strategy.plugins if hasattr(plugin, "references"))
+    asked, batches = [], method.batches
+    method.batches = lambda strategy: asked.append(1) or batches(strategy)
+    trained.learn(steps)
+    assert len(asked) == len(steps.steps[1])
+
+
 def test_a_schedule_counts_steps_of_the_optimizer(session):
     trained = session("strategy.name=naive", "model.name=mlp", *PARTS, "optimizer.schedule=cosine")
     rates = []

@@ -195,6 +195,10 @@ def test_a_memory_is_written_with_plain_samples(session, when):
             "training.augmentation: changes images, and 'recall' has sequences: leave it out",
         ),
         (["strategy.name=ncm"], "training.augmentation: would do nothing: strategy.name=ncm learns without gradients"),
+        (
+            ["encoder.name=torchvision", "model.name=pixels", "encoder.model=resnet18"],
+            "training.augmentation: changes images, and the features of a frozen encoder are computed once",
+        ),
         (["training.augmentation=[flip, flip]"], "training.augmentation: flip stands there twice"),
         (["training.augmentation=[]", "training.padding=2"], "training.padding: training.augmentation names none that"),
         (["training.padding=2"], "training.padding: 'flip' does not use it: augmentations that do: crop"),
