@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -39,23 +39,10 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
         raise UserError(
             f"model: {name} has no methods `forward_with_state` and `state_bytes`, which evaluation.lengths needs"
         )
-    called: list[Any] = []
-    watch = head.register_forward_hook(lambda *_: called.append(True)) if isinstance(head, nn.Module) else None
-    training = {module: module.training for module in network.modules()}
+    _check_trainable(network, config)
     rows = torch.arange(min(2, len(stream.samples)))
-    try:
-        with torch.no_grad(), unchanged_randomness():
-            outputs = network.eval()(stream.samples.gather(rows))
-    except Exception as error:  # of whatever kind: it is theirs
-        raise UserError(
-            f"model: {name} does not take a batch of the stream '{stream.name}': {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        if watch is not None:
-            watch.remove()
+    x = stream.samples.gather(rows)
+    outputs, called = _tried(network, x, stream)
     targets = stream.samples.targets[rows]
     wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
     if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != wanted:
@@ -65,6 +52,45 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
         )
     if reasons and not called:
         raise UserError(f"model: {name} does not call its `head` in its forward pass, which {reasons[0]} needs")
+    if not torch.allclose(x, stream.samples.gather(rows), rtol=0, atol=0, equal_nan=True):
+        raise UserError(
+            f"model: {name} changes the batch that it is given, in place, and strategies read it again: let it work on "
+            "a copy"
+        )
+
+
+def _check_trainable(network: nn.Module, config: ExperimentConfig) -> None:
+    """Refuse a model that a strategy is to train by gradients, and that has no weights for that."""
+    if STRATEGIES[config.strategy.name].is_head or config.memory is not None:
+        return
+    mode = config.model.train_encoder
+    which, trained = ("", network) if mode == "always" else ("of its `head` ", cast(nn.Module, network.head))
+    if not any(parameter.requires_grad for parameter in trained.parameters()):
+        raise UserError(
+            f"model: {type(network).__name__} has no parameter {which}that requires a gradient, which "
+            f"strategy.name={config.strategy.name} with model.train_encoder={mode} needs"
+        )
+
+
+def _tried(network: nn.Module, x: torch.Tensor, stream: Stream) -> tuple[Any, list[Any]]:
+    """Return what a model in evaluation mode makes of a batch, and an entry for each call of its head."""
+    called: list[Any] = []
+    head = getattr(network, "head", None)
+    watch = head.register_forward_hook(lambda *_: called.append(True)) if isinstance(head, nn.Module) else None
+    training = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad(), unchanged_randomness():
+            return network.eval()(x), called
+    except Exception as error:  # of whatever kind: it is theirs
+        raise UserError(
+            f"model: {type(network).__name__} does not take a batch of the stream '{stream.name}': "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        if watch is not None:
+            watch.remove()
 
 
 def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:

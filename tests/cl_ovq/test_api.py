@@ -291,6 +291,27 @@ class IdleHead(NoHead):
         self.head = nn.Linear(64, 10)
 
 
+class InPlace(NoHead):
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+class Fixed(NoHead):
+    def __init__(self, stream=None):
+        super().__init__()
+        self.requires_grad_(False)
+        self.head = nn.Linear(10, 10).requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(super().forward(x))
+
+
+class FixedHead(Fixed):
+    def __init__(self, stream=None):
+        super().__init__()
+        self.last.requires_grad_(True)
+
+
 MISTAKES = [
     ({}, {"model": 3}, "^model: 3 is neither a torch.nn.Module nor a function that makes one"),
     ({}, {"stream": 3}, "^stream: a int is no stream: .*from_avalanche"),
@@ -303,6 +324,13 @@ MISTAKES = [
     ({"model.head": "memory"}, {"model": NoHead}, "model.head=memory needs"),
     ({"model.head": "memory", "memory.calibrate": True}, {"model": IdleHead}, "no method `features`"),
     ({"model.train_encoder": "first_experience"}, {"model": NoHead}, "model.train_encoder=first_experience needs"),
+    ({}, {"model": InPlace}, "^model: InPlace changes the batch that it is given, in place"),
+    ({}, {"model": Fixed}, "^model: Fixed has no parameter that requires a gradient, which strategy.name="),
+    (
+        {"model.train_encoder": "first_experience"},
+        {"model": FixedHead},
+        "^model: FixedHead has no parameter of its `head` that requires a gradient, .*=first_experience needs",
+    ),
     ({"model.width": 3}, {"model": NoHead}, r"^model\.width: the model is given as an object: only model\.head"),
     ({"dictionary.capacity": 3}, {"model": NoHead}, r"^dictionary\.capacity: the model is given .* dictionary\.scope"),
     ({"model.source": "mine.Net"}, {}, r"^unknown key .model\.source."),
