@@ -103,6 +103,7 @@ def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[st
         tuple(np.unique(labels[split["train"]][experiences[split["train"]] == number]).tolist())
         for number in range(len(datasets["train"]))
     )
+    _check_labels(classes, {one: (labels[rows], experiences[rows]) for one, rows in split.items()})
     n_classes = int(labels.max()) + 1
     if class_names is not None and len(class_names) != n_classes:
         raise StreamDataError(f"class_names: {len(class_names)} names, and the benchmark has {n_classes} classes")
@@ -147,12 +148,34 @@ def _check_streams(found: dict[str, list[Any]]) -> None:
                 )
 
 
+def _check_labels(classes: Sequence[Sequence[int]], found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Refuses labels that are no classes, or that are asked for and never trained on.
+
+    Args:
+        classes: of each training experience.
+        found: labels and experiences of the samples of each split.
+    """
+    trained = {label for part in classes for label in part}
+    for split, (labels, experiences) in found.items():
+        for number in np.unique(experiences).tolist():
+            for label in np.unique(labels[experiences == number]).tolist():
+                where = f"class {label} in experience {number + 1} of the {split} stream"
+                if label < 0:
+                    raise StreamDataError(f"{where}: classes are counted from 0")
+                if label not in trained:
+                    raise StreamDataError(f"{where}: no training experience has it")
+
+
 def _attribute(dataset: Any, name: str) -> np.ndarray:
     """Returns an attribute of a data set's samples, `[n]` int64; zeros where it has no such."""
     values = getattr(dataset, name, None)
     if values is None:
         return np.zeros(len(dataset), dtype=np.int64)
-    return np.fromiter((int(value) for value in values), dtype=np.int64, count=len(dataset))
+    numbers = np.fromiter((float(value) for value in values), dtype=np.float64, count=len(dataset))
+    wrong = numbers[numbers % 1 != 0]  # NaN among them
+    if len(wrong):
+        raise StreamDataError(f"{name}: {wrong[0]} is no whole number")
+    return numbers.astype(np.int64)
 
 
 def _scenario(classes: tuple[tuple[int, ...], ...], tasks: np.ndarray, experiences: np.ndarray) -> str:

@@ -33,6 +33,7 @@ from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.tracking import RunKey, Tracker, warm_up
 from cl_ovq.training import OBJECTIVES, seed_everything
+from streams import StreamDataError
 
 if TYPE_CHECKING:
     # These import Avalanche, which `cl-ovq show` does not need.
@@ -330,6 +331,8 @@ class Run:
             self.diverged = error
             if self.strategy.is_training:  # cut short before it could count its seconds
                 self.checkpoints.after_training(self.strategy)
+        except StreamDataError as error:  # of data that is read as it is needed
+            raise UserError(f"stream: {error}") from error
         finally:
             self.callbacks.training_end(self)
         if self.diverged is not None:

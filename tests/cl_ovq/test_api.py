@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from quick_settings import QUICK
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import cl_ovq
 from cl_ovq.config import load_config
@@ -348,6 +351,16 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny_path, tmp_path, overrides,
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
     assert "custom" not in STREAMS
+
+
+def test_a_sample_that_turns_out_wrong_in_training_is_a_mistake():
+    def part(label, side):
+        data = TensorDataset(torch.zeros(4, 1, side, side), torch.full((4,), label))
+        return AvalancheDataset([data], data_attributes=[DataAttribute([label] * 4, "targets")])
+
+    benchmark = benchmark_from_datasets(train=[part(0, 8), part(1, 9)], test=[part(0, 8), part(1, 8)])
+    with pytest.raises(cl_ovq.UserError, match=r"^stream: sample . has the shape \[1, 9, 9\]"):
+        cl_ovq.run(PLAIN, model=Network, stream=cl_ovq.Stream.from_avalanche(benchmark))
 
 
 def test_what_was_given_is_forgotten(stream):

@@ -126,6 +126,12 @@ class Words(Lazy):
             lambda: benchmark_from_datasets(train=[AvalancheDataset([Lazy([0])])], test=[labelled(Lazy([0]))]),
             "experience 1 of the train stream has no targets",
         ),
+        (lambda: benchmark_of([Lazy([0, -1])]), "class -1 in experience 1 of the train stream: .* counted from 0"),
+        (
+            lambda: benchmark_of([Lazy([0, 2])]),
+            "class 1 in experience 1 of the test stream: no training experience",
+        ),
+        (lambda: benchmark_of([Lazy([0.5, 1])]), r"targets: 0\.5 is no whole number"),
     ],
 )
 def test_what_cannot_be_a_stream_is_refused(make, part):
