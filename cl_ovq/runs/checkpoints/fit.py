@@ -15,6 +15,7 @@ from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSampling
 from torch import Tensor, nn
 
 from cl_ovq.mixers import dictionaries
+from cl_ovq.runs.checkpoints.own_state import KINDS, is_foreign
 from cl_ovq.training.replay import Memory
 
 LARGEST = 2**63
@@ -135,8 +136,9 @@ class Fit:
 
         content = _content(packed, "object", place)
         _same(content.keys(), state_of(present), place)
+        check = self._foreign if is_foreign(present) else self.part
         for name, item in content.items():
-            self.part(item, getattr(present, name), f"{place}.{name}")
+            check(item, getattr(present, name), f"{place}.{name}")
         if isinstance(present, Memory):
             rows = len(content["rows"])
             _must(len(content["tasks"]) == rows, f"{place} has samples without a task label")
@@ -147,6 +149,21 @@ class Fit:
         if "logits" in content and isinstance(memory, Memory):
             rows = len(content["memory"]["object"]["rows"])
             _must(len(content["logits"]) == rows, f"{place} has logits of other samples")
+
+    def _foreign(self, packed: Any, present: Any, place: str) -> None:
+        """Check what a part that is not ours keeps: only it knows what plain data may stand there."""
+        if isinstance(packed, dict) and len(packed) == 1 and next(iter(packed)) in KINDS:
+            (kind,) = packed
+            if kind == "module":
+                self._tensors(_content(packed, kind, place), place, present)
+            elif kind == "policy":
+                _must(isinstance(present, ExemplarsBuffer), f"{place} is no buffer of samples any more")
+                self.part(packed, present, place)
+            elif kind == "object":
+                self._object(packed, present, place)
+        elif isinstance(packed, list | tuple | dict):
+            for item in packed.values() if isinstance(packed, dict) else packed:
+                self._foreign(item, None, place)
 
     def _tensor(self, packed: Any, present: Tensor, place: str) -> None:
         _must(isinstance(packed, Tensor), f"{place} is no tensor")
@@ -168,11 +185,13 @@ class Fit:
             for part, own in zip(pair, (state.counts[0], state.keys[0]), strict=True):
                 self._tensor(part, own, f"{place}.{name}")
 
-    def _tensors(self, tensors: Any, place: str) -> None:
+    def _tensors(self, tensors: Any, place: str, module: Any = None) -> None:
+        """Check tensors by the names of a module's; of the model's if it is none."""
+        known = module.state_dict() if isinstance(module, nn.Module) else self.model
         _must(isinstance(tensors, dict), f"{place} is no mapping")
         for name, tensor in tensors.items():
-            _must(name in self.model, f"{place}: the model has no '{name}'")
-            own = self.model[name]
+            _must(name in known, f"{place}: the model has no '{name}'")
+            own = known[name]
             shape = list(own.shape)
             if name in self.growing and isinstance(tensor, Tensor) and 0 < len(tensor) <= self.experiences:
                 shape[0] = len(tensor)

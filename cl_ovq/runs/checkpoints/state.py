@@ -20,14 +20,12 @@ from avalanche.training.supervised import Cumulative
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.checkpoints.fit import Fit
+from cl_ovq.runs.checkpoints.own_state import KINDS, check_attributes, check_owner, is_foreign
 from cl_ovq.seeding import random_state, set_random_state
 from streams import Stream, rows_of
 
-KNOWN = ("cl_ovq", "avalanche")  # packages whose classes name what must be kept of them, or need nothing kept
-KINDS = {"array", "set", "module", "policy", "object"}
 PLAN = "plan"  # the series of the history that holds the order of the batches of the epoch
 
 
@@ -54,16 +52,13 @@ class RunState:
         """Make sure that everything whose state must be kept says what that is.
 
         Raises:
-            UserError: something that is neither ours nor Avalanche's does not; the run could not go on as it was.
+            UserError: something that is neither ours nor Avalanche's does not, or names what cannot be kept; the run
+                could not go on as it was.
         """
         for owner in (self.strategy, *self.strategy.plugins, *self.recorders):
-            kind = type(owner)
-            if kind.__module__.partition(".")[0] not in KNOWN and "STATE" not in vars(kind):
-                raise UserError(
-                    f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: give the "
-                    'class STATE = ("attribute", ...), or STATE = () if nothing changes, or say '
-                    "checkpoint.enabled=false"
-                )
+            check_owner(owner)
+            if is_foreign(owner):
+                check_attributes(owner, state_of(owner))
 
     def begin(self, done: int) -> None:
         """Give a strategy that trains on all data so far the data of the experiences that are over."""
@@ -183,7 +178,7 @@ class RunState:
         if isinstance(value, np.ndarray):
             return {"array": torch.from_numpy(value)}
         if isinstance(value, set):
-            return {"set": sorted(value)}
+            return {"set": sorted(value, key=repr)}
         if isinstance(value, nn.Module):
             return {"module": dict(value.state_dict())}
         if isinstance(value, ExemplarsBuffer):
@@ -192,7 +187,13 @@ class RunState:
         return {"object": self._attributes(value)}
 
     def _attributes(self, owner: Any) -> dict[str, Any]:
-        """Return what an object names in `STATE`, packed."""
+        """Return what an object names in `STATE`, packed.
+
+        Raises:
+            UserError: a part that is not ours has come to hold what cannot be kept.
+        """
+        if is_foreign(owner):
+            check_attributes(owner, state_of(owner))
         return {name: self._pack(getattr(owner, name)) for name in state_of(owner)}
 
     def _unpack(self, packed: Any, present: Any) -> Any:
@@ -209,10 +210,16 @@ class RunState:
         content = packed[kind]
         if kind == "object":
             for name, item in content.items():
-                setattr(present, name, self._unpack(item, getattr(present, name)))
+                held = getattr(present, name)
+                if is_foreign(present) and not isinstance(held, Tensor) and isinstance(item, Tensor | list | tuple):
+                    held = _DEVICE  # nothing there says where its tensors belong
+                setattr(present, name, self._unpack(item, held))
             return present
         if kind == "policy":
             return self._policy(content, present)
+        if kind == "module" and isinstance(present, nn.Module):
+            present.load_state_dict(content)
+            return present
         return self._value(kind, content)
 
     def _value(self, kind: str, content: Any) -> Any:

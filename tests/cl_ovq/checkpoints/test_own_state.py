@@ -2,11 +2,13 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from resume_helpers import FAST, Killed, final, killed_at
 from rich.console import Console
+from torch import nn
 
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
@@ -30,6 +32,42 @@ class Silent(SupervisedPlugin):
 
 class Known(Silent):
     STATE = ("factor",)
+
+
+class Varied(SupervisedPlugin):
+    """Keeps every kind of thing that can be kept; all of it decides what a run does."""
+
+    STATE = ("weights", "seen", "rates", "names", "array", "labels", "nested", "projection", "part")
+
+    def __init__(self):
+        super().__init__()
+        self.weights = None  # a list of tensors, once there is one
+        self.seen = torch.tensor(10**6)  # more than there are samples
+        self.rates = [1.0]
+        self.names = {"steps": 0}
+        self.array = np.ones(2)
+        self.labels = set()
+        self.nested = ((1, "a"), {3: [None, True]})
+        self.projection = nn.Linear(3, 2)
+        self.part = Known()
+
+    def before_update(self, strategy, **kwargs):
+        steps = self.names["steps"]
+        self.names["steps"] += 1
+        self.names[f"rate of {steps}"] = self.rates[-1]
+        self.rates.append(self.rates[-1] * 0.9)
+        self.seen += steps
+        self.array *= 1.01
+        self.labels.add(steps)
+        self.weights = [weight.detach().clone() for weight in strategy.model.parameters()]
+        with torch.no_grad():
+            self.projection.weight *= 0.99
+        factor = sum(self.rates) + float(self.seen) / 1e6 + self.array.sum() + len(self.labels) + len(self.names)
+        factor = (factor + float(self.weights[0].sum()) + float(self.projection.weight.detach().sum())) / 30
+        self.part.before_update(strategy)
+        for parameter in strategy.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
 
 
 @pytest.fixture
@@ -65,8 +103,9 @@ def test_it_may_run_without_checkpoints(tiny, tmp_path, lent):
     assert run_it(config).metrics["accuracy"] is not None
 
 
-def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent):
-    lent(Known)
+@pytest.mark.parametrize("plugin", [Known, Varied])
+def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent, plugin):
+    lent(plugin)
     overrides = ("strategy.name=waning", *FAST)
     whole = run_it(tiny(*overrides, f"output_dir={tmp_path / 'whole'}"))
     config = tiny(*overrides, f"output_dir={tmp_path / 'killed'}", "checkpoint.every_steps=1")
@@ -74,6 +113,49 @@ def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent):
         run_it(config, resume=True)
     assert run_it(config, resume=True).matrix == whole.matrix
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+def holding(name, value):
+    class Odd(SupervisedPlugin):
+        STATE = (name,)
+
+    setattr(Odd, name, value)
+    return Odd
+
+
+class Unready(SupervisedPlugin):
+    STATE = ("later",)
+
+
+class Text(SupervisedPlugin):
+    STATE = "count"
+    count = 0
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line"),
+    [
+        (
+            holding("rng", np.random.default_rng(0)),
+            "STATE of .*Odd' names 'rng', which holds a Generator",
+        ),
+        (
+            holding("rng", [torch.Generator()]),
+            "STATE of .* names 'rng', which holds a Generator, and that cannot be kept",
+        ),
+        (holding("x", torch.zeros(1, dtype=torch.complex64)), "STATE of .* holds a tensor of torch.complex64"),
+        (holding("x", np.array(["a"])), "STATE of .* holds an array of <U1"),
+        (holding("x", {"set": 1}), "STATE of .* holds a mapping with nothing but 'set'"),
+        (holding("x", [Known()]), "STATE of .* holds a Known, and that cannot be kept: what can is numbers, text"),
+        (Unready, "STATE of 'Unready' names 'later', and it has no such attribute: set it in __init__"),
+        (Text, r"STATE of 'Text' is text: write STATE = \('count',\)"),
+    ],
+)
+def test_what_cannot_be_kept_is_said_before_anything_is_written(tiny, tmp_path, lent, plugin, line):
+    lent(plugin)
+    with pytest.raises(UserError, match=f"^checkpoint: {line}"):
+        run_it(tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path / 'out'}", "tracking.enabled=true"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_state_dict_of_a_model_holds_the_task_of_its_dictionaries(session):

@@ -1,0 +1,82 @@
+"""The state of parts that are not the platform's: what a checkpoint can hold of it, and what is said where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from avalanche.training.storage_policy import ExemplarsBuffer
+from torch import Tensor, nn
+
+from cl_ovq.errors import UserError
+from cl_ovq.runs.checkpoints.files import DTYPES
+
+KNOWN = ("cl_ovq", "avalanche")  # packages whose classes name what must be kept of them, or need nothing kept
+KINDS = {"array", "set", "module", "policy", "object"}
+KEPT = "numbers, text, tensors, arrays, models, lists and mappings of these, Avalanche's buffers, objects with a STATE"
+
+
+def is_foreign(owner: Any) -> bool:
+    """Return whether an object is of a class that is neither the platform's nor Avalanche's."""
+    return type(owner).__module__.partition(".")[0] not in KNOWN
+
+
+def check_owner(owner: Any) -> None:
+    """Make sure that a plugin or strategy says what must be kept of it.
+
+    Raises:
+        UserError: it is neither ours nor Avalanche's and does not; the run could not go on as it was.
+    """
+    kind = type(owner)
+    if not is_foreign(owner):
+        return
+    if "STATE" not in vars(kind):
+        raise UserError(
+            f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: give the "
+            'class STATE = ("attribute", ...), or STATE = () if nothing changes, or say '
+            "checkpoint.enabled=false"
+        )
+    if isinstance(kind.STATE, str):
+        raise UserError(f"checkpoint: STATE of '{kind.__qualname__}' is text: write STATE = ({kind.STATE!r},)")
+
+
+def check_attributes(owner: Any, names: Iterable[str]) -> None:
+    """Make sure that the attributes named by the `STATE` of a foreign object can be kept as they are.
+
+    Raises:
+        UserError: one of them is not there, or is of a kind that a checkpoint cannot hold.
+    """
+    for name in names:
+        where = f"checkpoint: STATE of '{type(owner).__qualname__}' names '{name}'"
+        if not hasattr(owner, name):
+            raise UserError(f"{where}, and it has no such attribute: set it in __init__")
+        if (odd := _unkept(getattr(owner, name), inside=False)) is not None:
+            raise UserError(f"{where}, which holds {odd}, and that cannot be kept: what can is {KEPT}")
+
+
+def _unkept(value: Any, *, inside: bool) -> str | None:
+    """Return in words what of a value cannot be kept; None if all of it can.
+
+    Args:
+        value: of an attribute.
+        inside: whether it is an item of something else, in the place of which nothing stands when a run goes on.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return None
+    if isinstance(value, Tensor):
+        return None if value.dtype in DTYPES.values() else f"a tensor of {value.dtype}"
+    if kind in (list, tuple, set):
+        return next(filter(None, (_unkept(item, inside=True) for item in value)), None)
+    if kind is dict:
+        if len(value) == 1 and next(iter(value)) in KINDS:
+            return f"a mapping with nothing but '{next(iter(value))}'"
+        return next(filter(None, (_unkept(item, inside=True) for pair in value.items() for item in pair)), None)
+    if kind is np.ndarray:
+        return None if str(value.dtype) in DTYPES else f"an array of {value.dtype}"
+    if isinstance(value, nn.Module) or (isinstance(value, ExemplarsBuffer) and not inside):
+        return None
+    if not inside and any("STATE" in vars(base) for base in kind.__mro__):
+        return None
+    return f"a {kind.__qualname__}"
