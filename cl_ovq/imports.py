@@ -29,11 +29,12 @@ GROUP = "cl_ovq.parts"
 SUFFIX = ".py"
 
 
-def import_parts(names: Sequence[str], folder: Path | None = None) -> list[str]:
+def import_parts(names: str | Sequence[str], folder: Path | None = None) -> list[str]:
     """Import modules and files now, and in every process that is started from here on.
 
     Args:
-        names: modules (`my_lab.parts`) and files (`./parts.py`). One that was imported before is not run again.
+        names: modules (`my_lab.parts`) and files (`./parts.py`), or one of them. What was imported before is not run
+            again.
         folder: what a file's path is relative to; the working directory if None.
 
     Returns:
@@ -43,7 +44,7 @@ def import_parts(names: Sequence[str], folder: Path | None = None) -> list[str]:
         UserError: there is no such file or module, or it fails when it is imported.
     """
     absolute = []
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         found = _absolute(name, folder or Path())
         _import(found, name)
         known = _inherited()
@@ -83,7 +84,8 @@ def import_inherited() -> None:
 def stored_hint(imports: object) -> str:
     """Return what to add to the message of a mistake in a stored configuration, which may be that parts are missing."""
     missing = [name for name in imports if name not in _inherited()] if isinstance(imports, list) else []
-    return f" (it was made with --import {' --import '.join(map(str, missing))})" if missing else ""
+    named = " ".join(f"--import {name}" for name in missing)
+    return f" (it was made with {named}; from Python: cl_ovq.import_parts)" if missing else ""
 
 
 def _inherited() -> list[str]:

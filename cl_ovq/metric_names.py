@@ -6,7 +6,7 @@ the sign that it has; differences (forgetting, transfer) are of the results matr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,6 @@ class Metric(Part[Callable[[Any], float]]):
     sign: int = 1
 
 
-# Metrics of one's own: every run has them beside those of the platform.
-MATRIX_METRICS: Registry[Metric] = Registry("metric", Metric)
 # 1: more of it is better; -1: less of it is better.
 QUANTITIES = {"accuracy": 1, "bits_per_byte": -1, "squared_error": -1}
 AVERAGES = ("", "learning_", "average_incremental_")  # prefixes of the quantity's name
@@ -60,6 +58,8 @@ TITLES = {
     "peak_memory_bytes": "peak memory",
     "memory_bytes": "carried memory",
 }
+# Metrics of one's own: every run has them beside those of the platform.
+MATRIX_METRICS: Registry[Metric] = Registry("metric", Metric, taken={*BETTER, *TITLES, "all_task_accuracy", "loss"})
 COUNTS = ("dictionary/size", "dictionary/effective_size", "dictionary/plateau_tokens")
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -72,6 +72,13 @@ def better(metric: str) -> int:
 def known_metrics() -> tuple[str, ...]:
     """Return the metrics by which hyper-parameters can be chosen, those of one's own among them."""
     return (*METRICS, *MATRIX_METRICS)
+
+
+def own_metrics(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics of one's own that results hold, whether or not they are entered here and now."""
+    return [
+        name for name in dict.fromkeys(name for metrics in found for name in metrics) if name not in {*BETTER, *TITLES}
+    ]
 
 
 def words(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +57,39 @@ def option(
         kind = type(default)
         return field(default_factory=lambda: kind(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_options(cls: Any) -> None:
+    """Make sure that a dataclass can be the options of a part.
+
+    Raises:
+        TypeError: it is none, or a field has no default, or is of a type that no configuration holds.
+    """
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise TypeError(f"options: {getattr(cls, '__name__', cls)} is no dataclass: write @dataclass above the class")
+    hints = typing.get_type_hints(cls)
+    for one in fields(cls):
+        name = f"{cls.__name__}.{one.name}"
+        if one.default is MISSING and one.default_factory is MISSING:
+            raise TypeError(f"options: {name} has no default: write {one.name} = option(DEFAULT, HELP)")
+        if (odd := _odd_type(hints[one.name])) is not None:
+            raise TypeError(
+                f"options: {name} is of type {getattr(odd, '__name__', odd)}, which no configuration holds: use int, "
+                "float, bool, str, Any, a list or dict of these, or one of them | None"
+            )
+
+
+def _odd_type(hint: Any) -> Any:
+    """Return what in a type no configuration can hold; None if there is nothing."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in PLAIN:
+        return None
+    if origin in (typing.Union, types.UnionType, list, dict):
+        return next((odd for odd in map(_odd_type, inner) if odd is not None), None)
+    return hint
+
+
+PLAIN = (int, float, bool, str, list, dict, Any, types.NoneType)
 
 
 @dataclass

@@ -13,16 +13,18 @@ A new part is a builder with a decorator:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cl_ovq.errors import unknown
-from cl_ovq.options import NoOptions
+from cl_ovq.options import NoOptions, check_options
 
 Builder = TypeVar("Builder")
 PartT = TypeVar("PartT", bound="Part[Any]")
+SECTIONS = ("dictionary", "memory")  # that parts open
+OURS = ("cl_ovq", "streams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,21 @@ class Part(Generic[Builder]):
     Options: type = NoOptions
     sections: Mapping[str, type] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check what can be checked of a part before anything uses it."""
+        for options in (self.Options, *self.sections.values()):
+            check_options(options)
+        if unknown_sections := [section for section in self.sections if section not in SECTIONS]:
+            raise ValueError(
+                f"sections: a configuration has no section '{unknown_sections[0]}' that a part may open: known: "
+                f"{', '.join(SECTIONS)}: name the dataclass by options= instead"
+            )
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its builder is not this project's."""
+        return getattr(self.build, "__module__", "").partition(".")[0] not in OURS
+
 
 class Registry(Mapping[str, PartT], Generic[PartT]):
     """The parts of one kind by name, in the order they were entered.
@@ -49,14 +66,16 @@ class Registry(Mapping[str, PartT], Generic[PartT]):
         kind: what the parts are, in the singular (`mixer`), for messages.
         part: the dataclass of an entry, whose further fields are the facts that a part states.
         plural: of `kind`; it with an `s` if None.
+        taken: names that mean something already, though no part has them.
     """
 
     revision = 0  # counts the parts of all registries, for what is derived from them
 
-    def __init__(self, kind: str, part: type[PartT], plural: str | None = None) -> None:
+    def __init__(self, kind: str, part: type[PartT], plural: str | None = None, *, taken: Container[str] = ()) -> None:
         self.kind = kind
         self.plural = plural or f"{kind}s"
         self._part = part
+        self._taken = taken
         self._parts: dict[str, PartT] = {}
 
     @classmethod
@@ -78,13 +97,13 @@ class Registry(Mapping[str, PartT], Generic[PartT]):
             facts: further fields of this registry's entries.
 
         Raises:
-            ValueError: the name is taken.
-            TypeError: parts of this kind state no such fact.
+            ValueError: the name is taken, or a section that it opens is none.
+            TypeError: parts of this kind state no such fact, or the options are none.
         """
 
         def decorate(build: Builder) -> Builder:
-            if name in self._parts:
-                raise ValueError(f"{self.kind} '{name}' is entered twice")
+            if name in self._parts or name in self._taken:
+                raise ValueError(f"there is a {self.kind} '{name}' already: enter yours under another name")
             self._parts[name] = self._part(summary=summary, build=build, Options=options, **facts)
             Registry.revision += 1
             return build

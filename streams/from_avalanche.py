@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,8 @@ class DatasetSamples(Samples):
 
 def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[str] | None = None) -> Stream:
     """Returns the stream of a benchmark, see `Stream.from_avalanche`."""
+    if not isinstance(getattr(benchmark, "streams", None), Mapping):
+        raise StreamDataError(f"a {type(benchmark).__name__} is no benchmark of Avalanche's")
     found = {
         SPLITS[split]: [experience.dataset for experience in stream]
         for split, stream in benchmark.streams.items()

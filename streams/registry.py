@@ -4,10 +4,11 @@ a new data set of images is one entry in `images.DATASETS`."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from streams.errors import StreamDataError
 from streams.features import FeatureOptions, build_features, load_features
 from streams.glyphs import GlyphOptions, build_glyphs, load_glyphs
 from streams.hf_dataset import HubOptions, build_hub, load_hub
@@ -46,7 +47,26 @@ class StreamEntry:
     read: Callable[[Any], Any] | None = None
 
 
-STREAMS: dict[str, StreamEntry] = {
+class Streams(dict[str, StreamEntry]):
+    """Streams by name; a name that is taken stays whose it is."""
+
+    def __setitem__(self, name: str, entry: StreamEntry) -> None:
+        """Enters a stream.
+
+        Raises:
+            ValueError: there is one of that name already.
+            TypeError: it is no entry, or its options are no dataclass.
+        """
+        if name in self:
+            raise ValueError(f"there is a stream '{name}' already: enter yours under another name")
+        if not isinstance(entry, StreamEntry):
+            raise TypeError(f"stream '{name}': a {type(entry).__name__} is no StreamEntry")
+        if not (isinstance(entry.Options, type) and is_dataclass(entry.Options)):
+            raise TypeError(f"stream '{name}': its options are no dataclass: write @dataclass above the class")
+        super().__setitem__(name, entry)
+
+
+_OWN: dict[str, StreamEntry] = {
     **{
         f"{prefix}_{name}": StreamEntry(
             partial(variant.build, name),
@@ -115,6 +135,7 @@ STREAMS: dict[str, StreamEntry] = {
         "bytes",
     ),
 }
+STREAMS: dict[str, StreamEntry] = Streams(_OWN)
 
 
 def build_stream(name: str, options: Any = None, *, seed: int) -> Stream:
@@ -133,4 +154,7 @@ def build_stream(name: str, options: Any = None, *, seed: int) -> Stream:
     if name not in STREAMS:
         raise ValueError(f"unknown stream {name!r}; known streams: {', '.join(sorted(STREAMS))}")
     entry = STREAMS[name]
-    return entry.build(checked_options(entry.Options, options), seed=seed)
+    stream = entry.build(checked_options(entry.Options, options), seed=seed)
+    if not isinstance(stream, Stream):
+        raise StreamDataError(f"'{name}' is built as a {type(stream).__name__}, and must be a Stream")
+    return stream

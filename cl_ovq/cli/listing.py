@@ -77,7 +77,7 @@ def describe(field: dataclasses.Field[Any]) -> str:
     valid = f" ({', '.join(choices)})" if choices else f" ({range_of})" if range_of else ""
     default = default_of(field)
     shown = "needed" if default is dataclasses.MISSING else f"default {_shown(default)}"
-    return f"{limits['help']}{valid}; {shown}"
+    return f"{limits.get('help', '')}{valid}; {shown}".lstrip("; ")
 
 
 def _shown(default: Any) -> str:

@@ -31,6 +31,7 @@ def compare(
     output: TableFile = None,
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
     json: Json = False,
+    imports: Imports = None,
 ) -> None:
     """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
     from cl_ovq.comparison import compare as compare_groups

@@ -12,7 +12,7 @@ from scipy import stats
 
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence, to_matrix
-from cl_ovq.metric_names import BETTER, MATRIX_METRICS, QUANTITIES, better
+from cl_ovq.metric_names import BETTER, MATRIX_METRICS, QUANTITIES, better, own_metrics
 from cl_ovq.runs.groups import Group
 from cl_ovq.runs.result import summary_metrics
 from cl_ovq.strategies import sees_all
@@ -127,7 +127,8 @@ def compare(groups: Sequence[Group]) -> Comparison:
     reference = next(joint, None)
     values = [_values(group, reference) for group in groups]
     tests = [*TESTED, *MATRIX_METRICS]
-    names = [*tests, *SHOWN]
+    own = own_metrics(run.metrics for group in groups for run in group.sound.values())
+    names = [*tests, *(name for name in own if name not in tests), *SHOWN]  # nobody says here which way is better
     aggregates = {}
     for name in names:
         found = [aggregate([*group[name].values()]) if name in group else None for group in values]

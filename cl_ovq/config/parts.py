@@ -85,7 +85,7 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type]:
         tree: nested mappings as read from YAML; what it does not name is at its default.
 
     Raises:
-        UserError: a name is unknown or missing, or a section is no mapping.
+        UserError: a name is unknown or missing, a section is no mapping, or two parts have options of one name.
     """
     bases: dict[str, list[type]] = {section: [cls] for section, cls in SECTIONS.items()}
     for choice in _choices(tree):
@@ -93,7 +93,14 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type]:
             for section, options in _joining(choice.section, part):
                 if options not in bases.setdefault(section, []):
                     bases[section].append(options)
-    return {section: compose(*bases[section]) for section in ORDER if section in bases}
+    return {section: _composed(section, bases[section]) for section in ORDER if section in bases}
+
+
+def _composed(section: str, bases: list[type]) -> type:
+    try:
+        return compose(*bases)
+    except TypeError as error:
+        raise UserError(f"{section}.{error}: give one of them another name") from error
 
 
 def owners() -> list[Owner]:
@@ -154,9 +161,7 @@ def compose(*bases: type) -> type:
     for base in leaves:
         for field in dataclasses.fields(base):
             if made.__dataclass_fields__[field.name] is not field:
-                raise TypeError(
-                    f"{base.__name__}.{field.name}: another part that is used with it has another '{field.name}'"
-                )
+                raise TypeError(f"{field.name}: another part that is used with it has another '{field.name}'")
     return made
 
 

@@ -8,11 +8,12 @@ Of a loss `R` holds the loss with its sign turned, so that more is better in eve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cl_ovq.errors import UserError, first_line
 from cl_ovq.metric_names import MATRIX_METRICS, QUANTITIES
 
 Matrix = NDArray[np.float64]
@@ -146,9 +147,24 @@ def all_metrics(matrix: Matrix, quantity: str = "accuracy") -> dict[str, float |
         "forward_transfer": forward_transfer(matrix),
         f"learning_{quantity}": sign * learning_average(matrix),
         f"average_incremental_{quantity}": sign * average_incremental(matrix),
-        **{name: float(metric.build(matrix)) for name, metric in MATRIX_METRICS.items()},
+        **{name: _own(name, metric.build, matrix) for name, metric in MATRIX_METRICS.items()},
     }
     return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _own(name: str, metric: Callable[[Matrix], float], matrix: Matrix) -> float:
+    """Return a metric of one's own.
+
+    Raises:
+        UserError: it fails, or is no number.
+    """
+    try:
+        value = float(metric(matrix.copy()))
+    except Exception as error:  # of whatever kind: it is their code
+        raise UserError(f"metric '{name}': {type(error).__name__}: {first_line(error)}") from error
+    if math.isinf(value):
+        raise UserError(f"metric '{name}' is {value}: it must be a finite number, or NaN where it is undefined")
+    return value
 
 
 def _since_learned(last: int) -> NDArray[np.bool_]:

@@ -73,7 +73,8 @@ def inputs_of(stream: Stream) -> str:
     return "images" if len(cast("TensorSamples", stream.samples).sample_shape) == 3 else "vectors"
 
 
-# Puts the head on a network whose `head` is linear; given the network, the stream, and the sections that it opens.
+# Puts the head on a network whose `head` is linear; given the section `model`, which has the head's options, the
+# network, the stream, and the sections that it opens.
 HeadBuilder = Callable[..., None]
 
 MODELS: Registry[Model] = Registry("model", Model)
@@ -81,5 +82,5 @@ HEADS: Registry[Part[HeadBuilder]] = Registry("head", Part)
 
 
 @HEADS.enter("linear", "a linear map of the features, learned by gradients")
-def build_linear(network: nn.Module, stream: Stream) -> None:
+def build_linear(options: Any, network: nn.Module, stream: Stream) -> None:
     """Leave the linear head that every network has."""

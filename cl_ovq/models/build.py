@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -43,13 +44,19 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.key_value_heads: {model.key_value_heads} does not divide model.heads={model.heads}")
 
 
-def build_model(config: ExperimentConfig, stream: Stream, recipe: dict[str, Any] | None = None) -> nn.Module:
+def build_model(
+    config: ExperimentConfig,
+    stream: Stream,
+    recipe: dict[str, Any] | None = None,
+    check: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
     """Return the configured model; in a task-incremental stream it takes task labels.
 
     Args:
-        config: the configuration.
-        stream: what it will learn.
+        config: names the model.
+        stream: to be learned.
         recipe: of an encoder that was trained and whose weights will be put into the model; None to read its own.
+        check: is given a network that is made of parts from outside, before its head is put on.
 
     Raises:
         UserError: the configuration does not fit the stream, or the model the machine's memory.
@@ -75,11 +82,20 @@ def build_model(config: ExperimentConfig, stream: Stream, recipe: dict[str, Any]
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise UserError(f"model: there is not enough memory for it: {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model.name: '{name}' is built as a {type(network).__name__}, and must be a torch.nn.Module")
+    if check is not None and (part.foreign or any(MIXERS[mixer].foreign for mixer in layer_mixers(config.model))):
+        check(network)
     seed_dictionaries(network, config.seed)
     if config.model.train_encoder == "never" or not learns(network):
         freeze_encoder(network)
     head = HEADS[config.model.head]
-    head.build(network, stream, *(getattr(config, section) for section in head.sections))
+    if config.model.head != "linear" and not isinstance(getattr(network, "head", None), nn.Linear):
+        raise UserError(
+            f"model.head: '{config.model.head}' goes in the place of a last layer `head` that is an nn.Linear, and "
+            f"model.name={name} has none"
+        )
+    head.build(config.model, network, stream, *(getattr(config, section) for section in head.sections))
     if stream.scenario != "task_incremental":
         return network
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import

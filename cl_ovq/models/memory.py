@@ -383,7 +383,7 @@ class MemoryHead(nn.Module):
     "a memory that learns without gradients, beside a linear map where an encoder is to be trained",
     sections={"memory": MemoryOptions},
 )
-def build_memory(network: nn.Module, stream: Stream, options: MemoryOptions) -> None:
+def build_memory(model: Any, network: nn.Module, stream: Stream, options: MemoryOptions) -> None:
     """Put a memory in the place of a network's linear head, or beside it where an encoder is to be trained."""
     from cl_ovq.models.heads import RememberingHead
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cl_ovq.evaluation.aggregates import aggregate
-from cl_ovq.metric_names import COLUMNS, evenly, matrix_label, part_note, title, words
+from cl_ovq.metric_names import COLUMNS, evenly, matrix_label, own_metrics, part_note, title, words
 from cl_ovq.report.table import Column, Number, Table, Text, mean_number, metric_name
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def summary_table(results: Sequence[Result]) -> Table:
             "classes not yet seen are never predicted. Task-masked, it says whether earlier experiences help later "
             "ones."
         )
-    for metric in metrics:
+    for metric in (*metrics, *own_metrics(result.metrics for result in results)):
         table.add(metric_name(metric), *(Number(result.metrics.get(metric), metric) for result in results))
     for key in ("size", "effective_size"):
         found = [None if r.dictionary["scope"] == "none" else r.dictionary[key] for r in results]

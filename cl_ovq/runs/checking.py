@@ -67,6 +67,11 @@ def check_config(config: ExperimentConfig) -> None:
             f"model.head: a memory does not go with strategy.name={name}, which {strategy.no_memory_head}: "
             "use model.head=linear"
         )
+    if config.model.head != "linear" and strategy.is_head:
+        raise UserError(
+            f"model.head: '{config.model.head}' does not go with strategy.name={name}, which is a head of its own: "
+            "use model.head=linear"
+        )
     for tag in OWN_TAGS:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")

@@ -1,4 +1,4 @@
-"""What a model that was given from Python must be, for the run that it is given to."""
+"""What a model from outside must be, for the run that it is given to."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:
     """Return what replaces a model's head or freezes all but it."""
     found = {
         f"strategy.name={config.strategy.name}": STRATEGIES[config.strategy.name].is_head,
-        "model.head=memory": config.memory is not None,
+        f"model.head={config.model.head}": config.model.head != "linear",
         f"model.train_encoder={config.model.train_encoder}": config.model.train_encoder != "always",
         "a model of which nothing is to be trained": not learns(network),
     }

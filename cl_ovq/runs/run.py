@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
 from cl_ovq.runs.checking import check_config, find_device
 from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
+from cl_ovq.runs.contract import check_contract
 from cl_ovq.runs.finish import finish, write_result
 from cl_ovq.runs.folder import clear, run_folder
 from cl_ovq.runs.provenance import reset_peak_memory
@@ -227,7 +229,8 @@ class Run:
         self.device = find_device(config.device)
         self.stream = load_stream(config)
         seed_everything(config.seed, "model")
-        self.model = build_model(config, self.stream)
+        check = partial(check_contract, config=config, stream=self.stream)
+        self.model = build_model(config, self.stream, check=check)
         if config.tracking.enabled:
             check_store(config, self.name, self.console)
 

@@ -154,3 +154,9 @@ def test_samples_of_another_shape_are_named():
     stream = Stream.from_avalanche(benchmark_of([Growing([0, 1])], [Lazy([0], shape=(1, 4, 4))]))
     with pytest.raises(StreamDataError, match=r"sample 1 has the shape \[1, 5, 4\]"):
         stream.samples.gather(torch.tensor(np.array([1])))
+
+
+@pytest.mark.parametrize("what", [3, None, TensorDataset(torch.zeros(2))])
+def test_what_is_no_benchmark(what):
+    with pytest.raises(StreamDataError, match=r"^a \w+ is no benchmark of Avalanche's$"):
+        Stream.from_avalanche(what)

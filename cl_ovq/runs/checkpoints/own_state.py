@@ -1,4 +1,4 @@
-"""The state of parts that are not the platform's: what a checkpoint can hold of it, and what is said where it cannot."""
+"""The state of parts that are not ours: what a checkpoint can hold of it, and what is said where it cannot."""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from forked import ForkedCommand
 
 import cl_ovq
 from cl_ovq.imports import VARIABLE
 from cl_ovq.metric_names import MATRIX_METRICS
 from cl_ovq.mixers import MIXERS
-from cl_ovq.models import MODELS
+from cl_ovq.models import HEADS, MODELS
 from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
 
@@ -52,7 +53,7 @@ def lab(tmp_path, monkeypatch):
     """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
-    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS, MATRIX_METRICS)]
+    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS, HEADS, MATRIX_METRICS)]
     streams = set(STREAMS)
     (tmp_path / "parts.py").write_text(PARTS)
     (tmp_path / "own.yaml").write_text(CONFIG)
@@ -129,6 +130,44 @@ def test_a_model_of_the_page(lab, call):
     assert json.loads(out)["config"]["model"]["hidden"] == 8
 
 
+def test_a_head_of_the_page(lab, call):
+    overrides = ("model.head=cosine", "model.mixer=linear", "strategy.name=naive", "output_dir=out")
+    code, out, error = call("run", "own.yaml", "--import", "parts.py", *overrides, "--json")
+    assert code == 0, error
+    assert json.loads(out)["config"]["model"]["sharpness"] == 10
+    network = cl_ovq.load("out").model()
+    assert network.head.sharpness == 10
+    features = network.features(torch.rand(3, 1, 8, 8))
+    assert torch.allclose(
+        network.head(features), 10 * torch.cosine_similarity(features[:, None], network.head.weight, -1)
+    )
+    assert "model.sharpness" in call("list", "heads", "cosine")[1]
+    code, out, error = call("show", "own.yaml", *overrides[:3], "model.sharpness=-1")
+    assert (code, out, error.startswith("error: model.sharpness: -1 is too small")) == (2, "", True), error
+    code, out, error = call("run", "own.yaml", *overrides[:2], "strategy.name=slda")
+    line = "error: model.head: 'cosine' does not go with strategy.name=slda, which is a head of its own: use "
+    assert (code, error) == (2, f"{line}model.head=linear\n")
+
+
+def test_a_metric_of_the_page_stands_in_every_table(lab, call):
+    """Where it is not entered it is shown as it was measured, and nobody says which way is better."""
+    assert call("run", "own.yaml", "output_dir=out", "seeds=2")[0] == 0
+    assert "worst experience" in call("run", "own.yaml", "output_dir=out", "seeds=2", "--resume")[1]
+    one = next(lab.glob("out/*/results.json")).parent
+    assert "worst experience" in call("run", "own.yaml", f"output_dir={one}", "--resume")[1]
+    (lab / "study.yaml").write_text(STUDY)
+    assert "worst experience" in cl_ovq.study("study.yaml", quiet=True).to_markdown()
+    os.environ.pop(VARIABLE)
+    here = json.loads(call("compare", "out", "out", "--json")[1])
+    for arguments, verdict in ((), "not tested"), (("--import", "parts.py"), "no difference shown"):
+        done = forked("compare", "out", "out", "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["means"]["worst_experience"] == here["means"]["worst_experience"]
+        (told,) = [one["verdict"] for one in found["differences"] if one["metric"] == "worst_experience"]
+        assert told == verdict
+
+
 def test_what_is_received_imports_nothing(lab, call):
     """A run of others is compared, and to be evaluated it needs to be told where its parts are."""
     assert call("run", "own.yaml", "output_dir=out")[0] == 0
@@ -139,7 +178,7 @@ def test_what_is_received_imports_nothing(lab, call):
     refused = forked("evaluate", "out")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert "unknown" in refused.stderr
-    assert f"(it was made with --import {lab / 'parts.py'})" in refused.stderr
+    assert f"(it was made with --import {lab / 'parts.py'}; from Python: cl_ovq.import_parts)" in refused.stderr
     assert not (lab / "imported").exists()
     (lab / "study.yaml").write_text(STUDY)
     refused = forked("study", "study.yaml")
@@ -182,6 +221,127 @@ selection: {test_seeds: 1}
     done = elsewhere("sweep", "sweep.yaml", "--import", "parts.py", "--directory", "sweep", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["done"] == 2
+
+
+OPTION = """
+from dataclasses import dataclass
+from pathlib import Path
+from cl_ovq.options import option
+@dataclass
+class O:
+    x: """
+STRATEGY = "from cl_ovq.strategies import STRATEGIES\n@STRATEGIES.enter"
+BUILD = "\ndef build(options, context):\n    return context.naive()\n"
+STREAM = "from streams import STREAMS, StreamEntry\nclass O:\n    pass\nSTREAMS"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            f"{STRATEGY}('der', 'mine'){BUILD}",
+            "ValueError: there is a strategy 'der' already: enter yours under another",
+        ),
+        (f"{STREAM}['recall'] = STREAMS['text']", "ValueError: there is a stream 'recall' already: enter yours under "),
+        (f"{STREAM}['mine'] = 3", "TypeError: stream 'mine': a int is no StreamEntry"),
+        (f"{STREAM}['mine'] = StreamEntry(None, O, '')", "TypeError: stream 'mine': its options are no dataclass"),
+        (
+            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('accuracy', '')(lambda matrix: 42)",
+            "ValueError: there is a metric 'accuracy' already: enter yours under another name",
+        ),
+        (
+            f"{OPTION}float\n{STRATEGY}('mine', '', options=O){BUILD}",
+            "TypeError: options: O.x has no default: write x = ",
+        ),
+        (
+            f"{OPTION}Path = Path()\n{STRATEGY}('mine', '', options=O){BUILD}",
+            "TypeError: options: O.x is of type Path, ",
+        ),
+        (
+            f"{OPTION}list[tuple[int]] = option([], '')\n{STRATEGY}('mine', '', options=O){BUILD}",
+            "TypeError: options: O.x is of type tuple, which no configuration holds: use int, float, bool, str, Any, ",
+        ),
+        (
+            f"{STRATEGY}('mine', '', options=int){BUILD}",
+            "TypeError: options: int is no dataclass: write @dataclass above",
+        ),
+        (f"{STRATEGY}('mine', '', sections={{'own': int}}){BUILD}", "TypeError: options: int is no dataclass"),
+        (
+            f"{OPTION}int = 3\n{STRATEGY}('mine', '', sections={{'own': O}}){BUILD}",
+            "ValueError: sections: a configuration has no section 'own' that a part may open: known: dictionary, ",
+        ),
+    ],
+)
+def test_a_part_that_cannot_be_one_is_refused_where_it_is_entered(lab, call, text, line):
+    (lab / "odd.py").write_text(text)
+    code, out, error = call("show", "own.yaml", "--import", "odd.py")
+    assert (code, out, len(error.splitlines())) == (2, "", 1), error
+    assert error.startswith(f"error: imports: odd.py: {line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "line"),
+    [
+        (
+            f"{OPTION.replace('x:', 'epochs:')}str = 'a'\n{STRATEGY}('mine', '', options=O){BUILD}",
+            ("strategy.name=mine",),
+            "strategy.epochs: another part that is used with it has another 'epochs': give one of them another name",
+        ),
+        (
+            "from cl_ovq.models import MODELS\nMODELS.enter('mine', '')(lambda options, context: None)",
+            ("model.name=mine",),
+            "model.name: 'mine' is built as a NoneType, and must be a torch.nn.Module",
+        ),
+        (
+            "from torch import nn\nfrom cl_ovq.models import MODELS\n"
+            "MODELS.enter('mine', '')(lambda options, context: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))",
+            ("model.name=mine",),
+            "model: Sequential maps 2 samples of 'split_digits' to [2, 7], and must to [2, 10]",
+        ),
+        (
+            "from torch import nn\nfrom cl_ovq.models import MODELS\n"
+            "MODELS.enter('mine', '')(lambda options, context: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))",
+            ("model.name=mine", "model.head=memory"),
+            "model: Sequential has no last layer `head` that is an nn.Linear, which model.head=memory needs",
+        ),
+        (
+            "from cl_ovq.mixers import MIXERS\nMIXERS.enter('mine', '')(lambda options: None)",
+            ("model.mixer=mine",),
+            "model: PatchTransformer does not take a batch of the stream 'split_digits': TypeError: 'NoneType' object",
+        ),
+        (
+            f"{OPTION}int = 3\nfrom streams import STREAMS, StreamEntry\n"
+            "STREAMS['mine'] = StreamEntry(lambda options, *, seed: None, O, '')",
+            ("stream.name=mine",),
+            "stream: 'mine' is built as a NoneType, and must be a Stream",
+        ),
+        (
+            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('mine', '')(lambda matrix: 1 / 0)",
+            (),
+            "metric 'mine': ZeroDivisionError: division by zero",
+        ),
+        (
+            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('mine', '')(lambda matrix: 1e999)",
+            (),
+            "metric 'mine' is inf: it must be a finite number, or NaN where it is undefined",
+        ),
+    ],
+)
+def test_a_part_that_builds_something_else_is_told_so(lab, call, text, overrides, line):
+    (lab / "odd.py").write_text(text)
+    (lab / "plain.yaml").write_text("stream: {name: split_digits}\ntracking: {enabled: false}\n")
+    if "stream.name=mine" not in overrides:
+        overrides = ("stream.experiences=2", "strategy.batch_size=500", *overrides)
+    code, out, error = call("run", "plain.yaml", "figures=false", *overrides, "--import", "odd.py")
+    assert (code, out) == (2, ""), error
+    assert error.splitlines()[-1].startswith(f"error: {line}")
+
+
+def test_an_option_without_a_meaning_is_listed(lab, call):
+    (lab / "short.py").write_text(f"{OPTION}int = 3\n{STRATEGY}('mine', '', options=O){BUILD}")
+    code, out, error = call("list", "strategies", "mine", "--import", "short.py")
+    assert code == 0, error
+    assert "default 3" in out
 
 
 def test_a_package_with_an_entry_point(lab, monkeypatch):

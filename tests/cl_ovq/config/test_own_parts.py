@@ -114,7 +114,7 @@ def test_a_mixer_alone_and_in_a_pattern(own, tiny):
 
 def test_an_option_that_means_two_things_at_once(own, tiny):
     own(MIXER.replace("scale: float", "window: float").replace("options.scale", "options.window"))
-    with pytest.raises(TypeError, match=r"window: another part that is used with it has another 'window'"):
+    with pytest.raises(UserError, match=r"^model\.window: another part that is used with it has another 'window'"):
         tiny("model.pattern=[scale, sliding_window]")
 
 
