@@ -23,7 +23,7 @@ from cl_ovq.options import NoOptions, check_options
 
 Builder = TypeVar("Builder")
 PartT = TypeVar("PartT", bound="Part[Any]")
-SECTIONS = ("dictionary", "memory")  # that parts open
+SECTIONS = ("dictionary", "memory", "learner")  # that parts open
 OURS = ("cl_ovq", "streams")
 
 
