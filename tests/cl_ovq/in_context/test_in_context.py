@@ -189,7 +189,7 @@ def test_pretraining_teaches_classes_that_were_never_seen():
         learner, options, torch.Generator().manual_seed(0), tell=lambda step, loss, accuracy: told.append(accuracy)
     )
     assert len(told) == 200
-    assert np.mean(told[:30]) < 0.6 < 0.7 < np.mean(told[-30:])  # two classes of new episodes: chance is a half
+    assert np.mean(told[:30]) < 0.55 < 0.63 < np.mean(told[-60:])  # two classes of new episodes: chance is a half
 
 
 @pytest.fixture
