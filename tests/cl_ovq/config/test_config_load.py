@@ -215,7 +215,10 @@ def _valid(field, hint):
             else st.lists(st.integers(low, limits.get("maximum", 2**40)), max_size=3)
         )
         if any(typing.get_args(part) == (float,) for part in (hint, *typing.get_args(hint))):
-            numbers = st.lists(st.floats(low, limits["maximum"], exclude_min=True), max_size=3)
+            exclude = "exclusive_minimum" in limits
+            numbers = st.lists(
+                st.floats(low, limits.get("maximum", 1e6), exclude_min=exclude, allow_infinity=False), max_size=3
+            )
         options.append(st.lists(NAMES, max_size=3) if of_names else numbers)
     if type(None) in kinds:
         options.append(st.none())
