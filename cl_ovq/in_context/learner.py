@@ -28,7 +28,6 @@ class InContextLearner(nn.Module):
         width: features per token.
         mixers: the sequence mixer of each block; all that is learned from the sequence is in their states.
         hidden: hidden features of the MLPs.
-        dropout: share of features dropped after mixer and MLP, while weights are learned.
         log_length_scaling: whether attention over all tokens gets sharper in sequences longer than those that the
             weights were learned on: its inverse temperature grows as the logarithm of the length (Chiang and Cholak
             2022), so that more tokens do not drown the one that matters.
@@ -47,14 +46,13 @@ class InContextLearner(nn.Module):
         width: int,
         mixers: list[Mixer],
         hidden: int,
-        dropout: float = 0.0,
         log_length_scaling: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
         self.code = code
         self.embedding = nn.Linear(features + code, width)
-        self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=dropout) for mixer in mixers)
+        self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=0.0) for mixer in mixers)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, code)
         self.temperature = nn.Parameter(torch.tensor(8.0))

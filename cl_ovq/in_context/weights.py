@@ -17,8 +17,7 @@ from torch import nn
 from cl_ovq.errors import UserError, first_line
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.pretraining import PretrainingOptions, gaussian_episodes, pretrain
-from cl_ovq.mixers import build_mixers
-from cl_ovq.models.block import BlockOptions
+from cl_ovq.mixers import StackOptions, build_mixers
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness
@@ -33,9 +32,12 @@ WEIGHTS: Registry[Part[WeightsBuilder]] = Registry("source of weights", Part, pl
 
 
 @dataclass
-class LearnerOptions(BlockOptions):
+class LearnerOptions(StackOptions):
     """The network that learns in its state."""
 
+    mlp_ratio: float = option(
+        2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
+    )
     features: int = option(
         64, "features that it takes; more of an encoder's are projected at random", minimum=1, maximum=WIDEST
     )
@@ -77,7 +79,6 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
             width=options.width,
             mixers=build_mixers(options, dictionary),
             hidden=max(1, round(options.mlp_ratio * options.width)),
-            dropout=options.dropout,
             log_length_scaling=options.log_length_scaling,
         )
         WEIGHTS[options.weights].build(options, learner, deciding(options, dictionary), seed)

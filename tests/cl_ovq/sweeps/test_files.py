@@ -173,5 +173,6 @@ def test_an_unknown_sweep_is_named():
 
 def test_what_a_trial_may_change_as_it_goes():
     optimizer = {"optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum"}
+    schedule = {"optimizer.final_share", "optimizer.step_factor"}
     losses = {"strategy.strength", "strategy.alpha", "strategy.beta", "strategy.temperature"}
-    assert {*adjustable()} == optimizer | losses | {"model.dropout"}
+    assert {*adjustable()} == optimizer | schedule | losses | {"model.dropout"}

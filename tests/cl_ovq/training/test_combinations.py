@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from quick_settings import LEARNER
 from rich.console import Console
 
 from cl_ovq.config import from_dict
@@ -57,7 +58,13 @@ TINY = (
     "memory.capacity=20",
     "strategy.batch_size=40",
 )
-SMALL = ("strategy.buffer_size=12", "strategy.importance_samples=2", "strategy.candidates=15", "strategy.width=50")
+SMALL = (
+    "strategy.buffer_size=12",
+    "strategy.importance_samples=2",
+    "strategy.candidates=15",
+    "strategy.width=50",
+    *LEARNER,
+)
 
 
 def covering_array(options, refused, seed):
