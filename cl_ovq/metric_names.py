@@ -76,9 +76,8 @@ def known_metrics() -> tuple[str, ...]:
 
 def own_metrics(found: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the metrics of one's own that results hold, whether or not they are entered here and now."""
-    return [
-        name for name in dict.fromkeys(name for metrics in found for name in metrics) if name not in {*BETTER, *TITLES}
-    ]
+    names = dict.fromkeys(name for metrics in found for name in metrics)
+    return [name for name in names if name.isprintable() and name not in {*BETTER, *TITLES}]
 
 
 def words(name: str) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+import cl_ovq
 from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
@@ -119,6 +120,25 @@ def test_a_sweep_that_has_ended_runs_nothing_when_it_goes_on(broken, start):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("results.json")} == before
     assert again.best == outcome.best
     assert read_records(folder) == {record.trial: record for record in again.records}
+
+
+def test_from_python_it_is_the_same_sweep(sweep_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = sweep_file(space={"optimizer.learning_rate": {"choice": [1e-3, 1e-2]}}, selection={"test_seeds": 1})
+    outcome = cl_ovq.sweep(path, {"strategy.batch_size": 40, "title": "From Python"}, quiet=True)
+    assert [record.status for record in outcome.records] == [DONE, DONE]
+    assert outcome.directory == tmp_path / "runs" / "sweeps" / outcome.sweep.name
+    trials = [cl_ovq.load(folder) for folder in sorted(outcome.directory.glob("trials/*/seed_100"))]
+    assert [trial.config["strategy"]["batch_size"] for trial in trials] == [40, 40]
+    found = {trial.config["optimizer"]["learning_rate"]: trial.metrics["accuracy"] for trial in trials}
+    assert {record.point["optimizer.learning_rate"]: record.values["accuracy"] for record in outcome.records} == found
+    assert outcome.best.values["accuracy"] == max(found.values())
+    assert outcome.front == [outcome.best]
+    (test,) = [cl_ovq.load(folder) for folder in outcome.directory.glob("test/*")]
+    assert outcome.test_metrics()["accuracy"].mean == test.metrics["accuracy"]
+    with pytest.raises(cl_ovq.UserError, match="--resume"):
+        cl_ovq.sweep(path, {"title": "Another"}, quiet=True)
+    assert cl_ovq.sweep(path, {"strategy.batch_size": 40, "title": "From Python"}, resume=True, quiet=True).seconds < 60
 
 
 def test_a_directory_with_a_sweep_is_not_taken_for_another(broken, start):
