@@ -92,13 +92,16 @@ def finite(vectors: np.ndarray, path: Path | str, first: int, names: Sequence[st
     """
     if vectors.dtype.kind not in "fiub":
         raise StreamDataError(f"{path}: the features are {vectors.dtype}, which are no numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # whatever is not finite is told below
         found = vectors if vectors.dtype == np.float16 else vectors.astype(np.float32, copy=False)
+        total = found.sum(dtype=np.float64)
     # A sum is finite where all its terms are, and takes a pass less; one that overflows is looked at again.
-    if not np.isfinite(found.sum(dtype=np.float64)) and not (sound := np.isfinite(found)).all():
+    if not np.isfinite(total) and not (sound := np.isfinite(found)).all():
         row, column = (int(index) for index in np.argwhere(~sound)[0])
         name = f"column '{names[column]}'" if names and len(names) == found.shape[1] else f"feature {column + 1}"
-        raise StreamDataError(f"{path}: {name} of row {first + row + 1} is {vectors[row, column]}, and must be finite")
+        value = vectors[row, column]
+        needed = "finite in single precision" if np.isfinite(value) else "finite"
+        raise StreamDataError(f"{path}: {name} of row {first + row + 1} is {value}, and must be {needed}")
     return found
 
 

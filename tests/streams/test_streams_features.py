@@ -206,7 +206,7 @@ WRONG = "a,b,label\n1,2,x\n3,oops,y\n"
         (
             "a,b,label\n1,2,x\n3,1e300,y\n",
             {"columns": ["b"]},
-            "x.csv: column 'b' of row 2 is 1e\\+300, and must be finite",
+            "x.csv: column 'b' of row 2 is 1e\\+300, and must be finite in single precision",
         ),
         ("a,b,label\n1,2,x\n3,inf,y\n", {}, "x.csv: column 'b' of row 2 is inf, and must be finite"),
         ("a,b,label\n1,2,x\n3,4,\n", {}, "x.csv: labels, row 2: the label is missing"),
@@ -241,6 +241,7 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line(tmp_path, cache, content, 
             {"x": np.zeros((4, 2, 2)), "y": np.arange(4)},
             r"array 'x': has shape \[4, 2, 2\], and must be \[samples, feat",
         ),
+        ({"x": np.array([[1e300, -1e300]]), "y": np.arange(1)}, r"feature 1 of row 1 is 1e\+300, .* single precision"),
         ({"x": np.zeros((4, 2)), "y": np.arange(3)}, "array 'y' has 3 rows, and 'x' 4"),
         ({"x": np.zeros((4, 2)), "y": np.arange(4) / 2}, "labels, row 2: 0.5 is no label"),
         (
@@ -255,6 +256,7 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line(tmp_path, cache, content, 
         ({"x": np.zeros((4, 2)), "y": np.array([None] * 4)}, "cannot be read as .npz: Object arrays cannot be loaded"),
     ],
 )
+@pytest.mark.filterwarnings("error")  # a library's warning would be a second line
 def test_what_is_wrong_with_arrays_is_told_in_a_line(tmp_path, arrays, line):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(StreamDataError, match=line) as error:
