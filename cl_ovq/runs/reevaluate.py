@@ -125,8 +125,13 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     from cl_ovq.evaluation.probes import linear_probes
     from cl_ovq.models.heads import unwrap
 
+    same = _data(own) == _data(stream) and own.classes_per_experience == stream.classes_per_experience
+    same = same and own_config.evaluation.split == config.evaluation.split
+    # What a run that ended early is of; another stream is looked at whole.
+    part = slice(config.evaluation.stop_after if same else None)
+
     def probes(network: torch.nn.Module) -> list[float | None]:
-        return linear_probes(network, stream, config.evaluation.split, device)
+        return linear_probes(network, stream, config.evaluation.split, device)[part]
 
     seed_everything(own_config.seed, "model")
     model = build_model(own_config, own).to(device)
@@ -136,8 +141,8 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     strategy = build_strategy(config, stream, model, device, evaluator=evaluator(recorder))
     _load(strategy.model, run, path)
     recorder.row = experiences = len(stream.classes_per_experience)
-    strategy.eval(stream.benchmark.streams[config.evaluation.split])
-    values = {key: matrix[experiences].tolist() for key, matrix in recorder.result().items()}
+    strategy.eval(stream.benchmark.streams[config.evaluation.split][part])
+    values = {key: matrix[experiences][part].tolist() for key, matrix in recorder.result().items()}
     objective = OBJECTIVES[stream.kind]
     metrics = {objective.quantity: _mean(values[objective.quantity])}
     if probed:
@@ -149,13 +154,11 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         pairs = zip(values["linear_probe"], untrained, strict=True)
         metrics["forward_transfer_linear_probe"] = _mean([a - b for a, b in pairs if a is not None and b is not None])
 
-    same = _data(own) == _data(stream) and own.classes_per_experience == stream.classes_per_experience
-    same = same and own_config.evaluation.split == config.evaluation.split
     results = path.parent / RESULTS
     if same and results.exists():
-        matrix = to_matrix(Result.read(results).matrix)
-        if matrix.shape[1] != experiences:
-            raise UserError(f"{results} is of a stream of {matrix.shape[1]} experiences, and {path} of {experiences}")
+        matrix, count = to_matrix(Result.read(results).matrix), len(values[objective.quantity])
+        if matrix.shape[1] != count:
+            raise UserError(f"{results} is of a stream of {matrix.shape[1]} experiences, and {path} of {count}")
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}

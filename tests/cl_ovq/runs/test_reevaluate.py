@@ -24,6 +24,14 @@ def test_its_own_stream_gives_what_the_run_measured(run, settings):
     assert all(value is not None and value > 0.5 for value in found.values["linear_probe"])
 
 
+def test_a_run_that_ended_early_is_judged_on_what_it_learned(run):
+    result = run("evaluation.stop_after=1")
+    found = evaluate_finished(result.output_dir)
+    assert (found.own, found.learned) == (True, 1)
+    assert {name: len(values) for name, values in found.values.items() if len(values) != 1} == {}
+    assert found.metrics["accuracy"] == result.metrics["accuracy"] == result.matrix[-1][0]
+
+
 def test_another_stream_is_judged_without_training(run):
     result = run()
     found = evaluate_finished(result.output_dir, ["stream.experiences=5", "evaluation.split=validation"])
