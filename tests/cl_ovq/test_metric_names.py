@@ -12,12 +12,16 @@ from rich.console import Console
 
 from cl_ovq.comparison import compare, load_groups
 from cl_ovq.comparison.pages import to_table
-from cl_ovq.metric_names import format_number, title
+from cl_ovq.metric_names import format_number, own_metrics, title
 from cl_ovq.report.runs import seeds_table, summary_table
 from cl_ovq.runs.seeds import run_seeds
 from cl_ovq.tracking.notes import run_note, seeds_note
 
 QUICK = ("model.name=pixels", "model.head=memory", "memory.capacity=50", "strategy.name=naive")
+
+
+def test_metrics_of_ones_own_are_those_that_are_not_ours_and_can_be_printed():
+    assert own_metrics([{"accuracy": 1.0, "bias": 2.0}, {"bias": 3.0, "a\x1b[31m": 4.0, "b\n": 5.0}]) == ["bias"]
 
 
 @pytest.mark.parametrize(

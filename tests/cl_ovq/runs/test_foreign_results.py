@@ -52,7 +52,7 @@ def use(path, figures):
 
 
 def outcomes(tree, count, seed, folder):
-    """Return the places whose change was refused in one line, and those whose change was accepted, with what it made."""
+    """Return the places whose change was refused in one line, and the accepted ones, each with what it made."""
     refused, accepted, path = [], [], folder / "results.json"
     for number, (place, changed) in enumerate(mutations(tree, count, seed)):
         path.write_text(json.dumps(changed))

@@ -39,8 +39,9 @@ def test_two_runs_are_the_same_run(session, name):
 @every_strategy
 def test_whole_runs(run, name):
     result = run(*quick(name, "model.name=mlp"))
-    # A learner of one step of pretraining knows as much as chance.
-    assert 0.05 < result.metrics["accuracy"] < 0.99 or name == "in_context"
+    # The learner here had a single step of pretraining; `tests/cl_ovq/in_context` has one that can learn.
+    least = 0.0 if name == "in_context" else 0.05
+    assert least < result.metrics["accuracy"] < 0.99
     assert np.isfinite(result.matrices["loss"][-1]).all()
     provenance = result.provenance
     assert provenance["replay_samples"] == (20 if name in WITH_MEMORY else 0)
