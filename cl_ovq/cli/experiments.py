@@ -81,12 +81,19 @@ def pretrain(
 ) -> None:
     """Learn the weights of a learner in context (strategy.name=in_context), for other runs to read."""
     from cl_ovq.config import load_config
-    from cl_ovq.in_context import build_learner, deciding, write_weights
+    from cl_ovq.in_context import ReadOptions, build_learner, deciding, write_weights
+    from cl_ovq.runs.checking import check_config
 
     loaded = load_config(config, overrides or (), allow_env=allow_env)
+    check_config(loaded)
     options = loaded.learner
     if options is None:
         raise UserError(f"pretrain: strategy.name={loaded.strategy.name} has no learner: use strategy.name=in_context")
+    if isinstance(options, ReadOptions):
+        raise UserError(
+            f"pretrain: learner.weights={options.weights} reads weights, and learns none: use "
+            "learner.weights=gaussian_classes"
+        )
     seed = loaded.seed if options.weights_seed is None else options.weights_seed
     learner = build_learner(options, loaded.dictionary, seed)
     write_weights(learner, output, deciding(options, loaded.dictionary), seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from cl_ovq.in_context.learner import InContextLearner, random_codes
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
 from cl_ovq.in_context.state import dictionaries_of, expanded, rebuilt, tensors_of
+from cl_ovq.in_context.weights import bare_learner
 from cl_ovq.models.gradient_free import GradientFreeHead
 from kernels import DictionaryState
 
@@ -46,6 +47,7 @@ class InContextHead(GradientFreeHead):
 
     def __init__(self, *, features: int, classes: int, learner: InContextLearner, seed: int) -> None:
         super().__init__(features=features, classes=classes)
+        self.settings = {"seed": seed}
         self.learner = learner.requires_grad_(False).eval()
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
@@ -56,6 +58,11 @@ class InContextHead(GradientFreeHead):
         projection = projection_of(features, learner.features, generator)
         self.register_buffer("projection", projection, persistent=False)
         self.fields = 0  # tensors of the state
+
+    @classmethod
+    def made_again(cls, config: Any, **settings: Any) -> InContextHead:
+        """Make the head of a trained model, whose weights are loaded with its state."""
+        return cls(learner=bare_learner(config.learner, config.dictionary), **settings)
 
     @property
     def seen(self) -> Tensor:

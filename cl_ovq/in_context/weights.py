@@ -21,10 +21,14 @@ from cl_ovq.mixers import StackOptions, build_mixers
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness
+from streams import StreamDataError
+from streams.files import sha256_of
 from streams.progress import progress
 
 FORMAT = 1  # of a file of weights, and of what pretraining draws: raised where the same options give other weights
-INDIFFERENT = ("implementation", "path", "log_length_scaling")  # keys that decide no weight
+INDIFFERENT = ("implementation", "path", "sha256", "log_length_scaling")  # keys that decide no weight
+
+PACKAGED = Path(__file__).with_name("pretrained.pt")
 
 # Given the options of the section `learner`, the learner, what decides its weights, and the seed; changes the learner.
 WeightsBuilder = Callable[[Any, InContextLearner, Mapping[str, Any], int], None]
@@ -54,10 +58,31 @@ class LearnerOptions(StackOptions):
 
 
 @dataclass
-class FileOptions:
+class ReadOptions:
+    """Which weights are read."""
+
+    sha256: str | None = option(
+        None, "checksum of the file of weights; the run fills it in, and refuses other weights where it is given"
+    )
+
+
+@dataclass
+class FileOptions(ReadOptions):
     """A file of weights."""
 
     path: str | None = option(None, "file of weights that `cl-ovq pretrain` wrote; must be given")
+
+
+def bare_learner(options: LearnerOptions, dictionary: Any) -> InContextLearner:
+    """Build a learner with random weights; see `build_learner`."""
+    return InContextLearner(
+        features=options.features,
+        code=options.code,
+        width=options.width,
+        mixers=build_mixers(options, dictionary),
+        hidden=max(1, round(options.mlp_ratio * options.width)),
+        log_length_scaling=options.log_length_scaling,
+    )
 
 
 def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InContextLearner:
@@ -73,14 +98,7 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
     """
     with unchanged_randomness():
         torch.manual_seed(derive_seed(seed, "learner"))
-        learner = InContextLearner(
-            features=options.features,
-            code=options.code,
-            width=options.width,
-            mixers=build_mixers(options, dictionary),
-            hidden=max(1, round(options.mlp_ratio * options.width)),
-            log_length_scaling=options.log_length_scaling,
-        )
+        learner = bare_learner(options, dictionary)
         WEIGHTS[options.weights].build(options, learner, deciding(options, dictionary), seed)
     return learner
 
@@ -105,8 +123,11 @@ def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Map
     known = json.dumps([FORMAT, sections, seed, torch.__version__], sort_keys=True)
     path = _folder() / f"{hashlib.sha256(known.encode()).hexdigest()}.pt"
     if path.exists():
-        read_weights(learner, path, sections)
-        return
+        try:
+            read_weights(learner, path, sections)
+            return
+        except UserError:  # it is damaged, and is written anew
+            pass
     generator = torch.Generator().manual_seed(derive_seed(seed, "episodes"))
     with progress("learning the learner's weights", options.steps) as advance:
         pretrain(learner, options, generator, gaussian_episodes, lambda step, loss, accuracy: advance(1))
@@ -116,10 +137,11 @@ def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Map
 @WEIGHTS.enter(
     "pretrained",
     "weights that come with the package: of an OVQ layer, learned on gaussian_classes (`make pretrained`)",
+    options=ReadOptions,
 )
 def from_package(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Read the weights that come with the package."""
-    read_weights(learner, Path(__file__).with_name("pretrained.pt"), sections)
+    read_weights(learner, PACKAGED, sections, options.sha256)
 
 
 @WEIGHTS.enter("file", "a file that `cl-ovq pretrain` wrote", options=FileOptions)
@@ -127,7 +149,16 @@ def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, An
     """Read weights from a file."""
     if options.path is None:
         raise UserError("learner.path is missing: name the file of weights")
-    read_weights(learner, Path(options.path).expanduser(), sections)
+    read_weights(learner, Path(options.path).expanduser(), sections, options.sha256)
+
+
+def known_sha256(options: ReadOptions) -> str | None:
+    """Return the checksum of the weights that would be read; None where there are none."""
+    path = getattr(options, "path", str(PACKAGED))
+    try:
+        return None if path is None else sha256_of(Path(path).expanduser())
+    except StreamDataError:
+        return None
 
 
 def write_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], seed: int) -> None:
@@ -153,7 +184,7 @@ def write_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], s
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any]) -> None:
+def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], expected: str | None = None) -> None:
     """Read weights from a file, which is not trusted: nothing in it is run.
 
     Args:
@@ -161,11 +192,17 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any]) ->
         path: of the file.
         sections: what decides the weights of this learner, see `deciding`. Its dictionary may be another one than that
             of the weights: no weight is made for its size.
+        expected: checksum that the file must have; any if None.
 
     Raises:
         UserError: it is no file of weights, or the weights are of another learner.
     """
     try:
+        if expected is not None and (found := sha256_of(path)) != expected:
+            raise UserError(
+                f"learner.weights: those in {path} are others than those of the run: their sha256 is {found}, and was "
+                f"{expected}"
+            )
         content = torch.load(path, map_location="cpu", weights_only=True)
         theirs, weights = content["sections"]["learner"], content["weights"]
         for key, value in sections["learner"].items():
@@ -173,6 +210,8 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any]) ->
                 raise UserError(f"learner.{key}: {value}, and the weights in {path} were learned with {theirs[key]}")
     except OSError as error:
         raise UserError(f"learner: cannot read {path}: {error.strerror}") from error
+    except StreamDataError as error:
+        raise UserError(f"learner: {error}") from error
     except UserError:
         raise
     except Exception as error:  # of whatever kind: pickle's, zip's, or a key that is missing
@@ -183,9 +222,7 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any]) ->
         raise UserError(f"learner: the weights in {path} are of another learner: {first_line(error)}") from error
 
 
-PRETRAINING = frozenset(
-    {"weights", "weights_seed", "path", *(field.name for field in dataclasses.fields(PretrainingOptions))}
-)
+PRETRAINING = frozenset({"weights", "weights_seed", *(field.name for field in dataclasses.fields(PretrainingOptions))})
 
 
 def _folder() -> Path:

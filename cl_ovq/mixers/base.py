@@ -73,10 +73,12 @@ class MixerPart(Part[MixerBuilder]):
     Attributes:
         rotary: whether it rotates queries and keys, given its options; heads must then be of even size.
         has_dictionary: whether it learns a dictionary that can be resized, and shared by sequences.
+        sharpens: whether it reads `Mixer.sharpness`, as attention over all tokens does.
     """
 
     rotary: Callable[[Any], bool] = lambda options: False
     has_dictionary: bool = False
+    sharpens: bool = False
 
 
 MIXERS: Registry[MixerPart] = Registry("mixer", MixerPart)

@@ -201,6 +201,7 @@ class OVQOptions(MixerOptions):
     options=OVQOptions,
     sections={"dictionary": DictionaryConfig},
     has_dictionary=True,
+    sharpens=True,
 )
 def build_ovq(options: OVQOptions, dictionary: DictionaryConfig) -> OVQAttention:
     """Build an OVQ layer."""

@@ -72,6 +72,7 @@ class SoftmaxOptions(MixerOptions):
     "causal softmax attention (Vaswani et al. 2017): exact, state grows with every token",
     options=SoftmaxOptions,
     rotary=lambda options: options.position == "rotary",
+    sharpens=True,
 )
 def build_softmax(options: SoftmaxOptions) -> SoftmaxAttention:
     """Build softmax attention."""

@@ -214,6 +214,7 @@ class VQOptions(MixerOptions):
     "attention over keys quantized by a codebook learned in training: Transformer-VQ (Lingle 2023)",
     options=VQOptions,
     sections={"dictionary": ChunkOptions},
+    sharpens=True,
 )
 def build_vq(options: VQOptions, dictionary: ChunkOptions) -> VQAttention:
     """Build vector-quantized attention."""

@@ -8,7 +8,7 @@ from cl_ovq.models.fixed import FixedFeatureModel  # isort: skip
 from cl_ovq.models.sequence import SequenceModel  # isort: skip
 from cl_ovq.models.memory import MemoryHead, MemoryOptions  # isort: skip
 from cl_ovq.models.base import HEADS, MODELS, Model, ModelContext
-from cl_ovq.models.build import build_model, check_model
+from cl_ovq.models.build import build_model, check_model, check_stack
 from cl_ovq.models.freezing import freeze_encoder
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "SequenceModel",
     "build_model",
     "check_model",
+    "check_stack",
     "freeze_encoder",
 ]

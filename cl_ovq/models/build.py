@@ -29,19 +29,35 @@ def check_model(model: ModelConfig) -> None:
     """
     if isinstance(model, SequenceModelOptions) and model.tied and model.train_encoder != "always":
         raise UserError("model.tied: a head that is the embedding cannot learn alone: use model.train_encoder=always")
-    if not isinstance(model, StackOptions):
-        return
-    if model.pattern == []:
-        raise UserError("model.pattern: is empty: name the mixers of the layers in turn, or null for model.mixer")
-    if model.width % model.heads:
-        raise UserError(f"model.heads: {model.heads} heads do not divide model.width={model.width}")
-    if model.width // model.heads % 2 and any(MIXERS[name].rotary(model) for name in layer_mixers(model)):
+    if isinstance(model, StackOptions):
+        check_stack("model", model)
+
+
+def check_stack(section: str, stack: StackOptions) -> None:
+    """Check what can be checked of a stack of layers before anything is built.
+
+    Args:
+        section: of the configuration that says what it is.
+        stack: that section.
+
+    Raises:
+        UserError: options do not fit each other.
+    """
+    if stack.pattern == []:
         raise UserError(
-            f"model.heads: rotary positions need heads of even size, and {model.heads} heads of "
-            f"model.width={model.width} have {model.width // model.heads} features each"
+            f"{section}.pattern: is empty: name the mixers of the layers in turn, or null for {section}.mixer"
         )
-    if isinstance(model, OVQOptions) and model.heads % (model.key_value_heads or model.heads):
-        raise UserError(f"model.key_value_heads: {model.key_value_heads} does not divide model.heads={model.heads}")
+    if stack.width % stack.heads:
+        raise UserError(f"{section}.heads: {stack.heads} heads do not divide {section}.width={stack.width}")
+    if stack.width // stack.heads % 2 and any(MIXERS[name].rotary(stack) for name in layer_mixers(stack)):
+        raise UserError(
+            f"{section}.heads: rotary positions need heads of even size, and {stack.heads} heads of "
+            f"{section}.width={stack.width} have {stack.width // stack.heads} features each"
+        )
+    if isinstance(stack, OVQOptions) and stack.heads % (stack.key_value_heads or stack.heads):
+        raise UserError(
+            f"{section}.key_value_heads: {stack.key_value_heads} does not divide {section}.heads={stack.heads}"
+        )
 
 
 def build_model(

@@ -37,6 +37,16 @@ class GradientFreeHead(nn.Module, ABC):
         self.classes = classes
         self._prepared: Any = None
 
+    @classmethod
+    def made_again(cls, config: Any, **settings: Any) -> GradientFreeHead:
+        """Make the head of a trained model, whose statistics are loaded then.
+
+        Args:
+            config: of its run.
+            settings: `features`, `classes` and its `settings`.
+        """
+        return cls(**settings)
+
     @property
     @abstractmethod
     def seen(self) -> Tensor:

@@ -79,15 +79,16 @@ def _saved_head(model: nn.Module) -> dict[str, Any] | None:
     return {"kind": type(head.memory).__name__, "settings": head.memory.settings}
 
 
-def _put_head(model: nn.Module, kind: str, settings: dict[str, Any]) -> None:
+def _put_head(model: nn.Module, config: ExperimentConfig, kind: str, settings: dict[str, Any]) -> None:
     """Put a head that learns without gradients into a model, as its strategy did."""
+    import cl_ovq.in_context.head  # noqa: F401 - as those of the next line
     from cl_ovq.models import discriminant, fecam, neighbours, ridge  # noqa: F401 - their classes are found below
     from cl_ovq.models.heads import RememberingHead, unwrap
 
     network = unwrap(model)
     (made,) = [cls for cls in GradientFreeHead.__subclasses__() if cls.__name__ == kind][-1:]
     sizes = {"features": network.head.in_features, "classes": network.head.out_features}
-    network.head = RememberingHead(made(**sizes, **settings), None)
+    network.head = RememberingHead(made.made_again(config, **sizes, **settings), None)
 
 
 def _saved_encoder(stream: EncodedStream) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def load_model(path: Path) -> SavedModel:
     )
     model = build_model(config, cast("Stream", stream), saved.get("recipe"))
     if (head := saved.get("head")) is not None:
-        _put_head(model, **head)
+        _put_head(model, config, **head)
     model.load_state_dict(saved["state"])
     if (encoder := saved.get("encoder")) is not None:
         options = cast("EncoderOptions", config.encoder)

@@ -12,7 +12,7 @@ from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
 from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
-from cl_ovq.models import MODELS, check_model
+from cl_ovq.models import MODELS, check_model, check_stack
 from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
 from streams import STREAMS
@@ -60,6 +60,7 @@ def check_config(config: ExperimentConfig) -> None:
         )
     check_training(config)
     _check_dictionary(config)
+    _check_learner(config)
     check_beside(config)
     check_end(config, getattr(config.stream.options, "experiences", None))
     if config.memory is not None and strategy.no_memory_head is not None:
@@ -125,6 +126,25 @@ def _check_dictionary(config: ExperimentConfig) -> None:
         )
     if dictionary.sums and (dictionary.half_life is not None or isinstance(dictionary, RateOptions)):
         raise UserError("dictionary.sums: needs dictionary.learning_rate=adaptive and dictionary.half_life=null")
+
+
+def _check_learner(config: ExperimentConfig) -> None:
+    """Check before data is loaded, and weights are learned, that a learner in context can be built."""
+    learner = config.learner
+    if learner is None:
+        return
+    check_stack("learner", learner)
+    mixers = layer_mixers(learner)
+    if any(MIXERS[name].has_dictionary for name in mixers) and isinstance(config.dictionary, SharedOptions):
+        raise UserError(
+            "dictionary.scope: in_context carries dictionaries from experience to experience in its sequence's state: "
+            "use dictionary.scope=sequence"
+        )
+    if learner.log_length_scaling and not any(MIXERS[name].sharpens for name in mixers):
+        raise UserError(
+            f"learner.log_length_scaling: changes nothing for {', '.join(dict.fromkeys(mixers))}: mixers that it does: "
+            f"{', '.join(MIXERS.having(lambda mixer: mixer.sharpens))}"
+        )
 
 
 def check_beside(config: ExperimentConfig) -> None:

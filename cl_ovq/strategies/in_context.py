@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cl_ovq.errors import UserError
 from cl_ovq.in_context import LearnerOptions, build_learner
-from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers
 from cl_ovq.options import NoOptions
 from cl_ovq.strategies.base import STRATEGIES, Context
 from cl_ovq.strategies.gradient_free import FACTS
@@ -26,7 +24,7 @@ def build_in_context(options: NoOptions, context: Context, learner: LearnerOptio
     """Build the strategy whose only memory is the state of a learner.
 
     Raises:
-        UserError: the learner's dictionaries would be shared, or its weights cannot be had.
+        UserError: the learner's weights cannot be had.
     """
     from cl_ovq.in_context.head import InContextHead
     from cl_ovq.models.freezing import freeze_encoder
@@ -34,12 +32,6 @@ def build_in_context(options: NoOptions, context: Context, learner: LearnerOptio
     from cl_ovq.training.in_context import FirstExperience
     from cl_ovq.training.memory import MemoryWrites
 
-    learns_dictionaries = any(MIXERS[name].has_dictionary for name in layer_mixers(learner))
-    if learns_dictionaries and isinstance(context.dictionary, SharedOptions):
-        raise UserError(
-            "dictionary.scope: in_context carries dictionaries from experience to experience in its sequence's state: "
-            "use dictionary.scope=sequence"
-        )
     network = unwrap(context.common["model"])
     freeze_encoder(network)
     seed = context.seed if learner.weights_seed is None else learner.weights_seed

@@ -38,7 +38,7 @@ ORDER = (
     "cl_ovq.__main__",
 )
 # Models that were registered with MLflow name this module, which therefore stays where it is.
-EXCEPTIONS = {("cl_ovq/models/saving.py", "cl_ovq.config")}
+EXCEPTIONS = {("cl_ovq/models/saving.py", "cl_ovq.config"), ("cl_ovq/models/saving.py", "cl_ovq.in_context")}
 FILES = sorted(
     path.relative_to(ROOT) for top in ("kernels", "streams", "cl_ovq") for path in (ROOT / top).rglob("*.py")
 )

@@ -1,6 +1,7 @@
 """A learner whose weights rest: what it is given, what it keeps, and where its weights come from."""
 
 import copy
+import hashlib
 import io
 import pickle
 
@@ -18,7 +19,10 @@ from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.pretraining import PretrainingOptions, gaussian_episodes, pretrain
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
 from cl_ovq.mixers import MIXERS, SoftmaxAttention, build_mixers
+from cl_ovq.models.saving import load_model, save_model
+from cl_ovq.runs.reevaluate import trained_model
 from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import load_stream
 from streams.gaussian_classes import MODES, GaussianClasses
 
 F, C = 12, 4  # features, classes
@@ -247,7 +251,7 @@ def test_weights_from_a_file(cache, tmp_path):
         build_learner(own.learner, own.dictionary, 0)
     own.learner.width = 16
     own.learner.path = str(tmp_path / "none.pt")
-    with pytest.raises(UserError, match=r"^learner: cannot read .*none\.pt: No such file"):
+    with pytest.raises(UserError, match=r"^learner: .*none\.pt: cannot be read \(No such file"):
         build_learner(own.learner, own.dictionary, 0)
     own.learner.path = None
     with pytest.raises(UserError, match=r"^learner\.path is missing"):
@@ -273,6 +277,73 @@ def test_a_file_that_is_none_is_one_line_and_runs_nothing(cache, tmp_path, monke
         weights.read_weights(learner, path, deciding(options, dictionary))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_cache_is_learned_anew(cache):
+    options, dictionary = configured("ovq")
+    learner = build_learner(options, dictionary, 5)
+    (path,) = cache.iterdir()
+    path.write_bytes(b"damaged")
+    again = build_learner(options, dictionary, 5)
+    assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
+    weights.read_weights(again, path, deciding(options, dictionary))
+
+
+def test_other_weights_in_the_same_file_are_another_run(cache, tmp_path):
+    path = tmp_path / "learner.pt"
+
+    def config(*overrides):
+        plain = ("tracking.enabled=false", "figures=false", f"output_dir={tmp_path / 'run'}", "evaluation.stop_after=1")
+        file = ("learner.weights=file", f"learner.path={path}")
+        return load_config("in_context_digits", (*plain, *file, *overrides))
+
+    def write(seed):
+        own = load_config("in_context_digits", ("learner.weights=gaussian_classes", "learner.steps=1"))
+        learner = build_learner(own.learner, own.dictionary, seed)
+        write_weights(learner, path, deciding(own.learner, own.dictionary), seed)
+
+    assert config().learner.sha256 is None  # there is no file yet
+    write(0)
+    first = config()
+    assert first.learner.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    run_experiment(first, Console(file=io.StringIO()))
+    write(1)
+    with pytest.raises(UserError, match=r"learner\.sha256"):
+        run_experiment(config(), Console(file=io.StringIO()), resume=True)
+    with pytest.raises(UserError, match="are others than those of the run: their sha256 is"):
+        build_learner(first.learner, first.dictionary, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["learner.heads=3"], "learner.heads: 3 heads do not divide learner.width=128"),
+        (["learner.pattern=[]"], "learner.pattern: is empty"),
+        (["learner.key_value_heads=3"], "learner.key_value_heads: 3 does not divide"),
+        (["dictionary.scope=stream"], "dictionary.scope: in_context carries dictionaries"),
+        (
+            ["learner.mixer=linear"],
+            "learner.log_length_scaling: changes nothing for linear: mixers that it does: .*ovq",
+        ),
+        (["learner.mixer=softmax"], "learner.mixer: softmax, and the weights in .* were learned with ovq"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, monkeypatch, overrides, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^{line}"):
+        run_experiment(load_config("in_context_digits", overrides), Console(file=io.StringIO()))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_logged_model_is_the_trained_one(tmp_path):
+    overrides = ("tracking.enabled=false", "figures=false", f"output_dir={tmp_path / 'run'}", "evaluation.stop_after=2")
+    result = run_experiment(load_config("in_context_digits", overrides), Console(file=io.StringIO()))
+    stream, trained = load_stream(load_config("in_context_digits", overrides)), trained_model(result.output_dir)
+    config = load_config("in_context_digits", overrides)
+    save_model(tmp_path / "model.pt", trained, config, stream)
+    x = stream.samples.gather(torch.arange(7))
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "model.pt").model(x), trained(x))
 
 
 def test_the_weights_that_come_with_the_package_learn_digits(tmp_path):
