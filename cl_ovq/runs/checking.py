@@ -60,7 +60,6 @@ def check_config(config: ExperimentConfig) -> None:
         )
     check_training(config)
     _check_dictionary(config)
-    _check_learner(config)
     check_beside(config)
     check_end(config, getattr(config.stream.options, "experiences", None))
     if config.memory is not None and strategy.no_memory_head is not None:
@@ -73,6 +72,7 @@ def check_config(config: ExperimentConfig) -> None:
             f"model.head: '{config.model.head}' does not go with strategy.name={name}, which is a head of its own: "
             "use model.head=linear"
         )
+    _check_learner(config)
     for tag in OWN_TAGS:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")

@@ -269,7 +269,9 @@ def test_resolved_configuration_written_as_yaml_loads_to_the_same(write, tree):
     for section, values in tree.items():
         found = config.seed if section == "seed" else to_dict(config)[section]
         if isinstance(values, dict):
-            assert {key: found[key] for key in values} == values
+            # A checksum that is not given is filled in where the weights are on this machine.
+            given = {key: value for key, value in values.items() if (key, value) != ("sha256", None)}
+            assert {key: found[key] for key in given} == given
         else:
             assert found == values
     resolved = write(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), "resolved.yaml")  # as a run writes it
