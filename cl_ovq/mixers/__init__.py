@@ -19,6 +19,7 @@ from cl_ovq.mixers.dictionary_options import (
     DictionaryConfig,
     RateOptions,
     SharedOptions,
+    operator_options,
     scope_of,
 )
 from cl_ovq.mixers.gated_delta import GatedDeltaNet
@@ -56,6 +57,7 @@ __all__ = [
     "build_mixers",
     "dictionaries",
     "layer_mixers",
+    "operator_options",
     "scope_of",
     "seed_dictionaries",
     "sharpened",

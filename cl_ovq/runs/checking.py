@@ -11,10 +11,11 @@ from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
-from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, scope_of
+from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, operator_options, scope_of
 from cl_ovq.models import MODELS, check_model, check_stack
 from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
+from kernels.triton.support import unserved
 from streams import STREAMS
 
 # Tags that say what a run is; a sweep says which revision its trials are of.
@@ -77,6 +78,7 @@ def check_config(config: ExperimentConfig) -> None:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
     device = find_device(config.device)
+    _check_implementation(config, device)
     check_precision(config.training.precision, device)
     if config.training.compile:
         check_compiler(device)
@@ -145,6 +147,18 @@ def _check_learner(config: ExperimentConfig) -> None:
             f"learner.log_length_scaling: changes nothing for {', '.join(dict.fromkeys(mixers))}: mixers that it does: "
             f"{', '.join(MIXERS.having(lambda mixer: mixer.sharpens))}"
         )
+
+
+def _check_implementation(config: ExperimentConfig, device: torch.device) -> None:
+    """Check that Triton's kernels serve the layers that ask for them."""
+    for section in ("model", "learner"):
+        options = getattr(config, section)
+        if getattr(options, "implementation", "auto") != "triton" or "ovq" not in layer_mixers(options):
+            continue
+        head = torch.empty(1, 1, options.heads, options.width // options.heads, device=device)
+        reason = unserved(head, head, head, operator_options(config.dictionary))
+        if reason is not None:
+            raise UserError(f"{section}.implementation: triton cannot serve this run: {reason}: use auto")
 
 
 def check_beside(config: ExperimentConfig) -> None:
