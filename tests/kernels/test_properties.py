@@ -71,13 +71,14 @@ def assert_pieces_are_the_whole(inputs, options, cuts, implementation):
     assert_states_close(state, final, **tolerance)
 
 
-def test_ten_thousand_tokens_one_at_a_time():
+@pytest.mark.parametrize("tokens", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_tokens_one_at_a_time(tokens):
     options = DictionaryOptions(capacity=64, chunk_size=32)
-    inputs = random_inputs(t=10_000, h=2, dk=8, dv=8)
+    inputs = random_inputs(t=tokens, h=2, dk=8, dv=8)
     with torch.no_grad():
         whole, final = inputs.run(options, "chunked")
         state, outputs = None, []
-        for s in range(10_000):
+        for s in range(tokens):
             o, state = inputs.cut(s, s + 1).run(options, "chunked", state)
             outputs.append(o)
     torch.testing.assert_close(torch.cat(outputs, 1), whole)

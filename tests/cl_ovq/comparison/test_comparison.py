@@ -117,7 +117,7 @@ def test_less_of_a_loss_is_better():
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """Real runs of four seeds each, with replay and without: with three, processors that round otherwise decided the test."""
+    """Real runs with replay and without, of four seeds each: of three, how a processor rounds decided the test."""
     folder = tmp_path_factory.mktemp("compared")
     for name in ("replay", "naive"):
         settings = ("seeds=4", "strategy.epochs=4", f"strategy.name={name}", f"output_dir={folder / name}")

@@ -159,10 +159,11 @@ def test_sizes_that_do_not_divide_are_refused(sizes):
         OVQAttention(width=8, options=DictionaryOptions(capacity=4), **sizes)
 
 
-def test_ten_thousand_tokens_one_at_a_time():
+@pytest.mark.parametrize("tokens", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_tokens_one_at_a_time(tokens):
     torch.manual_seed(0)
     layer = OVQAttention(width=8, heads=2, options=DictionaryOptions(capacity=32, chunk_size=64))
-    x = torch.randn(1, 10_000, 8)
+    x = torch.randn(1, tokens, 8)
     with torch.no_grad():
         whole, _ = layer(x)
         state, pieces = None, []

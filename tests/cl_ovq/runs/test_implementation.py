@@ -22,7 +22,8 @@ def interpreted(monkeypatch):
     ],
 )
 def test_options_that_triton_does_not_serve(tiny, interpreted, overrides, reason):
-    with pytest.raises(UserError, match=rf"^model\.implementation: triton cannot serve this run: {reason}.*: use auto$"):
+    line = rf"^model\.implementation: triton cannot serve this run: {reason}.*: use auto$"
+    with pytest.raises(UserError, match=line):
         check_config(tiny("model.implementation=triton", *overrides))
     check_config(tiny("model.implementation=chunked", *overrides))
 

@@ -80,7 +80,7 @@ class Disturb(SupervisedPlugin):
 
     def _pass(self, strategy, **kwargs):
         assert strategy.is_training
-        strategy.model(strategy.mb_x.flip(0), *((0,) if isinstance(strategy.model, TaskMaskedModel) else ()))
+        strategy.model(strategy.mb_x[:20].flip(0), *((0,) if isinstance(strategy.model, TaskMaskedModel) else ()))
 
     before_training_iteration = before_forward = after_forward = before_backward = _pass
     after_backward = before_update = after_update = after_training_iteration = _pass
@@ -121,9 +121,9 @@ def test_every_step_writes_the_tokens_of_its_own_batch_once(session, name):
 
 @every_strategy
 def test_other_passes_and_evaluation_in_training_leave_dictionaries_alone(session, name):
-    plain, disturbed = (session(*quick(name)) for _ in range(2))
+    plain, disturbed = (session(*quick(name, "strategy.epochs=1")) for _ in range(2))
     plain.learn()
-    disturbed.learn(Disturb(), last=[Disturb(), Evaluate(disturbed.test)])
+    disturbed.learn(Disturb(), last=[Disturb(), Evaluate(disturbed.test[:1])])
     assert _bytes(disturbed.model) == _bytes(plain.model)
 
 
