@@ -132,14 +132,14 @@ def make_folder(path: Path, key: str) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, and the folders to it, so that a reader finds the old content or the new, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, and the folders to it, so that a reader finds the old content or the new, never a part.
 
     Raises:
         UnwrittenError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, [text.encode()])
+        replace_file(path, [content.encode() if isinstance(content, str) else content])
     except OSError as error:
         raise UnwrittenError(f"{path} cannot be written: {error.strerror}") from error

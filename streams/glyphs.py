@@ -70,6 +70,15 @@ class GlyphForm:
             "maximum": 100_000,
         },
     )
+    skip: int = field(
+        default=0,
+        metadata={
+            "help": "characters of the draw that are left out before the classes are taken: with skip=2400 none of "
+            "those that classes=2400 takes, e.g. to learn an encoder on some and a stream of others",
+            "minimum": 0,
+            "maximum": 100_000,
+        },
+    )
     size: int = field(
         default=16, metadata={"help": "height and width of an image in pixels", "minimum": 8, "maximum": 512}
     )
@@ -130,8 +139,8 @@ def load_glyphs(options: GlyphOptions) -> LabelledData:
             f"characters: '{options.characters}' are fewer than two characters, and no set: {', '.join(SETS)}"
         )
     data = read_glyphs(source)
-    if options.classes is not None:
-        data = _drawn(data, options.classes)
+    if options.classes is not None or options.skip:
+        data = _drawn(data, options.skip, options.classes)
     return replace(data, test_fraction=options.test_fraction)
 
 
@@ -195,8 +204,13 @@ def _rendered(source: GlyphSource, files: list[Path], sink: Sink) -> LabelledDat
     )
 
 
-def _drawn(data: LabelledData, classes: int) -> LabelledData:
+def _drawn(data: LabelledData, skip: int, classes: int | None) -> LabelledData:
     """Returns the data set of some of its classes, drawn alike for every seed; a smaller draw is part of a larger one.
+
+    Args:
+        data: of all characters.
+        skip: how many of the draw are left out first.
+        classes: how many are taken then; all that are left if None.
 
     Raises:
         StreamDataError: it has fewer.
@@ -206,16 +220,17 @@ def _drawn(data: LabelledData, classes: int) -> LabelledData:
     from streams.counter_rng import Draws
 
     count = len(data.class_names)
-    if classes > count:
-        raise StreamDataError(f"classes={classes}: all typefaces have {count} of the characters in common")
-    chosen = np.sort(Draws("glyphs").orders(1, count)[0, :classes])
+    if skip + (2 if classes is None else classes) > count:
+        asked = f"skip={skip}" if classes is None else f"classes={classes}" + (f" after skip={skip}" if skip else "")
+        raise StreamDataError(f"{asked}: all typefaces have {count} of the characters in common")
+    chosen = np.sort(Draws("glyphs").orders(1, count)[0, skip:][:classes])
     each = len(data.targets) // count
     rows = (chosen[:, None] * each + np.arange(each)).ravel()
     assert data.domains is not None
     return replace(
         data,
         inputs=data.inputs[rows],
-        targets=np.repeat(np.arange(classes), each),
+        targets=np.repeat(np.arange(len(chosen)), each),
         class_names=tuple(data.class_names[label] for label in chosen),
         domains=data.domains[rows],
     )

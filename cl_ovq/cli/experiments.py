@@ -92,12 +92,31 @@ def pretrain(
     if isinstance(options, ReadOptions):
         raise UserError(
             f"pretrain: learner.weights={options.weights} reads weights, and learns none: use "
-            "learner.weights=gaussian_classes"
+            "learner.weights=gaussian_classes or learner.weights=features"
         )
     seed = loaded.seed if options.weights_seed is None else options.weights_seed
     learner = build_learner(options, loaded.dictionary, seed)
     write_weights(learner, output, deciding(options, loaded.dictionary), seed)
     Console().print(f"weights: {output}", soft_wrap=True, markup=False)
+
+
+@commands.command()
+def features(
+    config: Config,
+    output: Annotated[Path, typer.Option(help="File: .npz.", callback=writable_file)],
+    overrides: Overrides = None,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Write the samples of an experiment's stream, through its encoder, for the stream `features` and learner.data."""
+    from cl_ovq.config import load_config
+    from cl_ovq.runs.checking import check_config
+    from cl_ovq.runs.hand_over import write_features
+
+    loaded = load_config(config, overrides or (), allow_env=allow_env)
+    check_config(loaded)
+    samples, size = write_features(loaded, output)
+    Console().print(f"written: {output}, {samples:,} samples of {size} features", soft_wrap=True, markup=False)
 
 
 @commands.command()

@@ -98,6 +98,19 @@ def lengths(
 
 
 @commands.command()
+def weights(
+    run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
+    output: Annotated[Path, typer.Option(help="File: .pth or .pt.", callback=writable_file)],
+    imports: Imports = None,
+) -> None:
+    """Write the weights of a run's trained model to a file, e.g. for encoder.weights of other runs."""
+    from cl_ovq.runs.hand_over import write_model_weights
+
+    numbers = write_model_weights(run, output)
+    Console().print(f"written: {output}, {numbers:,} weights", soft_wrap=True, markup=False)
+
+
+@commands.command()
 def ui(
     runs: Annotated[
         list[str] | None,

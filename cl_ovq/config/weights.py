@@ -1,4 +1,4 @@
-"""The checksum of weights that are read, in a configuration: with other weights in the same file it is another run."""
+"""Checksums of weights, and of what these are learned on, in a configuration: with another file it is another run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from cl_ovq.config.schema import ExperimentConfig
 from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.frozen import features_root, known_sha256
-from cl_ovq.in_context import ReadOptions
+from cl_ovq.in_context import FromFileOptions
 from cl_ovq.in_context import known_sha256 as known_weights
 
 Layers = Sequence[Mapping[str, Any]]
 # Keys, of each section that reads weights, that say which ones are meant.
-NAMING = {"encoder": {"name", "model", "weights"}, "learner": {"weights", "path"}}
+NAMING = {"encoder": {"name", "model", "weights"}, "learner": {"weights", "path", "data"}}
 
 
 def with_checksum(config: ExperimentConfig) -> ExperimentConfig:
@@ -22,7 +22,7 @@ def with_checksum(config: ExperimentConfig) -> ExperimentConfig:
     if encoder is not None and encoder.sha256 is None:
         encoder.sha256 = known_sha256(config.encoder.name, encoder, features_root(encoder))
     learner = config.learner
-    if isinstance(learner, ReadOptions) and learner.sha256 is None:
+    if isinstance(learner, FromFileOptions) and learner.sha256 is None:
         learner.sha256 = known_weights(learner)
     return config
 

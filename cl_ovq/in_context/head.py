@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_ovq.errors import UserError
 from cl_ovq.in_context.learner import InContextLearner, random_codes
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
 from cl_ovq.in_context.state import dictionaries_of, expanded, rebuilt, tensors_of
@@ -25,7 +26,8 @@ class InContextHead(GradientFreeHead):
     """Feeds samples and labels through a learner, whose state is carried on; a query reads a copy of it.
 
     Features are standardised by those of the first experience (`begin`), and mapped to D by a random projection where
-    they are more. Each class has a random code. Both follow from the seed.
+    they are more; or by what the learner brings, see `InContextLearner`. Each class has a random code. Codes and
+    projection follow from the seed.
 
     Args:
         features: F.
@@ -33,9 +35,12 @@ class InContextHead(GradientFreeHead):
         learner: its weights are not changed.
         seed: of codes and projection.
 
+    Raises:
+        UserError: the learner is for features of one encoder, and these are others.
+
     Buffers:
         counts: samples of each class, `[C]` int64.
-        mean, deviation: `[1, F]`, of the features of the first experience; the latter is zero before it.
+        mean, deviation: `[1, F]`, that features are standardised by; the latter is zero before the first experience.
         state_0, ...: of the learner's mixers, as `state.tensors_of` yields them; none before the first sample.
     """
 
@@ -58,6 +63,14 @@ class InContextHead(GradientFreeHead):
         projection = projection_of(features, learner.features, generator)
         self.register_buffer("projection", projection, persistent=False)
         self.fields = 0  # tensors of the state
+        if self.given:
+            if features != learner.features:
+                raise UserError(
+                    f"learner.features: its weights were learned on features of one encoder, {learner.features} of "
+                    f"them, and the model has {features}"
+                )
+            self.mean.copy_(learner.mean)
+            self.deviation.copy_(learner.deviation)
 
     @classmethod
     def made_again(cls, config: Any, **settings: Any) -> InContextHead:
@@ -84,8 +97,14 @@ class InContextHead(GradientFreeHead):
     @property
     def nbytes(self) -> int:
         """Bytes carried from experience to experience: state, counts and statistics; weights and codes are given."""
-        carried = (self.counts, self.mean, self.deviation, *(getattr(self, f"{STATE}{i}") for i in range(self.fields)))
+        statistics = () if self.given else (self.mean, self.deviation)
+        carried = (self.counts, *statistics, *(getattr(self, f"{STATE}{i}") for i in range(self.fields)))
         return sum(tensor.nbytes for tensor in carried)
+
+    @property
+    def given(self) -> bool:
+        """Whether how features are standardised comes with the learner."""
+        return bool(self.learner.deviation.any())
 
     @property
     def standardised(self) -> bool:

@@ -34,9 +34,13 @@ class InContextLearner(nn.Module):
 
     Buffers:
         trained_length: most tokens of an episode that the weights were learned on, int64; 0 before.
+        mean, deviation: `[1, D]`, of the features that the weights were learned on, by which others of the same encoder
+            are standardised; the latter is zero where each stream is standardised by itself.
     """
 
     trained_length: Tensor
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class InContextLearner(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(8.0))
         self.log_length_scaling = log_length_scaling
         self.register_buffer("trained_length", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(1, features))
+        self.register_buffer("deviation", torch.zeros(1, features))
 
     def forward(
         self, x: Tensor, codes: Tensor | None, states: list[Any] | None = None, *, return_state: bool = False

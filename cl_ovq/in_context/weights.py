@@ -11,22 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError
+from cl_ovq.in_context.episodes import Draw, DrawnFromData, EpisodeOptions, gaussian_episodes
 from cl_ovq.in_context.learner import InContextLearner
-from cl_ovq.in_context.pretraining import PretrainingOptions, gaussian_episodes, pretrain
+from cl_ovq.in_context.pretraining import pretrain
+from cl_ovq.in_context.standardisation import standardise, statistics_of
+from cl_ovq.in_context.weight_files import FORMAT, read_weights, write_weights
 from cl_ovq.mixers import StackOptions, build_mixers
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness
 from streams import StreamDataError
+from streams.cache import alone
+from streams.features import FeatureOptions, load_features
 from streams.files import sha256_of
 from streams.progress import progress
 
-FORMAT = 1  # of a file of weights, and of what pretraining draws: raised where the same options give other weights
-INDIFFERENT = ("implementation", "path", "sha256", "log_length_scaling")  # keys that decide no weight
+INDIFFERENT = ("implementation", "path", "data", "log_length_scaling")  # keys that decide no weight
 
 PACKAGED = Path(__file__).with_name("pretrained.pt")
 
@@ -58,12 +63,17 @@ class LearnerOptions(StackOptions):
 
 
 @dataclass
-class ReadOptions:
-    """Which weights are read."""
+class FromFileOptions:
+    """Which file it is."""
 
     sha256: str | None = option(
-        None, "checksum of the file of weights; the run fills it in, and refuses other weights where it is given"
+        None, "checksum of the file of weights, or of data; the run fills it in, and refuses another where it is given"
     )
+
+
+@dataclass
+class ReadOptions(FromFileOptions):
+    """Which weights are read."""
 
 
 @dataclass
@@ -71,6 +81,17 @@ class FileOptions(ReadOptions):
     """A file of weights."""
 
     path: str | None = option(None, "file of weights that `cl-ovq pretrain` wrote; must be given")
+
+
+@dataclass
+class FeaturesOptions(FromFileOptions, EpisodeOptions):
+    """Episodes of the classes of a file."""
+
+    data: str | None = option(
+        None,
+        "file of feature vectors with labels (.npz, .csv, .tsv, .parquet), as the stream `features` reads it, whose "
+        "classes the stream must not have; must be given",
+    )
 
 
 def bare_learner(options: LearnerOptions, dictionary: Any) -> InContextLearner:
@@ -106,8 +127,9 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
 def deciding(options: LearnerOptions, dictionary: Any) -> dict[str, Any]:
     """Return what decides a learner's weights beside the seed, by section."""
     given = {"learner": options, "dictionary": dictionary}
+    indifferent = (*INDIFFERENT, "sha256") if isinstance(options, ReadOptions) else INDIFFERENT
     return {
-        section: {key: value for key, value in dataclasses.asdict(of).items() if key not in INDIFFERENT}
+        section: {key: value for key, value in dataclasses.asdict(of).items() if key not in indifferent}
         for section, of in given.items()
         if of is not None
     }
@@ -116,22 +138,90 @@ def deciding(options: LearnerOptions, dictionary: Any) -> dict[str, Any]:
 @WEIGHTS.enter(
     "gaussian_classes",
     "learned before the stream begins, on episodes of synthetic classes, once for all runs of the same options",
-    options=PretrainingOptions,
+    options=EpisodeOptions,
 )
 def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Learn weights on synthetic classes, or read those that an earlier run of these options learned."""
+    _learned_once(options, learner, sections, seed, lambda: gaussian_episodes(learner.features))
+
+
+@WEIGHTS.enter(
+    "features",
+    "learned likewise, on episodes of the classes of a file of feature vectors: others than the stream's",
+    options=FeaturesOptions,
+)
+def from_features(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
+    """Learn weights on the classes of a file, whose mean and deviation become the learner's.
+
+    Raises:
+        UserError: it cannot be read, is another file than that of the run, or has too few classes or samples.
+    """
+    if options.data is None:
+        raise UserError("learner.data is missing: name the file of feature vectors that the weights are learned on")
+    try:
+        found = sha256_of(Path(options.data).expanduser())
+    except StreamDataError as error:
+        raise UserError(f"learner.data: {error}") from error
+    if options.sha256 not in (None, found):
+        raise UserError(
+            f"learner.data: {options.data} is another file than that of the run: its sha256 is {found}, and was "
+            f"{options.sha256}"
+        )
+    sections["learner"]["sha256"] = found
+
+    def draw() -> Draw:
+        x, targets = _samples(options, learner.features)
+        mean, deviation = statistics_of(x)
+        learner.mean.copy_(mean)
+        learner.deviation.copy_(deviation)
+        return DrawnFromData(standardise(x, mean, deviation), targets, options)
+
+    _learned_once(options, learner, sections, seed, draw)
+
+
+def _learned_once(
+    options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int, draw: Callable[[], Draw]
+) -> None:
+    """Learn weights, or read those that an earlier run, or one beside this one, has learned."""
     known = json.dumps([FORMAT, sections, seed, torch.__version__], sort_keys=True)
     path = _folder() / f"{hashlib.sha256(known.encode()).hexdigest()}.pt"
-    if path.exists():
-        try:
-            read_weights(learner, path, sections)
+    if _is_read(learner, path, sections):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path.with_suffix(".lock"), "waiting for a run that learns the same learner's weights"):
+        if _is_read(learner, path, sections):
             return
-        except UserError:  # it is damaged, and is written anew
-            pass
-    generator = torch.Generator().manual_seed(derive_seed(seed, "episodes"))
-    with progress("learning the learner's weights", options.steps) as advance:
-        pretrain(learner, options, generator, gaussian_episodes, lambda step, loss, accuracy: advance(1))
-    write_weights(learner, path, sections, seed)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "episodes"))
+        drawn = draw()
+        with progress("learning the learner's weights", options.steps) as advance:
+            pretrain(learner, options, generator, drawn, lambda step, loss, accuracy: advance(1))
+        write_weights(learner, path, sections, seed)
+
+
+def _is_read(learner: InContextLearner, path: Path, sections: Mapping[str, Any]) -> bool:
+    """Read weights from the cache; False where there are none, or the file is damaged and is to be written anew."""
+    if not path.exists():
+        return False
+    try:
+        read_weights(learner, path, sections)
+    except UserError:
+        return False
+    return True
+
+
+def _samples(options: FeaturesOptions, features: int) -> tuple[Tensor, Tensor]:
+    """Return samples `[N, D]` and classes `[N]` of a file.
+
+    Raises:
+        UserError: it cannot be read, or has another number of features than the learner.
+    """
+    try:
+        found = load_features(FeatureOptions(data=options.data, cache=False))
+    except StreamDataError as error:
+        raise UserError(f"learner.data: {str(error).removeprefix('data: ')}") from error
+    if found.inputs.shape[1] != features:
+        raise UserError(f"learner.features: {features}, and {options.data} has {found.inputs.shape[1]} of a sample")
+    return torch.from_numpy(np.array(found.inputs, dtype=np.float32)), torch.from_numpy(found.targets).long()
 
 
 @WEIGHTS.enter(
@@ -152,77 +242,13 @@ def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, An
     read_weights(learner, Path(options.path).expanduser(), sections, options.sha256)
 
 
-def known_sha256(options: ReadOptions) -> str | None:
-    """Return the checksum of the weights that would be read; None where there are none."""
-    path = getattr(options, "path", str(PACKAGED))
+def known_sha256(options: FromFileOptions) -> str | None:
+    """Return the checksum of the file that would be read; None where there is none."""
+    path = options.data if isinstance(options, FeaturesOptions) else getattr(options, "path", str(PACKAGED))
     try:
         return None if path is None else sha256_of(Path(path).expanduser())
     except StreamDataError:
         return None
-
-
-def write_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], seed: int) -> None:
-    """Write weights to a file, all of it or nothing.
-
-    Args:
-        learner: whose weights.
-        path: of the file.
-        sections: what decided them, see `deciding`.
-        seed: that they were drawn and learned with.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    content = {"format": FORMAT, "sections": dict(sections), "seed": seed, "weights": learner.state_dict()}
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], expected: str | None = None) -> None:
-    """Read weights from a file, which is not trusted: nothing in it is run.
-
-    Args:
-        learner: gets them.
-        path: of the file.
-        sections: what decides the weights of this learner, see `deciding`. Its dictionary may be another one than that
-            of the weights: no weight is made for its size.
-        expected: checksum that the file must have; any if None.
-
-    Raises:
-        UserError: it is no file of weights, or the weights are of another learner.
-    """
-    try:
-        if expected is not None and (found := sha256_of(path)) != expected:
-            raise UserError(
-                f"learner.weights: those in {path} are others than those of the run: their sha256 is {found}, and was "
-                f"{expected}"
-            )
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, weights = content["sections"]["learner"], content["weights"]
-        for key, value in sections["learner"].items():
-            if key not in PRETRAINING and theirs.get(key, value) != value:
-                raise UserError(f"learner.{key}: {value}, and the weights in {path} were learned with {theirs[key]}")
-    except OSError as error:
-        raise UserError(f"learner: cannot read {path}: {error.strerror}") from error
-    except StreamDataError as error:
-        raise UserError(f"learner: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:  # of whatever kind: pickle's, zip's, or a key that is missing
-        raise UserError(f"learner: {path} is not a file of weights: {first_line(error)}") from error
-    try:
-        learner.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"learner: the weights in {path} are of another learner: {first_line(error)}") from error
-
-
-PRETRAINING = frozenset({"weights", "weights_seed", *(field.name for field in dataclasses.fields(PretrainingOptions))})
 
 
 def _folder() -> Path:

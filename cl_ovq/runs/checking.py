@@ -11,7 +11,15 @@ from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
-from cl_ovq.mixers import MIXERS, RateOptions, SharedOptions, layer_mixers, operator_options, scope_of
+from cl_ovq.mixers import (
+    MIXERS,
+    DictionaryConfig,
+    RateOptions,
+    SharedOptions,
+    layer_mixers,
+    operator_options,
+    scope_of,
+)
 from cl_ovq.models import MODELS, check_model, check_stack
 from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
@@ -156,7 +164,9 @@ def _check_implementation(config: ExperimentConfig, device: torch.device) -> Non
         if getattr(options, "implementation", "auto") != "triton" or "ovq" not in layer_mixers(options):
             continue
         head = torch.empty(1, 1, options.heads, options.width // options.heads, device=device)
-        reason = unserved(head, head, head, operator_options(config.dictionary))
+        dictionary = config.dictionary
+        assert isinstance(dictionary, DictionaryConfig)  # which an OVQ layer opens
+        reason = unserved(head, head, head, operator_options(dictionary))
         if reason is not None:
             raise UserError(f"{section}.implementation: triton cannot serve this run: {reason}: use auto")
 

@@ -124,6 +124,14 @@ def test_a_draw_of_classes_is_the_same_for_every_seed_and_part_of_a_larger_one(f
     for label, name in enumerate(few.class_names):
         expected = whole.inputs[whole.targets == LETTERS.index(name)]
         assert few.inputs[few.targets == label].tobytes() == expected.tobytes()
+    rest = load_glyphs(glyphs(fonts, classes=6, skip=6))
+    assert set(few.class_names) | set(rest.class_names) == set(more.class_names)
+    assert not set(few.class_names) & set(rest.class_names)
+    assert set(load_glyphs(glyphs(fonts, skip=12)).class_names).isdisjoint(more.class_names)
+    with pytest.raises(StreamDataError, match="classes=12 after skip=11: all typefaces have 22"):
+        load_glyphs(glyphs(fonts, classes=12, skip=11))
+    with pytest.raises(StreamDataError, match="skip=21: all typefaces have 22"):
+        load_glyphs(glyphs(fonts, skip=21))
     with pytest.raises(StreamDataError, match="classes=23: all typefaces have 22 of the characters in common"):
         load_glyphs(glyphs(fonts, classes=23))
 

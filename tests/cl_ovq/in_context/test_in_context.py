@@ -16,9 +16,9 @@ from cl_ovq.errors import UserError
 from cl_ovq.in_context import WEIGHTS, build_learner, deciding, weights, write_weights
 from cl_ovq.in_context.head import InContextHead
 from cl_ovq.in_context.learner import InContextLearner
-from cl_ovq.in_context.pretraining import PretrainingOptions, gaussian_episodes, pretrain
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
-from cl_ovq.mixers import MIXERS, SoftmaxAttention, build_mixers
+from cl_ovq.in_context.weight_files import read_weights
+from cl_ovq.mixers import MIXERS, build_mixers
 from cl_ovq.models.saving import load_model, save_model
 from cl_ovq.runs.reevaluate import trained_model
 from cl_ovq.runs.run import run_experiment
@@ -175,31 +175,6 @@ def test_synthetic_classes_are_what_they_are_said_to_be():
     assert drawn.modes.shape == (2, 3, MODES, 6)
 
 
-def test_episodes_ask_for_all_tasks_and_are_the_same_for_a_seed():
-    options = PretrainingOptions(episodes=3, tasks=4, samples=5, questions=30)
-    for seed in range(5):
-        episodes, again = (gaussian_episodes(options, 8, torch.Generator().manual_seed(seed)) for _ in range(2))
-        assert torch.equal(episodes.x, again.x)
-        tasks, s = episodes.classes // 2, episodes.samples
-        of_task = episodes.labels[:, :s].reshape(3, tasks, -1) // 2
-        assert torch.equal(of_task, torch.arange(tasks)[:, None].expand_as(of_task))
-        for row in episodes.labels[:, :s]:
-            assert (row.bincount(minlength=episodes.classes) * episodes.classes == s).all()
-        assert set(episodes.labels[:, s:].flatten().tolist()) == set(range(episodes.classes))
-
-
-def test_pretraining_teaches_classes_that_were_never_seen():
-    options = PretrainingOptions(steps=300, tasks=1, samples=5, learning_rate=5e-3)
-    torch.manual_seed(0)
-    mixers = [SoftmaxAttention(width=64, heads=1)]
-    learner, told = InContextLearner(features=8, code=16, width=64, mixers=mixers, hidden=64), []
-    pretrain(
-        learner, options, torch.Generator().manual_seed(0), tell=lambda step, loss, accuracy: told.append(accuracy)
-    )
-    assert len(told) == 300
-    assert np.mean(told[:30]) < 0.55 < 0.7 < np.mean(told[-60:])  # two classes of new episodes: chance is a half
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -211,7 +186,7 @@ def test_weights_are_learned_once(cache, monkeypatch):
     state = torch.get_rng_state()
     learner = build_learner(options, dictionary, 5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.pt"))) == 1
     monkeypatch.setattr(weights, "pretrain", None)  # an error, if it were called
     again = build_learner(options, dictionary, 5)
     assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
@@ -274,7 +249,7 @@ def test_a_file_that_is_none_is_one_line_and_runs_nothing(cache, tmp_path, monke
     options, dictionary = configured("linear")
     learner = learner_of("linear")
     with pytest.raises(UserError, match=r"^learner: .*bad\.pt") as refusal:
-        weights.read_weights(learner, path, deciding(options, dictionary))
+        read_weights(learner, path, deciding(options, dictionary))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
@@ -282,11 +257,11 @@ def test_a_file_that_is_none_is_one_line_and_runs_nothing(cache, tmp_path, monke
 def test_a_damaged_cache_is_learned_anew(cache):
     options, dictionary = configured("ovq")
     learner = build_learner(options, dictionary, 5)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.pt")
     path.write_bytes(b"damaged")
     again = build_learner(options, dictionary, 5)
     assert all(torch.equal(x, y) for x, y in zip(learner.parameters(), again.parameters(), strict=True))
-    weights.read_weights(again, path, deciding(options, dictionary))
+    read_weights(again, path, deciding(options, dictionary))
 
 
 def test_other_weights_in_the_same_file_are_another_run(cache, tmp_path):
@@ -361,4 +336,4 @@ def test_the_weights_that_come_with_the_package_learn_digits(tmp_path):
 
 
 def test_every_source_of_weights_is_listed():
-    assert list(WEIGHTS) == ["gaussian_classes", "pretrained", "file"]
+    assert list(WEIGHTS) == ["gaussian_classes", "features", "pretrained", "file"]
