@@ -174,3 +174,27 @@ def test_what_is_wrong_is_told_in_a_line(tmp_path, fonts):
         with pytest.raises(StreamDataError, match=line) as error:
             load_glyphs(options)
         assert "\n" not in str(error.value)
+
+
+# Of the packages that docs/data.md names and continuous integration installs.
+DEBIAN = ("ipaex", "vlgothic", "kiloji", "kouzan", "aoyagi", "dotgothic", "sawarabi", "motoya", "konatu", "reggae")
+
+
+def test_installed_typefaces_have_the_characters_of_japan(tmp_path):
+    """Sixty characters are told apart by their nearest mean over other typefaces."""
+    for path in Path("/usr/share/fonts").rglob("*.[ot]t[cf]"):
+        if any(name in str(path).lower() for name in DEBIAN):
+            (tmp_path / path.name).symlink_to(path)
+    try:
+        data = load_glyphs(GlyphOptions(data=str(tmp_path), characters=SETS["jis1"]()[:60], cache=False))
+    except StreamDataError as error:
+        pytest.skip(f"the fonts of docs/data.md are not installed: {error}")
+    each = len(data.targets) // len(data.class_names)
+    if each < 8:
+        pytest.skip(f"only {each} installed typefaces of docs/data.md have these characters")
+    assert len(data.class_names) >= 58
+    images = np.asarray(data.inputs, dtype=np.float64).reshape(len(data.class_names), each, -1)
+    means = images[:, ::2].mean(1)
+    asked = images[:, 1::2].reshape(-1, images.shape[-1])
+    nearest = ((asked[:, None] - means) ** 2).sum(-1).argmin(1)
+    assert (nearest == np.repeat(np.arange(len(means)), each // 2)).mean() > 0.5
