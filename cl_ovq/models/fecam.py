@@ -23,7 +23,8 @@ class MahalanobisHead(GradientFreeHead):
     of its diagonal and `V2` that of all else, and then divided by its standard deviations, so that classes of large
     and of small variance compare: it is a correlation matrix. The distance is that of feature vector and class mean,
     both of length one, as in the authors' code. Means and covariances are those of the transformed features, exact
-    whatever the batches and their order; the authors transform the means of untransformed ones.
+    whatever the batches and their order; the authors transform the means of untransformed ones. Transform and length
+    look at where zero is: so do the answers. Far from there directions differ little, and are taken in fp64.
 
     A class's distances cost F^2 operations a sample and its covariance 4 F^2 bytes: the dearest of all heads in many
     classes.
@@ -56,17 +57,18 @@ class MahalanobisHead(GradientFreeHead):
             statistics[label].update(members, torch.zeros(len(members), dtype=torch.int64, device=x.device))
 
     def _transform(self, x: Tensor) -> Tensor:
+        x = x.double()
         return x.sign() * x.abs() ** self.tukey
 
     def _prepare(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Mean `[F]` and whitening `[F, F]` fp32 of each class seen, in which distances are Euclidean."""
+        """Mean `[F]` fp64 and whitening `[F, F]` fp32 of each class seen, in which distances are Euclidean."""
         found = {}
         for label, one in enumerate(self._of_classes):
             if one.tokens:
                 factor = cholesky(self._correlation(one.covariance()))
                 identity = torch.eye(self.features, dtype=factor.dtype, device=factor.device)
                 whiten = torch.linalg.solve_triangular(factor, identity, upper=False).mT
-                found[label] = (functional.normalize(one.means[0], dim=0).float(), whiten.float())
+                found[label] = (functional.normalize(one.means[0], dim=0), whiten.float())
         return found
 
     def _correlation(self, covariance: Tensor) -> Tensor:
@@ -84,5 +86,5 @@ class MahalanobisHead(GradientFreeHead):
         x = functional.normalize(self._transform(x))
         scores = x.new_zeros(len(x), self.classes)
         for label, (mean, whiten) in prepared.items():
-            scores[:, label] = -((x - mean) @ whiten).square().sum(1) / 2
+            scores[:, label] = -((x - mean).float() @ whiten).square().sum(1) / 2
         return scores

@@ -96,16 +96,21 @@ class GradientFreeHead(nn.Module, ABC):
         """Say that an experience is over."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features `[B, F]` to log-probabilities `[B, C]`; a class not seen has the probability `FLOOR / C`."""
+        """Map features `[B, F]` to logits `[B, C]`: log-probabilities, less that of the likeliest class.
+
+        So near zero, scores that hardly differ keep their order in any type. A class not seen has the probability
+        `FLOOR / C`.
+        """
         unseen = self.seen == 0
         if unseen.all():
             return features.new_zeros(len(features), self.classes).log_softmax(1)
         if self._prepared is None:
             with torch.no_grad():
                 self._prepared = self._prepare()
-        scores = self._scores(features.float(), self._prepared).float()
+        scores = self._scores(features.float(), self._prepared).double()
         known = scores.masked_fill(unseen, -torch.inf).softmax(1)
-        return ((1 - FLOOR) * known + FLOOR / self.classes).log().to(features.dtype)
+        logs = ((1 - FLOOR) * known + FLOOR / self.classes).log()
+        return (logs - logs.amax(1, keepdim=True)).to(features.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientFreeHead:
         """Move to another device, but keep the types."""

@@ -6,6 +6,7 @@ Letters: `L` samples written together, `F` features, `C` classes, `S` slots of a
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from kernels import DictionaryOptions, DictionaryState
 from kernels.growth import target_size
 
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+RANGES = {"float32": 0, "float16": 1, "int8": 2}  # numbers beside each mean
 GROWTH = ("plateau", "all", "linear", "dirichlet")  # `novelty` comes by itself: growth resumes with every new class
 
 _LEVELS = 255  # steps of int8 storage
@@ -38,12 +40,13 @@ class ClassSlots(nn.Module):
         features: F.
         classes: C.
         options: S is their `capacity`, and `growth` is a name in `GROWTH`; nothing else of them is used.
-        storage: a name in `STORAGE`; int8 adds a lowest value and a step per slot.
+        storage: a name in `STORAGE`; int8 adds a lowest value and a step per slot, float16 an origin: what lies far
+            from zero, and not far apart, would be rounded to one number.
 
     Buffers:
         counts: `[C, S]` int64, samples of each slot; zero in an empty one.
         means: `[C, S, F]` as stored.
-        ranges: `[C, S, 2]` lowest value and step of int8 storage; `[C, S, 0]` otherwise.
+        ranges: `[C, S, 2]` lowest value and step of int8 storage; `[C, S, 1]` origin of float16; `[C, S, 0]` otherwise.
     """
 
     counts: Tensor
@@ -58,7 +61,7 @@ class ClassSlots(nn.Module):
         self.options, slots = options, options.capacity
         self.register_buffer("counts", torch.zeros(classes, slots, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(classes, slots, features, dtype=STORAGE[storage]))
-        ranges = torch.zeros(classes, slots, 2 if storage == "int8" else 0, dtype=torch.float32)
+        ranges = torch.zeros(classes, slots, RANGES[storage], dtype=torch.float32)
         self.register_buffer("ranges", ranges)
 
     @property
@@ -99,6 +102,13 @@ class ClassSlots(nn.Module):
         for statistic in (self.counts, self.means, self.ranges):
             statistic[classes] = 0
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        """Load; float16 means of versions before they had an origin have it at zero."""
+        name = f"{prefix}ranges"
+        if name in state_dict and state_dict[name].shape == (*self.ranges.shape[:2], 0):
+            state_dict = {**state_dict, name: torch.zeros_like(self.ranges)}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def write(self, x: Tensor, y: Tensor, seen: Tensor, turn: int) -> None:
         """Write samples as one chunk.
 
@@ -136,11 +146,11 @@ class ClassSlots(nn.Module):
 
     def _load(self, slots: Tensor) -> Tensor:
         """Means `[n, F]` fp32 of slots `[n]`."""
-        means = self.means.flatten(0, 1)[slots].float()
-        if self.means.dtype != torch.int8:
-            return means
-        low, step = self.ranges.flatten(0, 1)[slots].split(1, 1)
-        return low + step * (means - _LOWEST)
+        means, ranges = self.means.flatten(0, 1)[slots].float(), self.ranges.flatten(0, 1)[slots]
+        if self.means.dtype == torch.int8:
+            low, step = ranges.split(1, 1)
+            return low + step * (means - _LOWEST)
+        return means + ranges if self.means.dtype == torch.float16 else means
 
     def _store(self, slots: Tensor, means: Tensor, turn: int) -> None:
         """Keep means `[n, F]` fp32 of slots `[n]`."""
@@ -155,4 +165,9 @@ class ClassSlots(nn.Module):
             dither = (feature * _PLASTIC + turn % 65536 * _GOLDEN).frac().float()
             levels = ((means - low) / step.clamp(min=torch.finfo(step.dtype).tiny) + dither).floor()
             means = levels.clamp(0, _LEVELS) + _LOWEST
+        elif self.means.dtype == torch.float16:
+            low, high = means.aminmax(dim=1, keepdim=True)
+            origin = torch.zeros_like(low).clamp(low, high)  # the value nearest to zero, where zero is not among them
+            self.ranges.flatten(0, 1)[slots] = origin
+            means = means - origin
         self.means.flatten(0, 1)[slots] = means.to(self.means.dtype)

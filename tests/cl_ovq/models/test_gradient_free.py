@@ -1,6 +1,7 @@
 """Heads that learn without gradients, against scikit-learn and NumPy on all samples at once."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from cl_ovq.errors import UserError
 from cl_ovq.models.discriminant import NearestMean, StreamingDiscriminant
 from cl_ovq.models.fecam import MahalanobisHead
+from cl_ovq.models.memory import MemoryHead
 from cl_ovq.models.neighbours import NearestNeighbours, sample_bytes
 from cl_ovq.models.ridge import HELD_OUT, STRENGTHS, RidgeHead
+from cl_ovq.models.slots import STORAGE
 
 FEATURES, CLASSES, SEEN = 12, 6, 5  # the last class never comes
 BATCHES = pytest.mark.parametrize("batch", [1, 7, 300])
@@ -31,6 +34,16 @@ HEADS = {
     "ranpac": lambda: ranpac(strength=0.5),
     "fecam": lambda: MahalanobisHead(features=FEATURES, classes=CLASSES),
     "knn": lambda: NearestNeighbours(features=FEATURES, classes=CLASSES, capacity=1000),
+}
+# Those whose definition does not look at where zero is.
+FREE_OF_ORIGIN = {
+    **{name: HEADS[name] for name in ("ncm", "slda", "ridge", "ridge, strength chosen", "knn")},
+    **{
+        f"memory, {storage}": partial(
+            MemoryHead, features=FEATURES, classes=CLASSES, capacity=120, normalise=False, storage=storage
+        )
+        for storage in STORAGE
+    },
 }
 every_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
 
@@ -138,18 +151,13 @@ def test_ranpac_is_ridge_on_a_random_projection(batch):
     assert torch.equal(head.projection, ranpac().projection)
 
 
-@BATCHES
-@pytest.mark.parametrize(("shrinkage", "tukey"), [(1.0, 0.5), (0.1, 1.0)])
-def test_fecam_is_the_papers_mahalanobis_distance(batch, shrinkage, tukey):
-    x, y = samples()
-    x = x.abs()  # the paper's features are outputs of a ReLU
-    head = MahalanobisHead(features=FEATURES, classes=CLASSES, shrinkage=shrinkage, tukey=tukey)
-    learned(head, x, y, batch)
-    a = np.power(x.double().numpy(), tukey)
+def fecam_by_hand(x, y, shrinkage, tukey):
+    """Scores of the training samples themselves, in double precision."""
+    a = np.sign(x) * np.power(np.abs(x), tukey)
     unit = a / np.linalg.norm(a, axis=1, keepdims=True)
-    expected = np.zeros((len(y), SEEN))
+    scores = np.zeros((len(y), SEEN))
     for label in range(SEEN):
-        members = a[y.numpy() == label]
+        members = a[y == label]
         mean, covariance = members.mean(0), np.cov(members.T)
         diagonal, others = np.diagonal(covariance), covariance[~np.eye(FEATURES, dtype=bool)]
         ones = np.ones_like(covariance)
@@ -158,8 +166,56 @@ def test_fecam_is_the_papers_mahalanobis_distance(batch, shrinkage, tukey):
         deviations = np.sqrt(np.diagonal(shrunk))
         away = unit - mean / np.linalg.norm(mean)
         precision = np.linalg.inv(shrunk / np.outer(deviations, deviations))
-        expected[:, label] = -np.einsum("bf,fg,bg->b", away, precision, away) / 2
+        scores[:, label] = -np.einsum("bf,fg,bg->b", away, precision, away) / 2
+    return scores
+
+
+@BATCHES
+@pytest.mark.parametrize(("shrinkage", "tukey"), [(1.0, 0.5), (0.1, 1.0)])
+def test_fecam_is_the_papers_mahalanobis_distance(batch, shrinkage, tukey):
+    x, y = samples()
+    x = x.abs()  # the paper's features are outputs of a ReLU
+    head = MahalanobisHead(features=FEATURES, classes=CLASSES, shrinkage=shrinkage, tukey=tukey)
+    learned(head, x, y, batch)
+    expected = fecam_by_hand(x.double().numpy(), y.numpy(), shrinkage, tukey)
     np.testing.assert_allclose(differences(head(x)), differences(expected), atol=2e-5)
+
+
+FAR = pytest.mark.parametrize("origin", [1e3, 1e4])
+
+
+@FAR
+@pytest.mark.parametrize("make", FREE_OF_ORIGIN.values(), ids=FREE_OF_ORIGIN)
+def test_what_all_features_have_in_common_changes_no_prediction(make, origin):
+    (x, y), (queries, _) = samples(origin=origin), samples(1, origin=origin)
+    far, near = learned(make(), x, y), learned(make(), x - origin, y)  # a difference without rounding
+    for head in (far, near):
+        getattr(head, "end_experience", lambda: None)()
+    found, expected = far(queries), near(queries - origin)
+    assert len(expected.argmax(1).unique()) == SEEN
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.99  # a tie may fall the other way
+
+
+@FAR
+@pytest.mark.parametrize("tukey", [0.5, 1.0])
+def test_fecam_far_from_zero_answers_as_its_definition_does(tukey, origin):
+    """By which it depends on where zero is: it compares directions from there."""
+    x, y = samples(origin=origin)
+    head = learned(MahalanobisHead(features=FEATURES, classes=CLASSES, tukey=tukey), x, y)
+    expected = fecam_by_hand(x.double().numpy(), y.numpy(), 1.0, tukey).argmax(1)
+    assert len(set(expected)) == SEEN
+    assert (head(x).argmax(1).numpy() == expected).mean() > 0.99
+    assert (head.double()(x.double()).argmax(1).numpy() == expected).mean() > 0.99
+
+
+@FAR
+def test_ranpac_far_from_zero_answers_as_its_definition_does(origin):
+    """By which it depends on where zero is: random features are cut off there, and nothing is centred."""
+    x, y = samples(origin=origin)
+    head = learned(ranpac(strength=0.5), x, y)
+    h, t = np.maximum(x.double().numpy() @ head.projection.double().numpy(), 0), one_hot(y)
+    expected = (h @ np.linalg.solve(h.T @ h + 0.5 * np.eye(40), h.T @ t)).argmax(1)
+    assert (head(x).argmax(1).numpy() == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize("origin", [0.0, 1e4])

@@ -268,7 +268,17 @@ def test_parents_move_and_load_it_too():
     assert torch.equal(parent.to(torch.float64)(x), expected)
 
 
-@pytest.mark.parametrize(("storage", "per_entry", "per_slot"), [("float16", 2, 0), ("int8", 1, 8)])
+def test_a_float16_state_of_versions_without_an_origin_is_read():
+    head, x, _ = filled(storage="float16")
+    head.slots.replace(head.slots.counts, head.slots.read() - head.slots.ranges)  # so that each has zero in it
+    state = head.state_dict()
+    assert not state["slots.ranges"].any()
+    other = plain(features=6, classes=4, capacity=40, storage="float16")
+    other.load_state_dict({**state, "slots.ranges": torch.zeros(4, 10, 0)})
+    assert torch.equal(other(x), head(x))
+
+
+@pytest.mark.parametrize(("storage", "per_entry", "per_slot"), [("float16", 2, 4), ("int8", 1, 8)])
 def test_fewer_bytes(storage, per_entry, per_slot):
     exact, x, y = filled(1000)
     small, _, _ = filled(1000, storage=storage)
