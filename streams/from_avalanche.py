@@ -105,13 +105,20 @@ def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[st
         tuple(np.unique(labels[split["train"]][experiences[split["train"]] == number]).tolist())
         for number in range(len(datasets["train"]))
     )
-    _check_labels(classes, {one: (labels[rows], experiences[rows]) for one, rows in split.items()})
+    of_splits = {
+        one: [set(labels[rows][experiences[rows] == number].tolist()) for number in range(len(classes))]
+        for one, rows in split.items()
+    }
+    scenario = _scenario(classes, tasks, experiences)
+    _check_labels(of_splits)
+    if scenario != "domain_incremental":
+        _check_own_classes(of_splits, scenario)
     n_classes = int(labels.max()) + 1
     if class_names is not None and len(class_names) != n_classes:
         raise StreamDataError(f"class_names: {len(class_names)} names, and the benchmark has {n_classes} classes")
     return Stream(
         name=name,
-        scenario=_scenario(classes, tasks, experiences),
+        scenario=scenario,
         benchmark=make_benchmark(samples, split, experiences, labels, task_labels=tasks),
         samples=samples,
         n_classes=n_classes,
@@ -150,22 +157,51 @@ def _check_streams(found: dict[str, list[Any]]) -> None:
                 )
 
 
-def _check_labels(classes: Sequence[Sequence[int]], found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _check_labels(classes: dict[str, list[set[int]]]) -> None:
     """Refuses labels that are no classes, or that are asked for and never trained on.
 
     Args:
-        classes: of each training experience.
-        found: labels and experiences of the samples of each split.
+        classes: of each experience of each split.
     """
-    trained = {label for part in classes for label in part}
-    for split, (labels, experiences) in found.items():
-        for number in np.unique(experiences).tolist():
-            for label in np.unique(labels[experiences == number]).tolist():
-                where = f"class {label} in experience {number + 1} of the {split} stream"
+    trained = set().union(*classes["train"])
+    for split, parts in classes.items():
+        for number, part in enumerate(parts, start=1):
+            for label in sorted(part):
                 if label < 0:
-                    raise StreamDataError(f"{where}: classes are counted from 0")
+                    raise StreamDataError(f"{_where(label, number, split)}: classes are counted from 0")
                 if label not in trained:
-                    raise StreamDataError(f"{where}: no training experience has it")
+                    raise StreamDataError(f"{_where(label, number, split)}: no training experience has it")
+
+
+def _check_own_classes(classes: dict[str, list[set[int]]], scenario: str) -> None:
+    """Refuses experiences that are not judged on what they train: a column of the results matrix is one experience.
+
+    A test stream each of whose experiences has all classes is taken as it is, where no task says which are meant. A
+    class may be lacking in a part of the validation stream: Avalanche draws that from the training samples, by chance.
+
+    Args:
+        classes: of each experience of each split.
+        scenario: of the stream.
+    """
+    everything = set().union(*classes["train"])
+    for split, parts in classes.items():
+        if scenario != "task_incremental" and all(part == everything for part in parts):
+            continue
+        for number, (trained, part) in enumerate(zip(classes["train"], parts, strict=True), start=1):
+            for label in sorted(part - trained):
+                other = next(i for i, found in enumerate(classes["train"], start=1) if label in found)
+                raise StreamDataError(
+                    f"{_where(label, number, split)}: training experience {number} has not got it, and {other} has: an "
+                    f"experience of a {scenario} stream is judged on its own classes"
+                )
+            if split == "test" and (lacking := sorted(trained - part)):
+                raise StreamDataError(
+                    f"{_where(lacking[0], number, 'train')}: test experience {number} has no sample of it"
+                )
+
+
+def _where(label: int, number: int, split: str) -> str:
+    return f"class {label} in experience {number} of the {split} stream"
 
 
 def _attribute(dataset: Any, name: str) -> np.ndarray:

@@ -67,8 +67,8 @@ class Stream:
             class_names: one per class; their numbers if None.
 
         Raises:
-            StreamDataError: a stream is missing or has another number of experiences, samples have no targets, or are
-                no such tensors.
+            StreamDataError: a stream is missing or has another number of experiences, samples have no targets or are
+                no such tensors, or test experiences have not the classes of their training experiences.
         """
         from streams.from_avalanche import from_avalanche  # takes seconds to import what it needs
 

@@ -109,6 +109,24 @@ def benchmark_of(train, test=None):
     return benchmark_from_datasets(train=wrapped(train), test=wrapped(test or [Lazy([0, 1])]))
 
 
+def with_tasks(train, test):
+    """A benchmark whose experiences are tasks, with these classes in the training and in the test stream."""
+
+    def wrapped(parts):
+        return [
+            AvalancheDataset(
+                [Lazy(labels)],
+                data_attributes=[
+                    DataAttribute(labels, "targets"),
+                    DataAttribute([task] * len(labels), "targets_task_labels"),
+                ],
+            )
+            for task, labels in enumerate(parts)
+        ]
+
+    return benchmark_from_datasets(train=wrapped(train), test=wrapped(test))
+
+
 class Words(Lazy):
     def __getitem__(self, index):
         return "text", self.targets[index]
@@ -132,11 +150,65 @@ class Words(Lazy):
             "class 1 in experience 1 of the test stream: no training experience",
         ),
         (lambda: benchmark_of([Lazy([0.5, 1])]), r"targets: 0\.5 is no whole number"),
+        (
+            lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([2, 3]), Lazy([0, 1])]),
+            "class 2 in experience 1 of the test stream: training experience 1 has not got it, and 2 has: an "
+            "experience of a class_incremental stream is judged on its own classes",
+        ),
+        (
+            lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([0, 1]), Lazy([1, 2, 3])]),
+            "class 1 in experience 2 of the test stream: training experience 2 has not got it, and 1 has",
+        ),
+        (
+            lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([0, 1]), Lazy([2, 2])]),
+            "class 3 in experience 2 of the train stream: test experience 2 has no sample of it",
+        ),
+        (
+            lambda: benchmark_of([Lazy([0, 1])], [Lazy([0])]),
+            "class 1 in experience 1 of the train stream: test experience 1 has no sample of it",
+        ),
+        (
+            lambda: with_tasks([[0, 1], [2, 3]], [[2, 3], [0, 1]]),
+            "class 2 in experience 1 of the test stream: .* of a task_incremental stream",
+        ),
+        (
+            lambda: with_tasks([[0, 1], [2, 3]], [[0, 1, 2, 3], [0, 1, 2, 3]]),
+            "class 2 in experience 1 of the test stream: .* of a task_incremental stream",
+        ),
+        (
+            lambda: benchmark_from_datasets(
+                train=[labelled(Lazy([0])), labelled(Lazy([1]))],
+                valid=[labelled(Lazy([1])), labelled(Lazy([0]))],
+                test=[labelled(Lazy([0])), labelled(Lazy([1]))],
+            ),
+            "class 1 in experience 1 of the validation stream: training experience 1 has not got it",
+        ),
     ],
 )
 def test_what_cannot_be_a_stream_is_refused(make, part):
     with pytest.raises((StreamDataError, ValueError), match=part):
         Stream.from_avalanche(make())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "scenario"),
+    [
+        ([[0, 1], [2, 3]], [[0, 1, 2, 3], [3, 2, 1, 0]], "class_incremental"),  # the whole test set, every time
+        ([[0, 1, 2], [0, 1]], [[0, 1], [0, 1, 2]], "domain_incremental"),
+        ([[0, 1], [1, 2], [2, 3]], [[0, 1], [1], [0, 3]], "domain_incremental"),  # classes come back
+    ],
+)
+def test_test_experiences_that_are_taken_as_they_are(train, test, scenario):
+    stream = Stream.from_avalanche(benchmark_of([Lazy(part) for part in train], [Lazy(part) for part in test]))
+    assert stream.scenario == scenario
+    assert [list(experience.dataset.targets) for experience in stream.benchmark.streams["test"]] == test
+
+
+def test_a_part_of_the_validation_stream_may_lack_a_class():
+    benchmark = benchmark_from_datasets(
+        train=[labelled(Lazy([0, 1]))], valid=[labelled(Lazy([0]))], test=[labelled(Lazy([0, 1]))]
+    )
+    assert Stream.from_avalanche(benchmark).provenance["sizes"]["validation"] == 1
 
 
 def test_class_names_are_one_per_class():
@@ -151,7 +223,7 @@ def test_samples_of_another_shape_are_named():
         def __getitem__(self, index):
             return torch.zeros(1, 4 + index, 4), self.targets[index]
 
-    stream = Stream.from_avalanche(benchmark_of([Growing([0, 1])], [Lazy([0], shape=(1, 4, 4))]))
+    stream = Stream.from_avalanche(benchmark_of([Growing([0, 1])], [Lazy([0, 1], shape=(1, 4, 4))]))
     with pytest.raises(StreamDataError, match=r"sample 1 has the shape \[1, 5, 4\]"):
         stream.samples.gather(torch.tensor(np.array([1])))
 
