@@ -29,7 +29,7 @@ from streams.files import named_path
 from streams.progress import progress
 from streams.split import LabelledData
 
-FORMAT = 1  # goes into the digests: to be raised where the same files would give other samples than before
+FORMAT = 2  # goes into the digests: to be raised where the same files would give other samples than before
 INPUTS, TARGETS, DOMAINS, FACTS = "inputs", "targets.npy", "domains.npy", "facts.json"
 PLAIN = ("dataset", "source", "files", "divisor", "class_names", "n_test", "domain_names")
 

@@ -227,6 +227,11 @@ def read_tables(
     if not sink.shape[0]:
         raise StreamDataError(f"data: '{source.data}' has no samples")
     targets, found = labels.numbered()
+    if class_names and (wrong := [name for name in found if not 0 <= int(name) < len(class_names)]):
+        raise StreamDataError(
+            f"'{source.data}': the label {wrong[0]} is none of its {len(class_names)} classes: -1 stands for one that "
+            "is withheld, as in many test splits: name another split by `test_split`"
+        )
     numbers, domain_names = domains.numbered() if has_domains else (None, ())
     return LabelledData(
         dataset=source.data,

@@ -175,7 +175,7 @@ def _decoded(
             for content in read:
                 contents.update(next(names).name.encode() + b"\0" + hashlib.sha256(content).digest())
             advance(len(images))
-    labels, domains = Names("label"), Names("domain")
+    labels, domains = (Names(what, verbatim=not lists) for what in ("label", "domain"))
     labels.add([file.label for file in files], "labels")
     targets, class_names = labels.numbered()
     has_domains = files[0].domain is not None

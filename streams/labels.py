@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from streams.errors import StreamDataError
 
+WHOLE = re.compile(r"[+-]?\d+")
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.IGNORECASE)
+MISSING = ("", "nan", "NaN")  # an empty cell, and what NumPy and pandas write for one
+
 
 class Names:
     """Collects the names of classes or domains, a batch of samples after another, and numbers them in the end.
 
+    Numbers are the same names whichever file they come from, as numbers or as text: `2.0` is `2`. Only where all names
+    are numbers are they taken for such.
+
     Args:
-        what: `label` or `domain`, for messages.
+        what: `label` or `domain`, for messages. A label with a fraction is refused: it is a value to be estimated.
+        verbatim: whether names stay as they are, those of folders for example.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, verbatim: bool = False) -> None:
         self._what = what
+        self._verbatim = verbatim
         self._numbers: dict[str, int] = {}
+        self._places: list[str] = []  # where each name came first
         self._found: list[np.ndarray] = []
+        self._rows: dict[str, int] = {}  # taken in from each place
 
     def add(self, values: Any, where: str) -> None:
         """Takes in the names of a batch.
 
         Args:
-            values: `[b]`, text, whole numbers, or floats that are whole numbers.
-            where: they come from, for messages.
+            values: `[b]`, text or numbers.
+            where: they come from, for messages; rows are counted through all batches from there.
 
         Raises:
             StreamDataError: one is missing, or is no name.
@@ -36,33 +48,54 @@ class Names:
         array = np.asarray(values)
         if array.ndim != 1:
             raise StreamDataError(f"{where}: has shape {list(array.shape)}: it must hold one {self._what} a sample")
-        if array.dtype.kind == "f":
-            whole = np.isfinite(array) & (array == np.rint(array))
-            if not whole.all():
-                row = int(np.argmin(whole))
-                raise StreamDataError(f"{where}, row {row + 1}: {array[row]} is no {self._what}")
-            array = array.astype(np.int64)
-        elif array.dtype.kind not in "iubUOT":
+        if array.dtype.kind not in "fiubUOT":
             raise StreamDataError(f"{where}: holds {array.dtype}, which is no {self._what}")
-        unique, inverse = np.unique(array.astype(str), return_inverse=True)
-        texts = [str(text).strip() for text in unique]
-        if "" in texts:
-            row = int(np.argmax(inverse == texts.index("")))
-            raise StreamDataError(f"{where}, row {row + 1}: the {self._what} is missing")
-        numbers = [self._numbers.setdefault(text, len(self._numbers)) for text in texts]
-        self._found.append(np.asarray(numbers, dtype=np.int32)[inverse])
+        unique, first, inverse = np.unique(array.astype(str), return_index=True, return_inverse=True)
+        before = self._rows.get(where, 0)
+        self._rows[where] = before + len(array)
+        numbers = np.empty(len(unique), dtype=np.int32)
+        for index in first.argsort().tolist():  # as they come, for the first mistake to be the one that is told
+            text, place = str(unique[index]).strip(), f"{where}, row {before + int(first[index]) + 1}"
+            if text in MISSING and not self._verbatim:
+                told = f": '{text}' stands for none" if text else ""
+                raise StreamDataError(f"{place}: the {self._what} is missing{told}")
+            if text not in self._numbers:
+                self._numbers[text] = len(self._numbers)
+                self._places.append(place)
+            numbers[index] = self._numbers[text]
+        self._found.append(numbers[inverse])
 
     def numbered(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """Returns the number of each sample `[n]` int64, and the sorted names that the numbers stand for.
 
-        Names that are all whole numbers are sorted as numbers.
+        Names that are all numbers are sorted as numbers.
+
+        Raises:
+            StreamDataError: all are numbers, and one cannot be a label or a domain.
         """
-        whole = all(re.fullmatch(r"[+-]?\d+", name) for name in self._numbers)
-        order = sorted(self._numbers, key=int if whole else str)
-        position = np.empty(len(order), dtype=np.int64)
-        for number, name in enumerate(order):
-            position[self._numbers[name]] = number
+        key: Callable[[str], Any] = str
+        names = list(self._numbers)
+        if all(WHOLE.fullmatch(name) for name in names):
+            key = int
+        elif not self._verbatim and all(NUMBER.fullmatch(name) for name in names):
+            key = float
+            names = [self._number(name, place) for name, place in zip(names, self._places, strict=True)]
+        order = sorted(set(names), key=key)
+        numbers = {name: number for number, name in enumerate(order)}
+        position = np.array([numbers[name] for name in names], dtype=np.int64)
         return position[np.concatenate(self._found)], tuple(order)
+
+    def _number(self, text: str, place: str) -> str:
+        """Returns the one name of a number, however it was written."""
+        if WHOLE.fullmatch(text):
+            return text
+        value = float(text)
+        if math.isfinite(value) and value == int(value):
+            return str(int(value))
+        if math.isinf(value) or self._what == "label":
+            needed = ": a class is a name or a whole number" if self._what == "label" else ""
+            raise StreamDataError(f"{place}: {text} is no {self._what}{needed}")
+        return str(value)
 
 
 def renamed(names: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from streams import StreamDataError, build_stream, rows_of
+from streams import StreamDataError, build_stream, rows_of, tables
 from streams.features import FeatureOptions, load_features
 from streams.shared_data import collecting
 
@@ -161,6 +161,60 @@ def test_labels_that_are_numbers_are_sorted_as_numbers_and_can_be_named(tmp_path
     assert [stream.class_names[label] for label in stream.samples.targets[::20]] == ["ten", "two", "none"]
 
 
+def label_files(folder, labels):
+    """The same labels in a file of every kind, each with what else `FeatureOptions` needs."""
+    table = pd.DataFrame({"a": np.arange(len(labels)), "y": labels})
+    table.to_csv(folder / "x.csv", index=False)
+    table.to_csv(folder / "x.tsv", index=False, sep="\t")
+    table.to_parquet(folder / "x.parquet")
+    table.astype({"y": str}).to_parquet(folder / "text.parquet")
+    np.savez(folder / "x.npz", x=np.zeros((len(labels), 1)), y=labels)
+    np.save(folder / "x.npy", np.zeros((len(labels), 1), dtype=np.float32))
+    np.save(folder / "labels.npy", labels)
+    np.savetxt(folder / "labels.txt", labels)
+    files = {name: {} for name in ("x.csv", "x.tsv", "x.parquet", "text.parquet", "x.npz")}
+    return [
+        *((str(folder / name), changes) for name, changes in files.items()),
+        *((str(folder / "x.npy"), {"labels": str(folder / f"labels.{suffix}")}) for suffix in ("npy", "txt")),
+    ]
+
+
+def test_labels_that_are_whole_numbers_are_the_same_in_every_file(tmp_path):
+    for data, changes in label_files(tmp_path, np.repeat([10.0, 2.0, -1.0, 3e15], 20)):
+        found = load_features(FeatureOptions(data=data, **changes))
+        assert found.class_names == ("-1", "2", "10", "3000000000000000"), data
+        assert found.targets[::20].tolist() == [2, 1, 0, 3], data
+
+
+@pytest.mark.parametrize("value", [0.5, np.inf, np.nan])
+def test_labels_that_are_no_whole_numbers_are_refused_in_every_file(tmp_path, value):
+    for data, changes in label_files(tmp_path, np.array([1.0, 2.0, value, 1.5])):
+        with pytest.raises(StreamDataError, match=r"row 3: (.* is no label|the label is missing)") as error:
+            load_features(FeatureOptions(data=data, **changes))
+        assert "\n" not in str(error.value)
+        assert not np.isnan(value) or "missing" in str(error.value)
+
+
+def test_the_row_of_a_label_is_counted_through_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH", 2)
+    for labels, line in (
+        (["x", "y", "x", ""], "x.csv: labels, row 4: the label is missing"),
+        (["1", "2", "1", "2", "0.5"], "x.csv: labels, row 5: 0.5 is no label: "),
+        (["x", "y", "x", "nan"], "x.csv: labels, row 4: the label is missing"),
+    ):
+        (tmp_path / "x.csv").write_text("a,y\n" + "".join(f"1,{label}\n" for label in labels))
+        with pytest.raises(StreamDataError, match=line):
+            load_features(FeatureOptions(data=str(tmp_path / "x.csv")))
+
+
+def test_numbers_among_names_are_names_and_domains_may_have_fractions(tmp_path):
+    (tmp_path / "x.csv").write_text("a,y,domain\n" + "1,0.5,0.5\n1,1.0 mg,10.0\n1,0.5,2\n" * 9)
+    found = load_features(FeatureOptions(data=str(tmp_path / "x.csv")))
+    assert (found.class_names, found.domain_names) == (("0.5", "1.0 mg"), ("0.5", "2", "10"))
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 1)), y=["a", "b", "b"], domain=[0.5, 2, 10])
+    assert load_features(FeatureOptions(data=str(tmp_path / "x.npz"))).domain_names == ("0.5", "2", "10")
+
+
 def test_half_precision_stays_as_it_lies(folder, tmp_path, data):
     np.save(tmp_path / "half.npy", data[0].astype(np.float16))
     wanted = FeatureOptions(data=str(tmp_path / "half.npy"), labels=str(folder / "labels.npy"))
@@ -243,7 +297,10 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line(tmp_path, cache, content, 
         ),
         ({"x": np.array([[1e300, -1e300]]), "y": np.arange(1)}, r"feature 1 of row 1 is 1e\+300, .* single precision"),
         ({"x": np.zeros((4, 2)), "y": np.arange(3)}, "array 'y' has 3 rows, and 'x' 4"),
-        ({"x": np.zeros((4, 2)), "y": np.arange(4) / 2}, "labels, row 2: 0.5 is no label"),
+        (
+            {"x": np.zeros((4, 2)), "y": np.arange(4) / 2},
+            "labels, row 2: 0.5 is no label: a class is a name",
+        ),
         (
             {"x": np.zeros((4, 2)), "y": np.zeros((4, 2))},
             r"labels: has shape \[4, 2\]: it must hold one label a sample",

@@ -96,6 +96,9 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line():
         with pytest.raises(StreamDataError, match=line) as error:
             read(table, columns=columns)
         assert "\n" not in str(error.value)
+    withheld = images().slice(0, 3).set_column(1, "label", [[-1, -1, -1]])
+    with pytest.raises(StreamDataError, match=r"^'cups': the label -1 is none of its 3 classes: -1 stands for one"):
+        read(images(), withheld, class_names=NAMES)
     with pytest.raises(StreamDataError, match=r"^data: name a folder or file of a data set"):
         build_stream("hf_dataset", seed=0)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from streams import StreamDataError, build_stream, rows_of
 from streams.image_files import Form, decode
-from streams.image_folder import ImageFolderOptions
+from streams.image_folder import ImageFolderOptions, load_image_folder
 
 CLASSES = ("bird", "cat", "dog")
 DOMAINS = ("photo", "sketch")
@@ -232,3 +232,19 @@ def test_what_is_wrong_with_folders_is_told_in_a_line(tmp_path):
     draw(tmp_path / "one" / "cat" / "x.png", 0)
     with pytest.raises(StreamDataError, match=r"class 0 \('cat'\) of experience 1 has no samples in the train stream"):
         build_stream("image_folder", ImageFolderOptions(data=str(tmp_path / "one")), seed=0)
+
+
+def test_a_folder_is_called_as_it_is_and_a_list_has_labels(tmp_path):
+    for label in ("0.5", "1.0", "nan"):
+        for number in range(4):
+            draw(tmp_path / "images" / label / f"{number}.png", number)
+    options = ImageFolderOptions(data=str(tmp_path / "images"), size=8)
+    assert load_image_folder(options).class_names == ("0.5", "1.0", "nan")
+    options.data = str(tmp_path / "list.csv")
+    for labels, names in ((("1.0", "2.0"), ("1", "2")), (("1.0", "cat"), ("1.0", "cat")), (("1", "0.5"), None)):
+        (tmp_path / "list.csv").write_text("".join(f"images/0.5/{i}.png,{label}\n" for i, label in enumerate(labels)))
+        if names is not None:
+            assert load_image_folder(options).class_names == names
+            continue
+        with pytest.raises(StreamDataError, match=r"^labels, row 2: 0\.5 is no label: a class is a name or a whole "):
+            load_image_folder(options)
