@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from cl_ovq.uris import redact_all
+
+OURS = ("cl_ovq", "streams", "kernels")
+Made = TypeVar("Made")
 
 
 class UserError(Exception):
@@ -42,6 +52,89 @@ def first_line(error: BaseException) -> str:
     """Return what an error says in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def is_foreign(code: Any) -> bool:
+    """Return whether a function or class is not this project's; a partial call is its function's."""
+    return _package(code) not in OURS
+
+
+def called(what: str, function: Callable[..., Made], *arguments: Any) -> Made:
+    """Call the builder of a part, which may be the user's own.
+
+    Args:
+        what: names the part.
+        function: where it is ours, what it raises is a fault of ours, and stays what it is.
+        arguments: that it takes.
+
+    Raises:
+        UserError: it is the user's own, and fails.
+    """
+    if not is_foreign(function):
+        return function(*arguments)
+    with own_code(what, function):
+        return function(*arguments)
+
+
+@contextmanager
+def own_code(what: str, code: Any) -> Iterator[None]:
+    """Tell in a line what the user's own code raises in the `with` block; a `UserError` is told already.
+
+    Args:
+        what: names what fails.
+        code: that is called: a function, class or object.
+
+    Raises:
+        UserError: naming the error, and the place in his code that it was raised in or called from.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind: it is his code
+        raise UserError(f"{what}: {told(error, code)}") from error
+
+
+def told(error: BaseException, code: Any) -> str:
+    """Return what the user's own code raised: kind, first line, and the last place in that code, where there is one.
+
+    Args:
+        error: the exception.
+        code: that was called, or the name of the module that was imported. Code beside it counts as well; libraries
+            and this project do not.
+    """
+    kind, line, own = type(error).__name__, first_line(error), _package(code)
+    found = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        file, package = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in OURS and (package == own or not _is_library(file)):
+            found = f"{file}, line {number}"
+    if found is None and own not in OURS and (known := _code_of(code)) is not None:  # it was called wrongly
+        found = f"{known.co_filename}, line {known.co_firstlineno}"
+    return (kind if line == kind else f"{kind}: {line}") + (f" ({found})" if found else "")
+
+
+def _package(code: Any) -> str:
+    if isinstance(code, str):
+        return code.partition(".")[0]
+    while isinstance(code, partial):
+        code = code.func
+    return str(getattr(code, "__module__", None) or type(code).__module__).partition(".")[0]
+
+
+def _is_library(file: str) -> bool:
+    paths = sysconfig.get_paths()
+    return file.startswith("<") or any(
+        Path(file).is_relative_to(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    )
+
+
+def _code_of(code: Any) -> Any:
+    """Return the code object of a function, or of what makes a class's objects; None where it has none."""
+    while isinstance(code, partial):
+        code = code.func
+    code = inspect.unwrap(code) if callable(code) else code
+    return getattr(code if hasattr(code, "__code__") else getattr(code, "__init__", None), "__code__", None)
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

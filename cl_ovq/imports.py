@@ -21,7 +21,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError, told
 from cl_ovq.paths import expanded, is_file
 
 VARIABLE = "CL_OVQ_IMPORTS"  # a JSON list of modules and absolute paths: processes that are started inherit it
@@ -135,7 +135,7 @@ def _import(name: str, given: str) -> None:
             del sys.modules[module]
             raise
     except (Exception, SystemExit) as error:  # of whatever kind: it is their code
-        raise UserError(f"imports: {given}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"imports: {given}: {told(error, module)}") from error
 
 
 def imported(name: str, key: str) -> ModuleType:

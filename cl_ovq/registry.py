@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from cl_ovq.errors import unknown
+from cl_ovq.errors import is_foreign, unknown
 from cl_ovq.options import NoOptions, check_options
 
 Builder = TypeVar("Builder")
 PartT = TypeVar("PartT", bound="Part[Any]")
 SECTIONS = ("dictionary", "memory", "learner")  # that parts open
-OURS = ("cl_ovq", "streams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Part(Generic[Builder]):
     @property
     def foreign(self) -> bool:
         """Whether its builder is not this project's."""
-        return getattr(self.build, "__module__", "").partition(".")[0] not in OURS
+        return is_foreign(self.build)
 
 
 class Registry(Mapping[str, PartT], Generic[PartT]):

@@ -17,7 +17,7 @@ from cl_ovq.encoders.base import ENCODERS, Built, EncoderOptions, Recipe, Source
 from cl_ovq.encoders.network import EncoderNetwork
 from cl_ovq.encoders.preprocessing import Preprocessing
 from cl_ovq.encoders.weights import checksum, load_weights, read_weights
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, called
 from cl_ovq.seeding import unchanged_randomness
 from streams.cache import cache_root, digest_of, remembered
 
@@ -91,7 +91,7 @@ class NamedEncoder:
         built = self._built()
         source = _find(self.name, self.options, download=True)
         if (load := ENCODERS[self.name].load) is not None:
-            load(built, source)
+            called(f"encoder.name: '{self.name}'", load, built, source)
         elif files := source.files[: source.weights]:
             tensors: dict[str, Tensor] = {}
             for file in files:
@@ -113,7 +113,7 @@ class NamedEncoder:
     def _built(self) -> Built:
         with unchanged_randomness():
             torch.manual_seed(SEED)
-            return ENCODERS[self.name].build(self.options, self.recipe)
+            return called(f"encoder.name: '{self.name}'", ENCODERS[self.name].build, self.options, self.recipe)
 
     def _wrapped(self, built: Built) -> EncoderNetwork:
         options = self.options
@@ -182,7 +182,7 @@ def package_versions(name: str) -> dict[str, str]:
 def _find(name: str, options: EncoderOptions, *, download: bool) -> Source:
     find = ENCODERS[name].find
     assert find is not None
-    return find(options, download)
+    return called(f"encoder.name: '{name}'", find, options, download)
 
 
 def _memory(name: str, options: EncoderOptions) -> str:

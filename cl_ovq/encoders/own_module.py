@@ -11,7 +11,7 @@ from torch import nn
 from cl_ovq.encoders.base import ENCODERS, RANDOM, Built, EncoderOptions, Recipe, Source
 from cl_ovq.encoders.preprocessing import Preprocessing
 from cl_ovq.encoders.weights import weights_file
-from cl_ovq.errors import UserError, first_line, nearest
+from cl_ovq.errors import UserError, nearest, own_code
 from cl_ovq.imports import imported
 from cl_ovq.options import option
 
@@ -65,10 +65,8 @@ def build_own_module(options: OwnModuleOptions, recipe: Recipe) -> Built:
         raise UserError(
             f"encoder.model: {options.model} has no '{name}'{nearest(name, known) or ':'} known: {', '.join(known)}"
         )
-    try:
+    with own_code(f"encoder.model: {options.model}", make):
         network = make()
-    except Exception as error:  # of whatever kind: it is their code
-        raise UserError(f"encoder.model: {options.model}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"encoder.model: {options.model} makes a {type(network).__name__}, and no torch.nn.Module")
     return Built(network)

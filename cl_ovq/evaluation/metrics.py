@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError, own_code
 from cl_ovq.metric_names import MATRIX_METRICS, QUANTITIES
 
 Matrix = NDArray[np.float64]
@@ -158,10 +158,8 @@ def _own(name: str, metric: Callable[[Matrix], float], matrix: Matrix) -> float:
     Raises:
         UserError: it fails, or is no number.
     """
-    try:
+    with own_code(f"metric '{name}'", metric):
         value = float(metric(matrix.copy()))
-    except Exception as error:  # of whatever kind: it is their code
-        raise UserError(f"metric '{name}': {type(error).__name__}: {first_line(error)}") from error
     if math.isinf(value):
         raise UserError(f"metric '{name}' is {value}: it must be a finite number, or NaN where it is undefined")
     return value

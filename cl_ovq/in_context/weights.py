@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, called
 from cl_ovq.in_context.episodes import Draw, DrawnFromData, EpisodeOptions, gaussian_episodes
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.pretraining import pretrain
@@ -120,7 +120,8 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
     with unchanged_randomness():
         torch.manual_seed(derive_seed(seed, "learner"))
         learner = bare_learner(options, dictionary)
-        WEIGHTS[options.weights].build(options, learner, deciding(options, dictionary), seed)
+        what = f"learner.weights: '{options.weights}'"
+        called(what, WEIGHTS[options.weights].build, options, learner, deciding(options, dictionary), seed)
     return learner
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_ovq.errors import called
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from kernels.state import statistics_dtype
@@ -164,5 +165,8 @@ def build_mixers(model: StackOptions, dictionary: Any = None) -> list[Mixer]:
     Raises:
         UserError: an unknown mixer, or one whose library is not installed.
     """
-    parts = [MIXERS[name] for name in layer_mixers(model)]
-    return [part.build(model, dictionary) if part.sections else part.build(model) for part in parts]
+    parts = {name: MIXERS[name] for name in layer_mixers(model)}
+    return [
+        called(f"mixer '{name}'", parts[name].build, model, *([dictionary] if parts[name].sections else []))
+        for name in layer_mixers(model)
+    ]

@@ -10,7 +10,7 @@ from torch import nn
 from cl_ovq.encoders import EncoderNetwork, EncoderOptions, encoder_of
 from cl_ovq.encoders.frozen import NamedEncoder, named_encoder
 from cl_ovq.encoders.tuning import TunedModel, is_tuned, tuned, width_of
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError, called, first_line
 from cl_ovq.mixers import MIXERS, OVQOptions, StackOptions, layer_mixers, seed_dictionaries
 from cl_ovq.models.base import HEADS, MODELS, ModelContext, inputs_of
 from cl_ovq.models.freezing import freeze_encoder, learns
@@ -87,13 +87,14 @@ def build_model(
             f"model.name: '{name}' reads {reads}, and '{stream.name}' has {has}: "
             f"known: {', '.join(MODELS.having(lambda other: other.takes(has)))}"
         )
+    what = f"model.name: '{name}'"
     try:
         if trunk is None:
-            network = part.build(config.model, ModelContext(stream, config.dictionary))
+            network = called(what, part.build, config.model, ModelContext(stream, config.dictionary))
         else:
             shape = ModelContext(stream).image_shape
             context = ModelContext(stream, config.dictionary, width_of(trunk[0], shape))
-            network = TunedModel(trunk[0], part.build(config.model, context), trunk[1])
+            network = TunedModel(trunk[0], called(what, part.build, config.model, context), trunk[1])
     except (MemoryError, RuntimeError) as error:  # the latter is PyTorch's
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
@@ -111,7 +112,8 @@ def build_model(
             f"model.head: '{config.model.head}' goes in the place of a last layer `head` that is an nn.Linear, and "
             f"model.name={name} has none"
         )
-    head.build(config.model, network, stream, *(getattr(config, section) for section in head.sections))
+    sections = (getattr(config, section) for section in head.sections)
+    called(f"model.head: '{config.model.head}'", head.build, config.model, network, stream, *sections)
     if stream.scenario != "task_incremental":
         return network
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError, own_code
 from cl_ovq.models.freezing import learns
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
@@ -74,18 +74,14 @@ def _check_trainable(network: nn.Module, config: ExperimentConfig) -> None:
 
 def _tried(network: nn.Module, x: torch.Tensor, stream: Stream) -> tuple[Any, list[Any]]:
     """Return what a model in evaluation mode makes of a batch, and an entry for each call of its head."""
+    what = f"model: {type(network).__name__} does not take a batch of the stream '{stream.name}'"
     called: list[Any] = []
     head = getattr(network, "head", None)
     watch = head.register_forward_hook(lambda *_: called.append(True)) if isinstance(head, nn.Module) else None
     training = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad(), unchanged_randomness():
+        with own_code(what, network), torch.no_grad(), unchanged_randomness():
             return network.eval()(x), called
-    except Exception as error:  # of whatever kind: it is theirs
-        raise UserError(
-            f"model: {type(network).__name__} does not take a batch of the stream '{stream.name}': "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -16,7 +16,7 @@ from torch import nn
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.config.custom import CUSTOM, LENT
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, own_code
 from cl_ovq.mixers import DictionaryConfig
 from cl_ovq.models.base import MODELS, ModelContext
 from cl_ovq.options import option
@@ -105,7 +105,11 @@ def _builder(model: GivenModel, found: Given, *, copied: bool) -> Callable[..., 
 
     def build(options: GivenModelOptions, context: ModelContext) -> nn.Module:
         stream = context.stream
-        made: Any = model if isinstance(model, nn.Module) else model(stream)
+        if isinstance(model, nn.Module):
+            made: Any = model
+        else:
+            with own_code(f"model: {source_of(model)}", model):
+                made = model(stream)
         if not isinstance(made, nn.Module):
             raise UserError(f"model: {source_of(model)} returns a {type(made).__name__}, and must a torch.nn.Module")
         if found.config is not None:

@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,14 @@ import torch
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.protocols import lacking_validation
 from cl_ovq.encoders import encoder_of
-from cl_ovq.errors import UserError
+from cl_ovq.errors import UserError, called, is_foreign, own_code
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models.normalisation import decay_groups
 from cl_ovq.runs.checking import check_end, find_device
-from cl_ovq.runs.training_checks import build_transforms, check_learns, check_steps
-from cl_ovq.strategies import OPTIMIZERS, SCHEDULES, STRATEGIES, BufferOptions, Context, buffer_samples
+from cl_ovq.runs.training_checks import build_schedule, build_transforms, check_learns, check_steps
+from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
 from cl_ovq.training import OBJECTIVES, derive_seed
-from streams import StreamDataError, build_stream
+from streams import STREAMS, StreamDataError, build_stream
 
 if TYPE_CHECKING:
     # These import Avalanche, which `cl-ovq show` does not need.
@@ -58,10 +59,12 @@ def load_stream(config: ExperimentConfig) -> Stream:
     quiet()  # before Avalanche is imported
     from cl_ovq.evaluation.length_generalization import sequences_of
 
-    try:
-        stream = build_stream(config.stream.name, config.stream.options, seed=derive_seed(config.seed, "stream"))
-    except StreamDataError as error:
-        raise UserError(f"stream: {error}") from error
+    name, build = config.stream.name, STREAMS[config.stream.name].build
+    with own_code(f"stream.name: '{name}'", build) if is_foreign(build) else nullcontext():
+        try:
+            stream = build_stream(name, config.stream.options, seed=derive_seed(config.seed, "stream"))
+        except StreamDataError as error:
+            raise UserError(f"stream: {error}") from error
     for length in config.evaluation.lengths:
         sequences_of(stream, length, 1, config.evaluation.split)
     if "validation" not in stream.benchmark.streams:
@@ -131,12 +134,13 @@ def build_strategy(
         ours.append(DictionaryRefresh(stream))
     alike = getattr(config.optimizer, "decay_norm_and_bias", True)
     parameters = model.parameters() if alike else decay_groups(model)
-    optimizer = OPTIMIZERS[config.optimizer.name].build(config.optimizer, parameters)
+    chosen = config.optimizer.name
+    optimizer = called(f"optimizer.name: '{chosen}'", OPTIMIZERS[chosen].build, config.optimizer, parameters)
     check_learns(config, model)
     if transforms := build_transforms(config, stream):
         ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))
     if config.optimizer.schedule != "constant":
-        ours.append(LearningRate(SCHEDULES[config.optimizer.schedule].build(config.optimizer), optimizer))
+        ours.append(LearningRate(build_schedule(config), optimizer))
     if (steps := _steps(config, device)) is not None:
         ours.append(steps)
     ours += [*plugins, DivergenceGuard()]
@@ -152,7 +156,8 @@ def build_strategy(
     }
     part = STRATEGIES[config.strategy.name]
     context = Context(ours, common, stream, config.dictionary, config.seed)
-    strategy = part.build(config.strategy, context, *(getattr(config, section) for section in part.sections))
+    sections = (getattr(config, section) for section in part.sections)
+    strategy = called(f"strategy.name: '{config.strategy.name}'", part.build, config.strategy, context, *sections)
     if config.training.compile:
         compile_passes(strategy)
     if steps is not None:

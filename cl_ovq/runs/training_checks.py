@@ -14,7 +14,7 @@ from torch.nn import functional
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.tuning import is_tuned
-from cl_ovq.errors import UserError, first_line
+from cl_ovq.errors import UserError, called, first_line
 from cl_ovq.models import ModelContext
 from cl_ovq.models.base import inputs_of
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cl_ovq.strategies.augmentation import Transform
+    from cl_ovq.strategies.schedules import Course
     from streams import Stream
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +36,7 @@ def check_training(config: ExperimentConfig) -> None:
     Raises:
         UserError: naming the key that would do nothing, or cannot be done.
     """
-    SCHEDULES[config.optimizer.schedule].build(config.optimizer)
+    build_schedule(config)
     alike = getattr(config.optimizer, "decay_norm_and_bias", True)
     if not alike and not config.optimizer.weight_decay:  # type: ignore[attr-defined]
         raise UserError("optimizer.decay_norm_and_bias: would do nothing: optimizer.weight_decay is 0: leave it out")
@@ -107,6 +108,16 @@ def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
         _refuse(config, f"model.name={config.model.name} with model.head={config.model.head} learns without gradients")
 
 
+def build_schedule(config: ExperimentConfig) -> Course:
+    """Return how the learning rate goes.
+
+    Raises:
+        UserError: its options do not fit.
+    """
+    name = config.optimizer.schedule
+    return called(f"optimizer.schedule: '{name}'", SCHEDULES[name].build, config.optimizer)
+
+
 def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform]:
     """Return what the images of a stream are changed by in training.
 
@@ -118,7 +129,10 @@ def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform
     if inputs_of(stream) != "images":
         raise UserError(f"training.augmentation: changes images, and '{stream.name}' has vectors: leave it out")
     shape = ModelContext(stream).image_shape
-    return [AUGMENTATIONS[name].build(config.training, shape) for name in config.training.augmentation]
+    return [
+        called(f"training.augmentation: '{name}'", AUGMENTATIONS[name].build, config.training, shape)
+        for name in config.training.augmentation
+    ]
 
 
 def check_steps(config: ExperimentConfig, stream: Stream) -> None:

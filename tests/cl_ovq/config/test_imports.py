@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +13,7 @@ from forked import ForkedCommand
 
 import cl_ovq
 from cl_ovq.imports import VARIABLE
-from cl_ovq.metric_names import MATRIX_METRICS
-from cl_ovq.mixers import MIXERS
-from cl_ovq.models import HEADS, MODELS
-from cl_ovq.strategies import STRATEGIES
-from streams import STREAMS
 
-PAGE = Path(__file__).parents[3] / "docs" / "parts.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-MARK = """
-from pathlib import Path
-
-with Path(__file__).with_name("imported").open("a") as file:
-    file.write("x")
-"""
-PARTS = "\n".join([*BLOCKS, MARK])
-CONFIG = """
-imports: [./parts.py]
-stream: {name: pairs, pairs: 2}
-model: {mixer: scale, scale: 0.5, width: 16, depth: 1, heads: 2, patch_size: 4}
-strategy: {name: shrink, factor: 0.9, batch_size: 150}
-tracking: {enabled: false}
-figures: false
-"""
 STUDY = """
 title: Own
 seeds: 1
@@ -46,26 +23,6 @@ grids:
   factor:
     half: {strategy.factor: 0.5}
 """
-
-
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(VARIABLE, raising=False)
-    known = [(registry, dict(registry)) for registry in (STRATEGIES, MIXERS, MODELS, HEADS, MATRIX_METRICS)]
-    streams = set(STREAMS)
-    (tmp_path / "parts.py").write_text(PARTS)
-    (tmp_path / "own.yaml").write_text(CONFIG)
-    yield tmp_path
-    for registry, parts in known:
-        registry._parts = parts
-        type(registry).revision += 1
-    for name in set(STREAMS) - streams:
-        del STREAMS[name]
-    for name in [name for name in sys.modules if name.startswith(("cl_ovq_parts_", "my_lab"))]:
-        del sys.modules[name]
-    os.environ.pop(VARIABLE, None)
 
 
 def elsewhere(*arguments, **environment):
@@ -348,7 +305,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
     package = lab / "site" / "my_lab"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "parts.py").write_text(PARTS)
+    (package / "parts.py").write_text((lab / "parts.py").read_text())
     about = lab / "site" / "my_lab-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
@@ -365,7 +322,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
     [
         (("show", "own.yaml", "--import", "nowhere.py"), "imports: there is no file "),
         (("show", "own.yaml", "--import", "my_lab_of_nobody"), "imports: my_lab_of_nobody: ModuleNotFoundError: "),
-        (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defined"),
+        (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defin"),
         (("show", "own.yaml", "--import", "./wrong.yaml"), "imports: "),
         (("show", "own.yaml", "--import", ".."), "imports: '..' is neither the name of a module (my_lab.parts) nor a "),
         (("show", "own.yaml", "--import", ""), "imports: '' is neither the name of a module (my_lab.parts) nor a file"),
@@ -378,7 +335,7 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
 def test_mistakes(lab, call, arguments, line):
     (lab / "broken.py").write_text("nothing\n")
     (lab / "leaves.py").write_text("import sys\n\nsys.exit(0)\n")
-    (lab / "wrong.yaml").write_text(CONFIG.replace("[./parts.py]", "3"))
+    (lab / "wrong.yaml").write_text((lab / "own.yaml").read_text().replace("[./parts.py]", "3"))
     (lab / "includes.yaml").write_text("include: own.yaml\n")
     code, out, error = call(*arguments)
     assert (code, out, len(error.splitlines())) == (2, "", 1), error

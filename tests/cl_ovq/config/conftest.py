@@ -1,0 +1,55 @@
+"""A folder with parts of the user's own: those of docs/parts.md, and a configuration that names them."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from cl_ovq.encoders import ENCODERS
+from cl_ovq.imports import VARIABLE
+from cl_ovq.metric_names import MATRIX_METRICS
+from cl_ovq.mixers import MIXERS
+from cl_ovq.models import HEADS, MODELS
+from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
+from streams import STREAMS
+
+PAGE = Path(__file__).parents[3] / "docs" / "parts.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+MARK = """
+from pathlib import Path
+
+with Path(__file__).with_name("imported").open("a") as file:
+    file.write("x")
+"""
+PARTS = "\n".join([*BLOCKS, MARK])
+CONFIG = """
+imports: [./parts.py]
+stream: {name: pairs, pairs: 2}
+model: {mixer: scale, scale: 0.5, width: 16, depth: 1, heads: 2, patch_size: 4}
+strategy: {name: shrink, factor: 0.9, batch_size: 150}
+tracking: {enabled: false}
+figures: false
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    registries = (STRATEGIES, OPTIMIZERS, SCHEDULES, AUGMENTATIONS, MIXERS, MODELS, HEADS, ENCODERS, MATRIX_METRICS)
+    known = [(registry, dict(registry)) for registry in registries]
+    streams = set(STREAMS)
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    yield tmp_path
+    for registry, parts in known:
+        registry._parts = parts
+        type(registry).revision += 1
+    for name in set(STREAMS) - streams:
+        del STREAMS[name]
+    for name in [name for name in sys.modules if name.startswith(("cl_ovq_parts_", "my_lab"))]:
+        del sys.modules[name]
+    os.environ.pop(VARIABLE, None)

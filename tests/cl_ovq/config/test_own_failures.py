@@ -1,0 +1,52 @@
+"""What the user's own parts raise is told in a line that names the part, the error and the place."""
+
+import pytest
+
+OPTIONS = "from dataclasses import dataclass\n@dataclass\nclass O:\n    y: int = 3\n"
+FAILS = "\ndef fails(*given, **named):\n    number = 0\n    return 1 / number\n"
+PLACE = "ZeroDivisionError: division by zero (odd.py, line 4)"
+MODEL_OF = "from torch import nn\nfrom cl_ovq.models import MODELS\nMODELS.enter('mine', '')"
+
+
+@pytest.mark.parametrize(
+    ("enters", "overrides", "line"),
+    [
+        ("cl_ovq.models import MODELS as R", ("model.name=mine",), "model.name: 'mine'"),
+        ("cl_ovq.models import HEADS as R", ("model.name=mlp", "model.head=mine"), "model.head: 'mine'"),
+        ("cl_ovq.mixers import MIXERS as R", ("model.mixer=mine",), "mixer 'mine'"),
+        ("cl_ovq.strategies import STRATEGIES as R", ("strategy.name=mine",), "strategy.name: 'mine'"),
+        ("cl_ovq.strategies import OPTIMIZERS as R", ("optimizer.name=mine",), "optimizer.name: 'mine'"),
+        ("cl_ovq.strategies import SCHEDULES as R", ("optimizer.schedule=mine",), "optimizer.schedule: 'mine'"),
+        (
+            "cl_ovq.strategies import AUGMENTATIONS as R",
+            ("training.augmentation=[mine]",),
+            "training.augmentation: 'mine'",
+        ),
+        ("cl_ovq.encoders import ENCODERS as R", ("encoder.name=mine", "model.name=mlp"), "encoder.name: 'mine'"),
+        ("streams import STREAMS as R", ("stream.name=mine",), "stream.name: 'mine'"),
+        ("cl_ovq.metric_names import MATRIX_METRICS as R", (), "metric 'mine'"),
+    ],
+)
+def test_what_a_part_of_ones_own_raises_is_told_with_its_place(lab, call, enters, overrides, line):
+    registry = enters.split()[2]
+    entry = {
+        "STREAMS": "R['mine'] = StreamEntry(fails, O, '')",
+        "ENCODERS": "R.enter('mine', '', options=EncoderOptions, find=fails)(fails)",
+    }.get(registry, "R.enter('mine', '')(fails)")
+    more = "from streams import StreamEntry\nfrom cl_ovq.encoders import EncoderOptions\n"
+    (lab / "odd.py").write_text(f"from {enters}{FAILS}{more}{OPTIONS}{entry}\n")
+    (lab / "plain.yaml").write_text("stream: {name: split_digits}\ntracking: {enabled: false}\n")
+    if "stream.name=mine" not in overrides:
+        overrides = ("stream.experiences=2", "strategy.batch_size=500", *overrides)
+    code, out, error = call("run", "plain.yaml", "figures=false", *overrides, "--import", "odd.py")
+    assert (code, out) == (2, ""), error
+    assert error.splitlines()[-1] == f"error: {line}: {PLACE.replace('odd.py', str(lab / 'odd.py'))}"
+    assert "Traceback" not in error
+
+
+def test_a_builder_that_takes_something_else_is_told_where_it_is(lab, call):
+    (lab / "odd.py").write_text(f"{MODEL_OF}(\n    lambda options: nn.Linear(1, 1)\n)\n")
+    code, _, error = call("run", "own.yaml", "--import", "odd.py", "--import", "parts.py", "model.name=mine")
+    assert (code, len(error.splitlines())) == (2, 1), error
+    assert error.startswith("error: model.name: 'mine': TypeError: <lambda>() takes 1 positional argument but 2 were ")
+    assert error.endswith(f"({lab / 'odd.py'}, line 4)\n")
