@@ -8,11 +8,25 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from cl_ovq.errors import called
 from cl_ovq.models.heads import unwrap
 from streams import Stream, rows_of
 
 MOST = 2000  # training samples of an experience
 BATCH = 512
+
+
+def can_probe(model: nn.Module, stream: Stream, device: torch.device) -> bool:
+    """Return whether a model has a method `features` that gives a vector for each sample of a stream of images.
+
+    Raises:
+        UserError: it is the user's own, and fails.
+    """
+    if stream.kind != "classes" or not hasattr(unwrap(model), "features"):
+        return False
+    model.eval()
+    found: object = _features(model, stream, torch.arange(1), device)
+    return isinstance(found, Tensor) and found.ndim == 2
 
 
 def linear_probes(model: nn.Module, stream: Stream, evaluation: str, device: torch.device) -> list[float | None]:
@@ -46,6 +60,10 @@ def linear_probes(model: nn.Module, stream: Stream, evaluation: str, device: tor
 @torch.no_grad()
 def encode(model: nn.Module, stream: Stream, rows: Tensor, device: torch.device) -> Tensor:
     """Return the model's features `[B, F]` of the stream's samples at these rows, on the CPU."""
+    return torch.cat([_features(model, stream, part, device).cpu() for part in rows.split(BATCH)])
+
+
+@torch.no_grad()
+def _features(model: nn.Module, stream: Stream, rows: Tensor, device: torch.device) -> Tensor:
     network = unwrap(model)
-    parts = [network.features(stream.samples.gather(part).to(device)).cpu() for part in rows.split(BATCH)]
-    return torch.cat(parts)
+    return called(f"model: {type(network).__name__}.features", network.features, stream.samples.gather(rows).to(device))

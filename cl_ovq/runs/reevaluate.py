@@ -55,7 +55,7 @@ class Evaluation:
             `loss`, or the quantity of a stream of sequences), with the sign that it has; of images also `linear_probe`,
             the accuracy of a linear classifier learned anew on its features, see `linear_probes`, and
             `untrained_probe`, the same on the features of the model before it learned anything. A model that was given
-            from Python has the former if it has a method `features`, and not the latter.
+            from Python has the former if it has a method `features` that gives vectors, and not the latter.
         metrics: mean of the quantity; of images the means of the probes and `forward_transfer_linear_probe` (trained
             less untrained); on the own stream of a finished run also forgetting and backward transfer, from the rows
             that the run measured.
@@ -122,8 +122,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     from cl_ovq.evaluation.length_generalization import length_generalization
     from cl_ovq.evaluation.logger import evaluator
     from cl_ovq.evaluation.matrix import MatrixRecorder
-    from cl_ovq.evaluation.probes import linear_probes
-    from cl_ovq.models.heads import unwrap
+    from cl_ovq.evaluation.probes import can_probe, linear_probes
 
     same = _data(own) == _data(stream) and own.classes_per_experience == stream.classes_per_experience
     same = same and own_config.evaluation.split == config.evaluation.split
@@ -135,7 +134,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
 
     seed_everything(own_config.seed, "model")
     model = build_model(own_config, own).to(device)
-    probed = stream.kind == "classes" and hasattr(unwrap(model), "features")
+    probed = can_probe(model, stream, device)
     untrained = probes(model) if probed and not given else []  # one that was given may have learned already
     recorder = MatrixRecorder(stream.classes_per_experience, stream.kind)
     strategy = build_strategy(config, stream, model, device, evaluator=evaluator(recorder))
