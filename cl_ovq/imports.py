@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from cl_ovq.paths import expanded, is_file
 VARIABLE = "CL_OVQ_IMPORTS"  # a JSON list of modules and absolute paths: processes that are started inherit it
 GROUP = "cl_ovq.parts"
 SUFFIX = ".py"
+_DIGESTS: dict[str, str] = {}  # SHA-256 of the file of each import, by its absolute name, as it was when it was run
 
 
 def import_parts(names: str | Sequence[str], folder: Path | None = None) -> list[str]:
@@ -81,6 +82,40 @@ def import_inherited() -> None:
         _import(_absolute(name, Path()), f"{VARIABLE}: {name}")
 
 
+def digests() -> dict[str, str]:
+    """Return the SHA-256 of the file of each import, as it was when it was run, by absolute name.
+
+    A package of several files counts with its `__init__.py`; what files import in turn does not count.
+    """
+    return {name: digest for name, digest in _DIGESTS.items() if _module_name(name) in sys.modules}
+
+
+def with_digests(kept: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the digests that a run was made with, with those of today where they are others.
+
+    Args:
+        kept: of each import, in the order of the sessions of the run.
+    """
+    found = {name: [*before] for name, before in kept.items()}
+    for name, digest in digests().items():
+        if digest not in found.setdefault(name, []):
+            found[name].append(digest)
+    return found
+
+
+def changed(kept: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the imports that are not what a run was made with, as they are called now.
+
+    Args:
+        kept: see `with_digests`. A file that lies elsewhere now is known by its last step; what is not imported here
+            is not compared.
+    """
+    here = digests()
+    by_last_step = {Path(name).name: name for name in here}
+    found = {name if name in here else by_last_step.get(Path(name).name): before for name, before in kept.items()}
+    return [name for name, before in found.items() if name is not None and {*before} != {here[name]}]
+
+
 def stored_hint(imports: object) -> str:
     """Return what to add to the message of a mistake in a stored configuration, which may be that parts are missing."""
     missing = [name for name in imports if name not in _inherited()] if isinstance(imports, list) else []
@@ -122,12 +157,15 @@ def _import(name: str, given: str) -> None:
     warnings.filterwarnings("ignore", message="no QP solver found")  # what Avalanche imports says of itself
     try:
         if os.sep not in name:
-            importlib.import_module(module)
+            file = importlib.import_module(module).__file__
+            if file is not None:  # as a namespace has none
+                _DIGESTS[name] = _digest(file)
             return
         spec = importlib.util.spec_from_file_location(module, name)
         assert spec is not None
         assert spec.loader is not None
         made = importlib.util.module_from_spec(spec)
+        _DIGESTS[name] = _digest(name)
         sys.modules[module] = made  # before it runs: its dataclasses look themselves up there
         try:
             spec.loader.exec_module(made)
@@ -156,6 +194,10 @@ def imported(name: str, key: str) -> ModuleType:
     if path not in known:
         raise UserError(f"{key}: '{name}' is not imported, and importing runs code: add --import {name}")
     return sys.modules[_module_name(path)]
+
+
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _module_name(name: str) -> str:

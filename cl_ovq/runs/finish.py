@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cl_ovq.config import to_dict
 from cl_ovq.errors import UnwrittenError
+from cl_ovq.imports import digests
 from cl_ovq.models.normalisation import count_statistics
 from cl_ovq.paths import RESULTS, write_atomically
 from cl_ovq.runs.provenance import code_revision, device_name, package_versions, peak_memory_bytes
@@ -76,12 +77,18 @@ def _provenance(run: Run, dictionary_bytes: int) -> Provenance:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if run.earlier is not None:
         kept = run.earlier.provenance
-        evaluated: Evaluated = {"code": code_revision(), "device": device_name(run.device), "finished": now}
+        evaluated: Evaluated = {
+            "code": code_revision(),
+            "imports": digests(),
+            "device": device_name(run.device),
+            "finished": now,
+        }
         return {**kept, "evaluated": [*kept.get("evaluated", []), evaluated]}
     return {
         "seed": run.config.seed,
         "code": code_revision(),
         "packages": package_versions(),
+        "imports": run.about["imports"],
         "data": run.stream.provenance,
         "device": device_name(run.device),
         "wall_seconds": time.perf_counter() - run.started,

@@ -6,14 +6,18 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from rich.console import Console
 
 import cl_ovq
+from cl_ovq.imports import changed
+from cl_ovq.runs.summary import warn
 
 PACKAGES = ("torch", "triton", "avalanche-lib", "ray", "mlflow", "omegaconf", "numpy", "scikit-learn", "torchvision")
 STATUS = Path("/proc/self/status")
@@ -42,6 +46,19 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def warn_of_changed_imports(console: Console, kept: Mapping[str, Sequence[str]], run: str) -> None:
+    """Say in a line which files of the user's own are not those that a run was made with.
+
+    Args:
+        console: where to.
+        kept: `imports` of its provenance or checkpoint.
+        run: in words.
+    """
+    if found := changed(kept):
+        have = "has" if len(found) == 1 else "have"
+        warn(console, "imports", f"{', '.join(found)} {have} changed since {run} began")
 
 
 def device_name(device: torch.device) -> str:

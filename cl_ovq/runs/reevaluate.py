@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from cl_ovq.config import ExperimentConfig, from_stored
 from cl_ovq.config.custom import CUSTOM, LENT
@@ -26,6 +27,7 @@ from cl_ovq.report.table import Number, Table
 from cl_ovq.runs.checking import check_beside, find_device
 from cl_ovq.runs.checkpoints import NAME
 from cl_ovq.runs.checkpoints.schema import read_run
+from cl_ovq.runs.provenance import warn_of_changed_imports
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.setup import build_strategy, load_stream, quiet
 from cl_ovq.seeding import unchanged_randomness
@@ -207,7 +209,7 @@ def trained_model(name: str) -> torch.nn.Module:
             given now.
     """
     path = find_checkpoint_file(name)
-    run = read_run(path)
+    run = _read(path)
     config = from_stored(run["about"]["config"])
     _check_used(config, "model", "stream")
     with unchanged_randomness():
@@ -227,12 +229,19 @@ def _check_used(config: ExperimentConfig, *sections: str) -> None:
 
 def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], ExperimentConfig, torch.device]:
     """Return a checkpoint, its configuration with overrides, and the device that this asks for."""
-    run = read_run(path)
+    run = _read(path)
     quiet()
     config = from_stored(run["about"]["config"], overrides)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return run, config, find_device(config.device)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a checkpoint, and say on standard error if parts of the user's own have changed since."""
+    run = read_run(path)
+    warn_of_changed_imports(Console(stderr=True), run["about"].get("imports", {}), f"the run of {path}")
+    return run
 
 
 def _load(model: torch.nn.Module, run: dict[str, Any], path: Path) -> None:

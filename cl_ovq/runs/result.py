@@ -60,6 +60,7 @@ class Evaluated(TypedDict):
     """When and by what a finished run was evaluated again."""
 
     code: dict[str, Any]
+    imports: NotRequired[dict[str, str]]
     device: str
     finished: str
 
@@ -71,6 +72,8 @@ class Provenance(TypedDict):
         seed: base random seed.
         code: `version`, `revision`, and whether the tree was `dirty`.
         packages: versions by name.
+        imports: SHA-256 of the file of each import of the user's own (`cl_ovq.imports`), in turn those of all sessions
+            of the run between which it has changed.
         data: source, files and checksums of the stream.
         device: in words.
         wall_seconds: of the whole run, and of training.
@@ -91,6 +94,7 @@ class Provenance(TypedDict):
     seed: int
     code: NotRequired[dict[str, Any]]
     packages: NotRequired[dict[str, Any]]
+    imports: NotRequired[dict[str, list[str]]]
     data: NotRequired[dict[str, Any]]
     device: str
     wall_seconds: Amount

@@ -44,6 +44,7 @@ class FinishedRuns:
 
     def __init__(self, directories: Iterable[Path] = ()) -> None:
         self._found: dict[Path, Fingerprints] = {}
+        self._imports: dict[Path, dict[str, list[str]]] = {}
         for directory in directories:
             self.add(directory)
 
@@ -56,7 +57,9 @@ class FinishedRuns:
         """Take in a run, or take it in anew."""
         self._found.pop(directory, None)
         try:
-            self._found[directory] = fingerprints(Result.read(directory).config)
+            result = Result.read(directory)
+            self._found[directory] = fingerprints(result.config)
+            self._imports[directory] = result.provenance.get("imports", {})
         except UserError:  # damaged, or of a later version
             return
 
@@ -73,6 +76,20 @@ class FinishedRuns:
         kept = [directory for directory in alike if (directory / CHECKPOINT).exists()]
         return list(dict.fromkeys([*self.same(own), *kept]))
 
+    def imports(self, wanted: Iterable[Fingerprints] | None = None) -> dict[str, list[str]]:
+        """Return the digests of the imports that runs were made with, see `cl_ovq.imports.with_digests`.
+
+        Args:
+            wanted: of the configurations whose training may be taken from them; all runs count if None.
+        """
+        training = None if wanted is None else {own.training for own in wanted}
+        found: dict[str, list[str]] = {}
+        for directory, own in self._found.items():
+            if training is None or own.training in training:
+                for name, digests in self._imports[directory].items():
+                    found.setdefault(name, []).extend(digests)
+        return found
+
     def move(self, source: Path, target: Path) -> None:
         """Give a run another directory, which is not there.
 
@@ -82,6 +99,7 @@ class FinishedRuns:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
         self._found[target] = self._found.pop(source)
+        self._imports[target] = self._imports.pop(source)
 
 
 def holds_run(directory: Path) -> bool:

@@ -17,6 +17,7 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.identity import differences, identity
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_task_accuracy
+from cl_ovq.imports import with_digests
 from cl_ovq.models import build_model
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
@@ -25,7 +26,7 @@ from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.runs.contract import check_contract
 from cl_ovq.runs.finish import finish, write_result
 from cl_ovq.runs.folder import clear, run_folder
-from cl_ovq.runs.provenance import reset_peak_memory
+from cl_ovq.runs.provenance import reset_peak_memory, warn_of_changed_imports
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.reuse import complete
 from cl_ovq.runs.run_logging import check_store, open_tracker
@@ -115,7 +116,7 @@ class Run:
         recorders: what is measured.
         checkpoints: counts the experiences that are over, and the seconds.
         callbacks: called as the run goes.
-        about: what a checkpoint tells of the run: configuration, `train_seconds`, `wall_seconds`.
+        about: what a checkpoint tells of the run: configuration, `imports`, `train_seconds`, `wall_seconds`.
         started: when it began, by `time.perf_counter`, as if it had never been interrupted.
         experiences: that are learned altogether.
         metrics: of the experiences so far, by name; empty before the first one is over.
@@ -191,9 +192,12 @@ class Run:
             begun = find_checkpoint(self.directory, self.config)
             if begun is None:
                 self._say(f"no checkpoint in {self.directory}: the run starts from the beginning")
+            else:
+                warn_of_changed_imports(self.console, begun.run["about"].get("imports", {}), "this run")
             return begun
         found = Result.read(results)
         check_same(results, found.config, self.config)
+        warn_of_changed_imports(self.console, found.provenance.get("imports", {}), "this run")
         changed = differences(identity(to_dict(self.config)).evaluation, identity(found.config).evaluation)
         self.result = complete(found, self.config) if changed else found
         if self.result is not None:
@@ -251,8 +255,13 @@ class Run:
         from cl_ovq.training.progress import ExperienceProgress
 
         config, stream, console = self.config, self.stream, self.console
-        earlier = begun.run["about"] if begun else {"train_seconds": 0.0, "wall_seconds": 0.0}
-        self.about = {"config": to_dict(config), "train_seconds": earlier["train_seconds"], "wall_seconds": 0.0}
+        earlier: dict[str, Any] = begun.run["about"] if begun else {"train_seconds": 0.0, "wall_seconds": 0.0}
+        self.about = {
+            "config": to_dict(config),
+            "imports": with_digests(earlier.get("imports", {})),
+            "train_seconds": earlier["train_seconds"],
+            "wall_seconds": 0.0,
+        }
         self.started = time.perf_counter() - earlier["wall_seconds"]
         reset_peak_memory(self.device)
         seed_everything(config.seed, "training")

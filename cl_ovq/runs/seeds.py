@@ -20,7 +20,9 @@ from cl_ovq.runs.checking import check_config, find_device
 from cl_ovq.runs.folder import SEEDS as FILE_NAME
 from cl_ovq.runs.folder import clear, for_seed, run_folder, seeds_of
 from cl_ovq.runs.pool import Make, run_many, run_one
+from cl_ovq.runs.provenance import warn_of_changed_imports
 from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
+from cl_ovq.runs.reuse import FinishedRuns
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.run_logging import check_store, open_tracker
 from cl_ovq.runs.setup import describe, load_stream
@@ -96,6 +98,8 @@ def run_seeds(
             # A progress bar for each; but other processes have no part in the console.
             make: Make = partial(run_experiment, console=console, parent=parent, resume=resume, overwrite=overwrite)
             if jobs > 1:
+                begun = FinishedRuns(directory.iterdir() if resume else ())
+                warn_of_changed_imports(console, begun.imports(), f"runs in {directory}")
                 key = RunKey(parent.key) if config.tracking.enabled else None
                 make = partial(run_one, parent=key, resume=resume, overwrite=overwrite)
 

@@ -21,6 +21,7 @@ from cl_ovq.metric_names import better
 from cl_ovq.paths import safe_name
 from cl_ovq.runs.folder import locked
 from cl_ovq.runs.pool import run_many
+from cl_ovq.runs.provenance import warn_of_changed_imports
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.reuse import Fingerprints, FinishedRuns, copy_run, fingerprints, holds_run
 from cl_ovq.runs.run_logging import check_store, experiment_of
@@ -58,6 +59,7 @@ def run_study(study: Study, directory: Path, console: Console, *, jobs: int = 1)
 
 def _run_all(study: Study, directory: Path, console: Console, jobs: int) -> StudyResult:
     tasks = _Tasks(study, directory)
+    warn_of_changed_imports(console, tasks.finished.imports(tasks.own.values()), f"runs in {directory}")
     tasks.check_stores(console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:

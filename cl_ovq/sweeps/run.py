@@ -16,7 +16,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.paths import expanded, write_atomically
 from cl_ovq.runs.checking import find_device
 from cl_ovq.runs.folder import locked
-from cl_ovq.runs.provenance import code_revision
+from cl_ovq.runs.provenance import code_revision, warn_of_changed_imports
 from cl_ovq.runs.reuse import FinishedRuns
 from cl_ovq.runs.run_logging import check_store, experiment_of, open_tracker
 from cl_ovq.sweeps.cluster import connected
@@ -131,6 +131,8 @@ def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console, 
 
     sweep, directory = outcome.sweep, outcome.directory
     records = read_records(directory)
+    for folder, found in {sweep.reuse: job.stored, directory: FinishedRuns.under(directory)}.items():
+        warn_of_changed_imports(console, found.imports(), f"runs in {folder}")
     shared = {"job": job, "data": _read_data(sweep)}
 
     def log(values: dict[str, float], step: int) -> None:

@@ -20,6 +20,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class _About(BaseModel):
     config: dict[str, Any]
+    imports: dict[str, list[str]] = {}  # older ones say nothing of them
     train_seconds: Seconds
     wall_seconds: Seconds
 

@@ -118,7 +118,7 @@ def test_its_provenance_is_that_of_its_training(experiment, of, finished):
     before = Result.read(finished).provenance
     after = resume(experiment(finished, *AFTER))[0].provenance
     assert {key: value for key, value in after.items() if key != "evaluated"} == before
-    assert [record.keys() for record in after["evaluated"]] == [{"code", "device", "finished"}]
+    assert [record.keys() for record in after["evaluated"]] == [{"code", "imports", "device", "finished"}]
     more = resume(experiment(finished, "evaluation.lengths=[32]"))[0].provenance
     assert len(more["evaluated"]) == 2
 
