@@ -97,14 +97,14 @@ def average_figure(groups: Sequence[Group], quantity: str) -> Figure:
 
 
 def memory_figure(groups: Sequence[Group]) -> Figure:
-    """Draw forgetting against the bytes carried from task to task, a point per seed."""
+    """Draw forgetting against the bytes carried from task to task, a point per seed where they are known."""
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for group in groups:
         points = [
-            (carried_bytes(run) / 1e6, forgetting)
+            (carried / 1e6, forgetting)
             for run in group.sound.values()
-            if (forgetting := run.metrics.get("forgetting")) is not None
+            if (forgetting := run.metrics.get("forgetting")) is not None and (carried := carried_bytes(run)) is not None
         ]
         axes.plot([x for x, _ in points], [y for _, y in points], "o", alpha=0.7, label=group.name)
     axes.set_xlabel("memory carried from task to task (MB)")

@@ -82,7 +82,7 @@ class Provenance(TypedDict):
         peak_memory_bytes: of the process on a CPU, allocated on a GPU.
         replay_samples: kept for replay.
         replay_bytes: of these.
-        method_bytes: of what else the strategy carries from task to task.
+        method_bytes: of what else the strategy carries from task to task; None where it is unknown.
         dictionary_bytes: of all dictionaries.
         memory_bytes: carried from task to task altogether, see `carried_bytes`.
         parameters: of the model; running statistics of batch norm are none.
@@ -103,9 +103,9 @@ class Provenance(TypedDict):
     peak_memory_bytes: Count
     replay_samples: NotRequired[Count]
     replay_bytes: Count
-    method_bytes: NotRequired[Count]
+    method_bytes: NotRequired[Count | None]
     dictionary_bytes: Count
-    memory_bytes: NotRequired[Count]
+    memory_bytes: NotRequired[Count | None]
     parameters: NotRequired[Count]
     running_statistics: NotRequired[Count]
     finished: NotRequired[str]
@@ -274,15 +274,19 @@ def finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def carried_bytes(result: Result) -> int:
+def carried_bytes(result: Result) -> int | None:
     """Return the bytes that a run carries from task to task beside its weights: dictionaries, replay, method.
 
-    A dictionary that lives for one sequence carries nothing.
+    A dictionary that lives for one sequence carries nothing. None where a strategy from outside does not say what it
+    keeps.
     """
+    method = result.provenance.get("method_bytes", 0)
+    if method is None:
+        return None
     found = result.dictionary
     memory = found["memory"]["bytes"] if "memory" in found else 0
     dictionaries = 0 if found["scope"] == "sequence" else result.provenance["dictionary_bytes"]
-    return int(dictionaries + memory + result.provenance["replay_bytes"] + result.provenance.get("method_bytes", 0))
+    return int(dictionaries + memory + result.provenance["replay_bytes"] + method)
 
 
 def undefined_metrics(result: Result) -> list[str]:

@@ -23,7 +23,8 @@ def sizes_figure(study: StudyResult) -> Figure:
     """Draw the quantity of every row over its bytes, with confidence intervals.
 
     A line joins the rows that differ in their `budget` only; rows that see all data, or carry nothing, are dashed lines
-    across. Rows that differ in more than `budget` and `method` are in different panels.
+    across, and so are those whose bytes are unknown, which the legend says. Rows that differ in more than `budget` and
+    `method` are in different panels.
 
     Args:
         study: has the axis `budget`.
@@ -60,9 +61,10 @@ def _draw(axes: Axes, study: StudyResult, rows: Sequence[RowResult], colors: dic
         sizes, means, spreads = zip(*sized, strict=True)
         axes.errorbar(sizes, means, yerr=spreads, marker="o", markersize=3, color=colors[name], label=name)
         return
-    for _, one in found:
+    for size, one in found:
         if one is not None:
-            axes.axhline(one.mean, linestyle="--", linewidth=1, color=colors[name], label=name)
+            label = f"{name} (bytes unknown)" if size is None else name
+            axes.axhline(one.mean, linestyle="--", linewidth=1, color=colors[name], label=label)
 
 
 def _grouped(rows: Sequence[RowResult], without: Sequence[str]) -> list[list[RowResult]]:

@@ -61,9 +61,10 @@ class RowResult:
         found = {run.config["seed"]: run.metrics.get(metric) for run in self.sound}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def mean(self, of: Callable[[Result], float]) -> float:
-        """Return the mean over runs."""
-        return sum(map(of, self.runs)) / len(self.runs)
+    def mean(self, of: Callable[[Result], float | None]) -> float | None:
+        """Return the mean over runs; None where it is unknown of one."""
+        values = [value for run in self.runs if (value := of(run)) is not None]
+        return sum(values) / len(values) if len(values) == len(self.runs) else None
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,11 @@ class StudyResult:
             title=f"{self.study.title} ({len(self.study.seeds)} seeds)",
         )
         for row in self.rows:
-            memory = row.mean(carried_bytes) if any(map(carried_bytes, row.runs)) else None
             table.add(
                 *(row.labels.get(axis, "") for axis in self.study.axes),
                 *(mean_number(self.metric(row, metric), metric) for metric in self.metrics),
                 *([f"{len(row.runs) - len(row.sound)} of {len(row.runs)}"] if lost else []),
-                Number(memory, "memory_bytes"),
+                Number(row.mean(carried_bytes) or None, "memory_bytes"),
                 Number(row.mean(lambda run: float(run.provenance["wall_seconds"])), spec=".0f"),
                 ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row.chosen.items()),
             )

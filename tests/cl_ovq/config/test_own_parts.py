@@ -16,6 +16,7 @@ from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, build_mixers
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
+from cl_ovq.training.memory_usage import method_bytes
 
 STRATEGY = """
 from dataclasses import dataclass
@@ -100,6 +101,24 @@ def test_a_strategy(own, session, tiny):
     stored = to_dict(tiny("strategy.name=shrink", "strategy.factor=0.25"))
     assert stored["strategy"]["factor"] == 0.25
     assert identity(stored) != identity(to_dict(tiny("strategy.name=shrink")))
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [("", None), ("kept_bytes = None", None), ("kept_bytes = 0", 0), ("kept_bytes = property(lambda self: 12.0)", 12)],
+)
+def test_the_bytes_of_a_strategy_that_does_not_say_are_unknown(own, session, kept, found):
+    own(STRATEGY.replace("STATE = ()", f"STATE = ()\n        {kept}"))
+    assert method_bytes(session("strategy.name=shrink", "model.name=mlp").strategy) == found
+
+
+def test_the_bytes_of_plugins_of_avalanche(own, session):
+    """Past samples are counted wherever they are; what else a plugin keeps is unknown."""
+    text = STRATEGY.replace("STATE = ()", "STATE = ()\n        kept_bytes = 7")
+    for plugin, found in ("ReplayPlugin(20)", 7), ("LwFPlugin()", None):
+        more = f"from avalanche.training.plugins import LwFPlugin, ReplayPlugin\n{text}"
+        own(more.replace("naive(", f"naive({plugin}, ").replace('"shrink"', f'"{plugin[:3]}"'))
+        assert method_bytes(session(f"strategy.name={plugin[:3]}", "model.name=mlp").strategy) == found
 
 
 def test_a_mixer_alone_and_in_a_pattern(own, tiny):

@@ -4,9 +4,12 @@ import dataclasses
 
 import pytest
 
+from cl_ovq.comparison.figures import memory_figure
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
+from cl_ovq.runs.groups import Group
 from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.studies.tables import RowResult
 
 
 def test_what_is_carried_from_task_to_task(run, session):
@@ -22,6 +25,19 @@ def test_what_is_carried_from_task_to_task(run, session):
     alone = run("strategy.name=naive", "model.head=memory", "model.name=pixels")
     assert carried_bytes(alone) == alone.dictionary["bytes"] > 0
     assert alone.provenance["memory_bytes"] == carried_bytes(alone)
+
+
+def test_bytes_that_are_unknown_are_no_bytes(run, tmp_path):
+    """As of a strategy from outside that does not say what it keeps."""
+    known = run("strategy.name=naive")
+    provenance = known.provenance | {"method_bytes": None, "memory_bytes": None}
+    unknown = dataclasses.replace(known, provenance=provenance, output_dir=str(tmp_path))
+    assert carried_bytes(unknown) is None
+    assert Result.read(unknown.write(tmp_path)) == unknown
+    row = RowResult({}, {}, {}, [known, unknown])
+    assert (row.mean(carried_bytes), RowResult({}, {}, {}, [known]).mean(carried_bytes)) == (None, carried_bytes(known))
+    figure = memory_figure([Group("known", {0: known}), Group("unknown", {0: unknown})])
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 0]
 
 
 def test_results_are_read_as_they_were_written(run, tmp_path):
