@@ -10,11 +10,13 @@ from cl_ovq.models.memory import MemoryHead, MemoryOptions  # isort: skip
 from cl_ovq.models.base import HEADS, MODELS, Model, ModelContext
 from cl_ovq.models.build import build_model, check_model, check_stack
 from cl_ovq.models.freezing import freeze_encoder
+from cl_ovq.models.gradient_free import GradientFreeHead
 
 __all__ = [
     "HEADS",
     "MODELS",
     "FixedFeatureModel",
+    "GradientFreeHead",
     "MemoryHead",
     "MemoryOptions",
     "Model",

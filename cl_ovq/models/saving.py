@@ -86,9 +86,13 @@ def _put_head(model: nn.Module, config: ExperimentConfig, kind: str, settings: d
     from cl_ovq.models.heads import RememberingHead, unwrap
 
     network = unwrap(model)
-    (made,) = [cls for cls in GradientFreeHead.__subclasses__() if cls.__name__ == kind][-1:]
+    (made,) = [cls for cls in _subclasses(GradientFreeHead) if cls.__name__ == kind][-1:]
     sizes = {"features": network.head.in_features, "classes": network.head.out_features}
     network.head = RememberingHead(made.made_again(config, **sizes, **settings), None)
+
+
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    return [found for cls in kind.__subclasses__() for found in (cls, *_subclasses(cls))]
 
 
 def _saved_encoder(stream: EncodedStream) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 # Imported in the order in which they are listed.
 from cl_ovq.strategies import baselines, penalties, replay, projection, gradient_free, in_context  # noqa: F401, I001
 from cl_ovq.strategies.base import STRATEGIES, Context, Strategy, sees_all
+from cl_ovq.strategies.gradient_free import HEAD, with_head
 from cl_ovq.strategies.optimizers import OPTIMIZERS
 from cl_ovq.strategies.schedules import SCHEDULES
 from cl_ovq.strategies.augmentation import AUGMENTATIONS
@@ -10,6 +11,7 @@ from cl_ovq.strategies.buffer import BufferOptions, buffer_samples
 
 __all__ = [
     "AUGMENTATIONS",
+    "HEAD",
     "OPTIMIZERS",
     "SCHEDULES",
     "STRATEGIES",
@@ -18,4 +20,5 @@ __all__ = [
     "Strategy",
     "buffer_samples",
     "sees_all",
+    "with_head",
 ]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from cl_ovq.models.gradient_free import GradientFreeHead
 
-FACTS: dict[str, Any] = {
+# What the platform must know of a strategy that is a head.
+HEAD: dict[str, Any] = {
     "needs_classes": True,
     "is_head": True,
     "no_first_experience": "never trains the encoder",
@@ -33,23 +34,23 @@ class SLDAOptions:
     "slda",
     "streaming LDA on the model's features (Hayes and Kanan 2020); the encoder is not trained",
     options=SLDAOptions,
-    **FACTS,
+    **HEAD,
 )
 def build_slda(options: SLDAOptions, context: Context) -> SupervisedTemplate:
     """Build streaming LDA."""
     from cl_ovq.models.discriminant import StreamingDiscriminant
 
-    return _with_head(StreamingDiscriminant, context, shrinkage=options.shrinkage)
+    return with_head(StreamingDiscriminant, context, shrinkage=options.shrinkage)
 
 
 @STRATEGIES.enter(
-    "ncm", "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained", **FACTS
+    "ncm", "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained", **HEAD
 )
 def build_ncm(options: NoOptions, context: Context) -> SupervisedTemplate:
     """Build nearest class mean."""
     from cl_ovq.models.discriminant import NearestMean
 
-    return _with_head(NearestMean, context)
+    return with_head(NearestMean, context)
 
 
 @dataclass
@@ -67,13 +68,13 @@ class RidgeOptions:
     "ridge",
     "ridge regression on the model's features, exact (recursive least squares); the encoder is not trained",
     options=RidgeOptions,
-    **FACTS,
+    **HEAD,
 )
 def build_ridge(options: RidgeOptions, context: Context) -> SupervisedTemplate:
     """Build ridge regression."""
     from cl_ovq.models.ridge import RidgeHead
 
-    return _with_head(RidgeHead, context, strength=options.strength)
+    return with_head(RidgeHead, context, strength=options.strength)
 
 
 @dataclass
@@ -88,13 +89,13 @@ class RanPACOptions(RidgeOptions):
     "ridge regression on a random projection of the model's features (McDonnell et al. 2023); the encoder is not "
     "trained",
     options=RanPACOptions,
-    **FACTS,
+    **HEAD,
 )
 def build_ranpac(options: RanPACOptions, context: Context) -> SupervisedTemplate:
     """Build RanPAC, without its training of the encoder on the first experience."""
     from cl_ovq.models.ridge import RidgeHead
 
-    return _with_head(RidgeHead, context, strength=options.strength, width=options.width)
+    return with_head(RidgeHead, context, strength=options.strength, width=options.width)
 
 
 @dataclass
@@ -109,13 +110,13 @@ class FeCAMOptions:
     "fecam",
     "Mahalanobis distance with each class's own covariance (Goswami et al. 2023); the encoder is not trained",
     options=FeCAMOptions,
-    **FACTS,
+    **HEAD,
 )
 def build_fecam(options: FeCAMOptions, context: Context) -> SupervisedTemplate:
     """Build FeCAM."""
     from cl_ovq.models.fecam import MahalanobisHead
 
-    return _with_head(MahalanobisHead, context, shrinkage=options.shrinkage, tukey=options.tukey)
+    return with_head(MahalanobisHead, context, shrinkage=options.shrinkage, tukey=options.tukey)
 
 
 @dataclass
@@ -133,7 +134,7 @@ class NeighboursOptions:
     "knn",
     "nearest neighbours among features kept within a budget (Cover and Hart 1967); the encoder is not trained",
     options=NeighboursOptions,
-    **FACTS,
+    **HEAD,
 )
 def build_knn(options: NeighboursOptions, context: Context) -> SupervisedTemplate:
     """Build nearest neighbours.
@@ -154,11 +155,17 @@ def build_knn(options: NeighboursOptions, context: Context) -> SupervisedTemplat
         raise UserError(
             f"strategy.{key}: {given} is too small: it must hold a sample{unit} of each of the {classes} classes"
         )
-    return _with_head(NearestNeighbours, context, capacity=capacity, neighbours=options.neighbours)
+    return with_head(NearestNeighbours, context, capacity=capacity, neighbours=options.neighbours)
 
 
-def _with_head(head: type[GradientFreeHead], context: Context, **options: Any) -> SupervisedTemplate:
-    """Put a head in the place of the model's linear one, and write it as a memory head is written."""
+def with_head(head: type[GradientFreeHead], context: Context, **options: Any) -> SupervisedTemplate:
+    """Return the strategy of a head that learns without gradients, in the place of the model's linear one.
+
+    Args:
+        head: it is given `features`, `classes`, and the options, by keyword.
+        context: what the strategy's builder is given.
+        options: of the head, plain numbers and text: a saved model keeps them.
+    """
     from cl_ovq.models.freezing import freeze_encoder
     from cl_ovq.models.heads import RememberingHead, unwrap
     from cl_ovq.training.memory import MemoryWrites

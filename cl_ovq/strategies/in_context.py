@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cl_ovq.in_context import LearnerOptions, build_learner
 from cl_ovq.options import NoOptions
 from cl_ovq.strategies.base import STRATEGIES, Context
-from cl_ovq.strategies.gradient_free import FACTS
+from cl_ovq.strategies.gradient_free import HEAD
 
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "samples are tokens of one sequence, and classes are learned in the state of its mixers (Lee, Son and Kim 2023); "
     "no weight changes",
     sections={"learner": LearnerOptions},
-    **FACTS,
+    **HEAD,
 )
 def build_in_context(options: NoOptions, context: Context, learner: LearnerOptions) -> SupervisedTemplate:
     """Build the strategy whose only memory is the state of a learner.

@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from forked import ForkedCommand
+from sklearn.naive_bayes import GaussianNB
 
 import cl_ovq
+from cl_ovq.config import from_stored
 from cl_ovq.imports import VARIABLE
+from cl_ovq.models.saving import load_model, save_model
+from cl_ovq.runs.setup import load_stream
+from streams import rows_of
 
 STUDY = """
 title: Own
@@ -104,6 +110,31 @@ def test_a_head_of_the_page(lab, call):
     code, out, error = call("run", "own.yaml", *overrides[:2], "strategy.name=slda")
     line = "error: model.head: 'cosine' does not go with strategy.name=slda, which is a head of its own: use "
     assert (code, error) == (2, f"{line}model.head=linear\n")
+
+
+def test_a_head_without_gradients_of_the_page(lab, call):
+    """It is the method of that name, whatever the batches, with options, bytes, and a place in saved models."""
+    overrides = ("model.name=two_layers", "strategy.name=naive_bayes", "strategy.smoothing=0.02", "output_dir=out")
+    code, out, error = call("run", "own.yaml", *overrides, "checkpoint.enabled=true", "--json")
+    assert code == 0, error
+    assert json.loads(out)["provenance"]["method_bytes"] == 10 * (8 + 2 * 32 * 8)
+    network, config = cl_ovq.load("out").model(), from_stored(json.loads(out)["config"])
+    stream = load_stream(config)
+    rows = torch.cat([rows_of(data.dataset) for data in stream.benchmark.streams["train"]])
+    x, y = network.features(stream.samples.gather(rows)).detach().double().numpy(), stream.samples.targets[rows].numpy()
+    theirs = GaussianNB(priors=np.full(10, 0.1), var_smoothing=0.02 / x.var(0).max()).fit(x, y)
+    ours = network.head.memory(torch.tensor(x))
+    np.testing.assert_allclose(ours.exp(), theirs.predict_proba(x), atol=1e-4)
+    assert call("show", "own.yaml", *overrides[:2], "strategy.smoothing=0")[2].startswith(
+        "error: strategy.smoothing: 0"
+    )
+
+    class Same(type(network.head.memory)):
+        """As a subclass of a head is one."""
+
+    network.head.memory.__class__ = Same
+    save_model(lab / "model.pt", network, config, stream)
+    assert torch.equal(load_model(lab / "model.pt").model.head.memory(torch.tensor(x)), ours)
 
 
 def test_a_metric_of_the_page_stands_in_every_table(lab, call):
