@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError, own_code
+from cl_ovq.mixers import Mixer
 from cl_ovq.models.freezing import encoder_parameters, learns
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream) -> None:
-    """Check a model on two samples of the stream: its outputs, and what configuration and strategy need of it.
+    """Check a model on two samples of the stream: its outputs, those of its mixers, and what else is needed of it.
 
     Args:
         network: maps a batch to logits `[B, n_classes]`; of a stream of sequences `[B, T, n_classes]`, or numbers
@@ -141,14 +142,15 @@ def _tried(network: nn.Module, x: Tensor, stream: Stream, *, training: bool = Fa
     what = f"model: {type(network).__name__} does not take a batch of the stream '{stream.name}'{how}"
     given: list[Any] = []
     head = getattr(network, "head", None)
-    watch = None
+    mixers = [module for module in network.modules() if isinstance(module, Mixer)]
+    watches = [mixer.register_forward_hook(_check_mixed, with_kwargs=True) for mixer in mixers]
     if isinstance(head, nn.Module):
-        watch = head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None))
+        watches.append(head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None)))
     try:
         with own_code(what, network), torch.set_grad_enabled(training):
             return network.train(training)(x), given
     finally:
-        if watch is not None:
+        for watch in watches:
             watch.remove()
 
 
@@ -186,6 +188,21 @@ def _needs_features(config: ExperimentConfig) -> str:
     if config.learner is not None:
         return f"strategy.name={config.strategy.name}"
     return "memory.calibrate" if config.memory is not None and config.memory.calibrate else ""
+
+
+def _check_mixed(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixed: Any) -> None:
+    """Refuse what a mixer returns if it is no sequence like the one it was given, to which it will be added.
+
+    Broadcasting would take some of them, in silence.
+    """
+    wanted = list((args[0] if args else kwargs["x"]).shape)
+    y = mixed[0] if isinstance(mixed, tuple) and len(mixed) == 2 else mixed
+    if y is mixed or not isinstance(y, Tensor) or list(y.shape) != wanted:
+        found = list(y.shape) if y is not mixed and isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise UserError(
+            f"model: mixer {type(mixer).__name__} maps tokens {wanted} to {found}, and must to (y, state) with y of "
+            f"{wanted}"
+        )
 
 
 def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:

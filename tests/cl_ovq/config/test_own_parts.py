@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from cl_ovq.config.identity import identity
 from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, build_mixers
+from cl_ovq.models import build_model
+from cl_ovq.runs.contract import check_contract
+from cl_ovq.runs.setup import load_stream
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
 from cl_ovq.training.memory_usage import method_bytes
 
@@ -129,6 +133,28 @@ def test_a_mixer_alone_and_in_a_pattern(own, tiny):
         assert torch.equal(layer(torch.ones(1, 2, 16))[0], torch.full((1, 2, 16), 3.0))
     with pytest.raises(UserError, match=r"^model\.scale: 'ovq' does not use it: mixers that do: scale$"):
         tiny("model.scale=3")
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        ("x.mean(1, keepdim=True), None", "[2, 1, 16]"),
+        ("x[:, :-1], None", "[2, 3, 16]"),
+        ("x[..., :1], None", "[2, 4, 1]"),
+        ("x[0], None", "[4, 16]"),
+        ("x", "a Tensor"),
+        ("(3, None)", "a int"),
+        ("(x, None, None)", "a tuple"),
+    ],
+)
+def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
+    """Most of them would be added to the tokens by broadcasting, and train."""
+    own(MIXER.replace("self.scale * x, None", returned))
+    config = tiny("model.mixer=scale", "stream.experiences=2")
+    stream = load_stream(config)
+    line = f"model: mixer Scale maps tokens [2, 4, 16] to {found}, and must to (y, state) with y of [2, 4, 16]"
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        build_model(config, stream, check=partial(check_contract, config=config, stream=stream))
 
 
 def test_an_option_that_means_two_things_at_once(own, tiny):
