@@ -159,7 +159,7 @@ class Dictionaries(_Described):
         layers: each layer by name.
         memory: a memory head beside the dictionaries of layers.
         history: over training.
-        census: their slots after every experience.
+        slot_statistics: their slots after every experience.
         plateaus: where growth came to rest.
         plateau_tokens: tokens written when it first did.
     """
@@ -170,6 +170,6 @@ class Dictionaries(_Described):
     layers: NotRequired[dict[str, LayerRecord]]
     memory: NotRequired[LayerRecord]
     history: NotRequired[list[GrowthRecord]]
-    census: NotRequired[list[SlotRecord]]
+    slot_statistics: NotRequired[list[SlotRecord]]
     plateaus: NotRequired[list[PlateauRecord]]
     plateau_tokens: NotRequired[Amount | None]

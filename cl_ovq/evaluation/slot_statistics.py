@@ -124,10 +124,10 @@ class SlotStatisticsRecorder(PluginMetric[list[SlotStatistics]]):
         if len(layers) > 1:
             told |= {f"dictionary/{name}": layer for name, layer in layers.items()}
         return [
-            MetricValue(self, f"{prefix}/{name}", getattr(census, name), step)
-            for prefix, census in told.items()
+            MetricValue(self, f"{prefix}/{name}", getattr(layer, name), step)
+            for prefix, layer in told.items()
             for name in MEASURED
-            if getattr(census, name) is not None
+            if getattr(layer, name) is not None
         ]
 
     def result(self) -> list[SlotStatistics]:

@@ -54,7 +54,8 @@ def forget(dictionary: PersistentDictionary, task: int) -> None:
 def merge(dictionary: PersistentDictionary, other: PersistentDictionary) -> None:
     """Take in what another dictionary of the same layer learned; slots that do not fit unite by Ward's rule.
 
-    The diaries add up task by task. Where slots unite, so do their pages, and the last write is their mean.
+    The write logs add up task by task. Where slots unite, what each task wrote is added, and their last write is the
+    mean.
 
     Args:
         dictionary: takes in.

@@ -69,7 +69,7 @@ def check_config(config: ExperimentConfig) -> None:
         )
     check_training(config)
     _check_dictionary(config)
-    check_beside(config)
+    check_generalization(config)
     check_end(config, getattr(config.stream.options, "experiences", None))
     if config.memory is not None and strategy.no_memory_head is not None:
         raise UserError(
@@ -171,7 +171,7 @@ def _check_implementation(config: ExperimentConfig, device: torch.device) -> Non
             raise UserError(f"{section}.implementation: triton cannot serve this run: {reason}: use auto")
 
 
-def check_beside(config: ExperimentConfig) -> None:
+def check_generalization(config: ExperimentConfig) -> None:
     """Check that what the trained model is to be evaluated on beside its stream can be.
 
     Raises:

@@ -35,11 +35,11 @@ def finish(run: Run) -> Result:
     from cl_ovq.training.divergence import DivergedError
 
     strategy, stream, asked = run.strategy, run.stream, run.config.evaluation
-    beside: Generalization = {"lengths": [], "capacities": []}
+    generalization: Generalization = {"lengths": [], "capacities": []}
     if run.diverged is None:
         known = None if run.earlier is None else still_valid(run.earlier, run.config)
         try:
-            beside = length_generalization(run.model, stream, asked, known)
+            generalization = length_generalization(run.model, stream, asked, known)
         except NotFiniteError as error:
             step, experiences = strategy.clock.train_iterations, len(stream.classes_per_experience)
             run.diverged = DivergedError(step, experiences, str(error))
@@ -51,7 +51,7 @@ def finish(run: Run) -> Result:
         output_dir=str(run.directory),
         config=to_dict(run.config),
         **found,
-        **beside,
+        **generalization,
         provenance=_provenance(run, found["dictionary"]["bytes"]),
     )
     result.provenance["memory_bytes"] = carried_bytes(result)

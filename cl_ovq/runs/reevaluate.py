@@ -24,7 +24,7 @@ from cl_ovq.metric_names import COLUMNS, evenly, format_number, words
 from cl_ovq.models import build_model
 from cl_ovq.paths import RESULTS, is_file, is_folder
 from cl_ovq.report.table import Number, Table
-from cl_ovq.runs.checking import check_beside, find_device
+from cl_ovq.runs.checking import check_generalization, find_device
 from cl_ovq.runs.checkpoints import NAME
 from cl_ovq.runs.checkpoints.schema import read_run
 from cl_ovq.runs.provenance import warn_of_changed_imports
@@ -113,7 +113,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         if not override.startswith(CHANGEABLE):
             raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
     run, config, device = _open(path, overrides)
-    check_beside(config)
+    check_generalization(config)
     own_config = from_stored(run["about"]["config"])
     given = own_config.model.name == CUSTOM
     _check_used(own_config, "model")
@@ -163,8 +163,8 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
-    beside = length_generalization(strategy.model.eval(), stream, config.evaluation)
-    return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **beside)
+    generalization = length_generalization(strategy.model.eval(), stream, config.evaluation)
+    return Evaluation(str(path), run["done"], stream.name, same, objective.quantity, values, metrics, **generalization)
 
 
 def finished_lengths(

@@ -177,10 +177,10 @@ def _log_summary(result: Result, tracker: Tracker) -> None:
         for step, at_rest in sorted(_rests(result.dictionary["plateaus"], steps).items()):
             tracker.log({"dictionary/at_rest": at_rest}, step=step)
     # A step later for each time that the finished model was evaluated again: MLflow shows the last.
-    tracker.log(_beside(result), step=steps + len(result.provenance.get("evaluated", [])))
+    tracker.log(_generalization(result), step=steps + len(result.provenance.get("evaluated", [])))
 
 
-def _beside(result: Result) -> dict[str, float]:
+def _generalization(result: Result) -> dict[str, float]:
     """Return what the trained model reaches at other lengths and with other capacities, by the name of a metric."""
     lengths = {f"{record['quantity']}/tokens_{record['tokens']}": record["value"] for record in result.lengths}
     capacities = {

@@ -43,7 +43,7 @@ class Recorders(NamedTuple):
 
     matrix: MatrixRecorder
     growth: DictionaryRecorder
-    census: SlotStatisticsRecorder
+    slots: SlotStatisticsRecorder
 
     def so_far(self, learned: int | None) -> dict[str, Matrix]:
         """Return the results matrices of the first experiences, of all for None, by name."""
@@ -101,7 +101,7 @@ def describe_findings(
             | {
                 "plateau_tokens": summary["tokens"] if at_rest is None else at_rest,
                 "plateaus": [asdict(plateau) for plateau in growth_plateaus(history)],
-                "census": [asdict(census) for census in recorders.census.result()],
+                "slot_statistics": [asdict(record) for record in recorders.slots.result()],
                 "history": [asdict(record) for record in history],
             }
         ),
@@ -142,8 +142,8 @@ def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> 
     if records and (capacity := result.dictionary.get("capacity")) is not None:
         draw["dictionary_growth.png"] = partial(figures.growth_figure, records, capacity, name)
     shared = dictionaries(model)
-    if shared and recorders.census.records:
-        draw["dictionary_owners.png"] = partial(figures.ownership_figure, recorders.census.records, name)
+    if shared and recorders.slots.records:
+        draw["dictionary_owners.png"] = partial(figures.ownership_figure, recorders.slots.records, name)
     if shared and records and records[-1].size:
         layer, dictionary = list(shared.items())[-1]
         draw["dictionary_entries.png"] = partial(figures.entries_figure, dictionary, f"{name}, {layer}")

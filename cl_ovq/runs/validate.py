@@ -21,6 +21,7 @@ from cl_ovq.runs.result import VERSION, Result
 
 LARGEST_FILE = 1 << 29  # bytes: a matrix of 3000 experiences, and as much of everything else
 DEEPEST = 60
+RENAMED = {"census": "slot_statistics"}  # fields of the dictionary, as older results call them
 
 
 class Open(BaseModel):
@@ -121,6 +122,8 @@ def check_result(tree: Any, path: Path) -> Mapping[str, Any]:
             )
         if isinstance(tree.get("config"), dict):
             tree = tree | {"config": current(tree["config"])}
+        if isinstance(found := tree.get("dictionary"), dict):
+            tree = tree | {"dictionary": {RENAMED.get(name, name): value for name, value in found.items()}}
     return checked(_RESULT, tree, path, "the results of a run") | {"version": VERSION}
 
 

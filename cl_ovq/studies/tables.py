@@ -158,7 +158,7 @@ class StudyResult:
                             "capacities": [_without_distances(record) for record in run.capacities],
                             "dictionary_bytes": run.provenance["dictionary_bytes"],
                             "replay_bytes": run.provenance["replay_bytes"],
-                            "census": run.dictionary.get("census", []),
+                            "slot_statistics": run.dictionary.get("slot_statistics", []),
                         }
                         for run in row.runs
                     ],

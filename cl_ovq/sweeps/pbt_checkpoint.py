@@ -12,7 +12,7 @@ from cl_ovq.runs.checkpoints.schema import read_run
 GROUPS = {"learning_rate": "lr", "weight_decay": "weight_decay", "momentum": "momentum"}
 
 
-def graft(path: Path, config: ExperimentConfig) -> None:
+def set_configuration(path: Path, config: ExperimentConfig) -> None:
     """Make a checkpoint one of another configuration, which goes on with its weights and its own hyper-parameters.
 
     The optimizer's state holds some of them too. The others are read when the run is built.

@@ -26,7 +26,7 @@ from cl_ovq.runs.result import Result, carried_bytes
 from cl_ovq.runs.reuse import FinishedRuns, copy_run, fingerprints, holds_run
 from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.sweeps.files import BYTES, Sweep
-from cl_ovq.sweeps.pbt_checkpoint import graft
+from cl_ovq.sweeps.pbt_checkpoint import set_configuration
 from cl_ovq.sweeps.records import DIVERGED, DONE, FAILED, OUT_OF_MEMORY, RUNNING, mean, trial_directory
 from cl_ovq.sweeps.space import Point
 from cl_ovq.tracking import RunKey
@@ -200,7 +200,7 @@ class Trial:
                     (target / f".{path.name}").replace(target / path.name)
         if self.sweep.scheduler.name == "pbt":
             for seed in self.sweep.selection.seeds:
-                graft(self.directory / f"seed_{seed}" / CHECKPOINT, self._config(seed))
+                set_configuration(self.directory / f"seed_{seed}" / CHECKPOINT, self._config(seed))
 
 
 class _Reports(Callback):

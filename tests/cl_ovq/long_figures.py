@@ -46,7 +46,7 @@ def records_of(experiences, count):
     ]
 
 
-def census_of(experiences):
+def slots_of(experiences):
     slots = np.linspace(100, 512, experiences)
     return [
         SlotStatistics(
@@ -90,7 +90,7 @@ def group_of(experiences, number, history):
 
 
 def main(experiences, runs, count, folder):
-    matrix, records, census = matrix_of(experiences), records_of(experiences, count), census_of(experiences)
+    matrix, records, slots = matrix_of(experiences), records_of(experiences, count), slots_of(experiences)
     entries = Entries(experiences, min(count, 100_000))
     moments = range(1, count + 1, max(1, count // (3 * experiences)))
     points = [Point(s, 1 + (s - 1) * experiences // count, []) for s in moments]
@@ -112,7 +112,7 @@ def main(experiences, runs, count, folder):
     draw = {
         "matrix": lambda: figures.matrix_figure(matrix, name),
         "growth": lambda: figures.growth_figure(records, 512, name),
-        "owners": lambda: figures.ownership_figure(census, name),
+        "owners": lambda: figures.ownership_figure(slots, name),
         "entries": lambda: figures.entries_figure(entries, name),
         "anytime": lambda: anytime_figure(points, name),
         "lengths": lambda: lengths_figure(lengths, 512),

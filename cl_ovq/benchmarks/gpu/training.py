@@ -99,7 +99,7 @@ def train(name: str, device: str, implementation: str, *, tiny: bool) -> tuple[l
     return found, (time.perf_counter() - begun) / max(1, steps - 5)
 
 
-def beside(name: str, settings: Settings) -> dict[str, Any]:
+def compared(name: str, settings: Settings) -> dict[str, Any]:
     """A model trained with the kernels and, from the same weights and batch, with the PyTorch path on the CPU."""
     losses, seconds = train(name, settings.device, "triton", tiny=settings.rehearsal)
     expected, _ = train(name, "cpu", "chunked", tiny=settings.rehearsal)
@@ -114,4 +114,4 @@ def beside(name: str, settings: Settings) -> dict[str, Any]:
 
 def items(settings: Settings) -> list[Item]:
     """Every model."""
-    return [Item(name, partial(beside, name, settings)) for name in MODELS]
+    return [Item(name, partial(compared, name, settings)) for name in MODELS]

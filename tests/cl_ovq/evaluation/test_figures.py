@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from long_figures import Entries, census_of, group_of, matrix_of
+from long_figures import Entries, group_of, matrix_of, slots_of
 from PIL import Image
 
 from cl_ovq.comparison.figures import all_figures
@@ -90,12 +90,12 @@ def test_a_thinned_curve_keeps_ends_peaks_and_gaps():
 
 
 def test_owners_of_a_long_stream_are_bands_of_several():
-    census = census_of(200)
-    figure = figures.ownership_figure(census, "a run")
+    slots = slots_of(200)
+    figure = figures.ownership_figure(slots, "a run")
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert (len(names), names[0], names[-1]) == (10, "experiences 1 to 20", "experiences 181 to 200")
     heights = [band.get_paths()[0].vertices[:, 1].max() for band in figure.axes[0].collections]
-    assert heights[-1] == pytest.approx(sum(census[-1].owners))  # nothing is lost
+    assert heights[-1] == pytest.approx(sum(slots[-1].owners))  # nothing is lost
 
 
 def test_entries_of_a_long_stream_have_a_scale_of_colours():

@@ -24,13 +24,13 @@ def dictionary():
     return PersistentDictionary(heads=HEADS, key_dim=DIM, value_dim=DIM, options=options)
 
 
-def test_census_against_loops(dictionary):
+def test_slot_statistics_against_loops(dictionary):
     for task in range(3):
         dictionary.begin_task(task)
         start = (dictionary.state.counts[0], dictionary.state.keys[0]) if task else None
         for repeat in range(2):
             write(dictionary, seed=10 * task + repeat, tokens=2 + 3 * repeat)
-    census = count(dictionary, 3, start)
+    found = count(dictionary, 3, start)
 
     written, last = dictionary.written.numpy(), dictionary.last_write.numpy()
     keys = dictionary.state.keys[0].numpy()
@@ -48,11 +48,11 @@ def test_census_against_loops(dictionary):
             if start[0][h, i] > 0:
                 moved.append(np.linalg.norm(keys[h, i] - start[1][h, i].numpy()))
     for name in ("dead", "owned", "shared", "age"):
-        assert getattr(census, name) == pytest.approx(np.mean(per_head[name])), name
-    assert census.owners == pytest.approx(np.mean(per_head["owner"], axis=0))
-    assert census.drift == pytest.approx(np.mean(moved), rel=1e-5)
-    assert census.owned + census.shared == pytest.approx(1)
-    assert sum(census.owners) == pytest.approx(float(dictionary.state.size.double().mean()))
+        assert getattr(found, name) == pytest.approx(np.mean(per_head[name])), name
+    assert found.owners == pytest.approx(np.mean(per_head["owner"], axis=0))
+    assert found.drift == pytest.approx(np.mean(moved), rel=1e-5)
+    assert found.owned + found.shared == pytest.approx(1)
+    assert sum(found.owners) == pytest.approx(float(dictionary.state.size.double().mean()))
 
 
 def test_the_first_experience_has_no_drift(dictionary):
@@ -78,8 +78,8 @@ def test_slots_that_hold_one_token_each_have_no_error():
     dictionary = PersistentDictionary(heads=HEADS, key_dim=DIM, value_dim=DIM, options=options)
     write(dictionary, 0)
     assert quantization_error(dictionary) == pytest.approx(0, abs=1e-12)
-    census = count(dictionary, 1, None)
-    assert (census.dead, census.owned, census.age, census.owners) == (0, 1, 0, [12.0])
+    found = count(dictionary, 1, None)
+    assert (found.dead, found.owned, found.age, found.owners) == (0, 1, 0, [12.0])
 
 
 def test_layers_are_averaged(dictionary):

@@ -96,7 +96,7 @@ def test_what_cannot_be_forgotten_is_said():
 
 @settings(max_examples=20, deadline=None)
 @given(a=st.lists(st.integers(0, 2), max_size=5), b=st.lists(st.integers(0, 3), max_size=5), sums=st.booleans())
-def test_merging_conserves_counts_sums_and_diaries(a, b, sums):
+def test_merging_conserves_counts_sums_and_write_logs(a, b, sums):
     first, _ = learned(a, 1, sums=sums, capacity=6)
     second, _ = learned(b, 50, sums=sums, capacity=6)
     before = [copy.deepcopy(d) for d in (first, second)]

@@ -232,7 +232,7 @@ def test_passes_recorded_before_a_write_are_one_update(layer):
         torch.testing.assert_close(getattr(layer.dictionary, name), tensor)
 
 
-def test_the_diary_says_which_task_wrote_what_and_when(layer):
+def test_the_write_log_says_which_task_wrote_what_and_when(layer):
     written = []
     for task in (0, 2):
         layer.dictionary.begin_task(task)
@@ -248,7 +248,7 @@ def test_the_diary_says_which_task_wrote_what_and_when(layer):
     assert torch.equal(layer.dictionary.last_write, expected)
 
 
-def test_the_diary_follows_slots_that_unite():
+def test_the_write_log_follows_slots_that_unite():
     options = DictionaryOptions(capacity=6, chunk_size=4, growth="recycle")
     torch.manual_seed(0)
     layer = OVQAttention(width=WIDTH, heads=HEADS, options=options, persistent=True, sums=True)
@@ -273,7 +273,7 @@ def test_the_diary_follows_slots_that_unite():
     assert torch.equal(layer.dictionary.last_write, alive)
 
 
-def test_a_diary_of_several_tasks_loads_into_a_new_layer(layer):
+def test_a_write_log_of_several_tasks_loads_into_a_new_layer(layer):
     layer.dictionary.begin_task(3)
     train_step(layer, tokens())
     other = OVQAttention(width=WIDTH, heads=HEADS, options=OPTIONS, persistent=True, dictionary_weight=None)

@@ -1,6 +1,7 @@
 """What results say beyond what runs put into them."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_bytes_that_are_unknown_are_no_bytes(run, tmp_path):
     assert (row.mean(carried_bytes), RowResult({}, {}, {}, [known]).mean(carried_bytes)) == (None, carried_bytes(known))
     figure = memory_figure([Group("known", {0: known}), Group("unknown", {0: unknown})])
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 0]
+
+
+def test_a_field_of_older_results_has_its_present_name(run, tmp_path):
+    older = json.loads(run().to_json())
+    records = older["dictionary"]["slot_statistics"]
+    older["dictionary"] = {
+        "census" if name == "slot_statistics" else name: v for name, v in older["dictionary"].items()
+    }
+    (tmp_path / "results.json").write_text(json.dumps(older))
+    assert Result.read(tmp_path).dictionary["slot_statistics"] == records != []
 
 
 def test_results_are_read_as_they_were_written(run, tmp_path):

@@ -14,7 +14,7 @@ from cl_ovq.models.normalisation import count_statistics, running_statistics
 from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.checkpoints import NAME, read_checkpoint
 from cl_ovq.strategies import STRATEGIES
-from cl_ovq.sweeps.pbt_checkpoint import graft
+from cl_ovq.sweeps.pbt_checkpoint import set_configuration
 from cl_ovq.training.memory_usage import method_bytes
 from cl_ovq.training.stopping import EarlyStopping
 
@@ -176,6 +176,6 @@ def test_population_based_training_lets_no_norm_decay(tiny, run):
     result = run(*overrides, "optimizer.weight_decay=0.1")
     file = Path(result.output_dir, NAME)
     config = tiny(*overrides, "optimizer.weight_decay=0.2", "optimizer.learning_rate=0.5")
-    graft(file, config)
+    set_configuration(file, config)
     groups = read_checkpoint(file)["state"]["optimizer"]["param_groups"]
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.5, 0.2), (0.5, 0.0)]
