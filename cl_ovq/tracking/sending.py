@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_ovq.errors import printable
+from cl_ovq.tracking.experiments import KEY_TAG, Gone, find_run, open_experiment
 from cl_ovq.tracking.journal import JournalReader, keep_state, state_of
-from cl_ovq.tracking.names import deleted
 from cl_ovq.tracking.own_files import NotOwnFileError, note_run_id, own_path
 from cl_ovq.tracking.records import (
     REFUSED,
@@ -36,15 +36,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, of one call
-KEY_TAG = "cl_ovq.key"
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 LAST_TRY_SECONDS = 20.0
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
-
-
-class Gone(Exception):
-    """What a run needs in MLflow was deleted; it may be restored."""
 
 
 class Sending:
@@ -295,37 +290,19 @@ class Sending:
         self._tags({name: value for name, value in record.tags.items() if name != KEY_TAG})
 
     def _make(self, record: Begun) -> None:
-        client = self._opened()
-        experiment = self._experiment(record.experiment, record.tags.get("quantity", "accuracy"))
-        run_id = self._find(experiment, self.state.key)
+        client, quantity = self._opened(), record.tags.get("quantity", "accuracy")
+        with creating(self.uri):
+            experiment = open_experiment(client, record.experiment, quantity, self.artifacts, self.uri)
+        run_id = find_run(client, experiment, self.state.key)
         if run_id is None:
             tags = {name: value for name, value in record.tags.items() if name.startswith("mlflow.")}
             tags[KEY_TAG] = self.state.key
-            if record.parent and (parent := self._find(experiment, record.parent)):
+            if record.parent and (parent := find_run(client, experiment, record.parent)):
                 tags[PARENT_TAG] = parent
             run = client.create_run(experiment, start_time=record.time, tags=tags, run_name=record.name)
             run_id = run.info.run_id
         self._keep(self.state.offset, run_id=run_id)
         note_run_id(self.reader.path.parent, run_id)
-
-    def _experiment(self, name: str, quantity: str) -> str:
-        from cl_ovq.tracking.view import view_tags
-
-        client = self._opened()
-        with creating(self.uri):
-            found = client.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise Gone(deleted(found, self.uri))
-            if found is not None:
-                return found.experiment_id
-            experiment = client.create_experiment(name, artifact_location=self.artifacts)
-            for tag, value in view_tags(quantity).items():
-                client.set_experiment_tag(experiment, tag, value)
-            return experiment
-
-    def _find(self, experiment: str, key: str) -> str | None:
-        found = self._opened().search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return found[0].info.run_id if found else None
 
     def _resume(self) -> dict[str, object]:
         """Open the run again; points up to the steps that MLflow has will come again, and are not sent again.

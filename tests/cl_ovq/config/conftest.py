@@ -1,4 +1,4 @@
-"""A folder with parts of the user's own: those of docs/parts.md, and a configuration that names them."""
+"""Files of configurations, and of parts of the user's own."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cl_ovq.encoders import ENCODERS
 from cl_ovq.imports import VARIABLE
@@ -14,6 +15,8 @@ from cl_ovq.mixers import MIXERS
 from cl_ovq.models import HEADS, MODELS
 from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
 from streams import STREAMS
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `config_helpers`: pytest imports test files by path
 
 PAGE = Path(__file__).parents[3] / "docs" / "parts.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -32,6 +35,21 @@ strategy: {name: shrink, factor: 0.9, batch_size: 150}
 tracking: {enabled: false}
 figures: false
 """
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(content)`: the path of a file with a mapping as YAML, or with text or bytes as they are."""
+
+    def write(content, name="experiment.yaml"):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
 
 
 @pytest.fixture

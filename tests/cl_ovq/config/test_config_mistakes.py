@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-import yaml
+from config_helpers import STREAM, known, mistake
 
 from cl_ovq.config import ExperimentConfig, load_config, to_dict
 from cl_ovq.config.identity import identity
@@ -12,37 +12,10 @@ from cl_ovq.config.renamed import RENAMED
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS
 from cl_ovq.models import MODELS
-from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.folder import check_output_dir
 from cl_ovq.strategies import OPTIMIZERS, STRATEGIES
 from kernels import GROWTH
 from streams import STREAMS
-
-STREAM = {"stream": {"name": "split_digits"}}
-
-
-def mistake(path, overrides=()):
-    """Return the error's line; what needs more than the schema is checked too, as the command line does."""
-    with pytest.raises(UserError) as caught:
-        check_config(load_config(path, overrides))
-    line = str(caught.value)
-    assert len(line.splitlines()) == 1
-    return line
-
-
-@pytest.fixture
-def write(tmp_path):
-    """`write(content)`: the path of a file with a mapping as YAML, or with text or bytes as they are."""
-
-    def write(content, name="experiment.yaml"):
-        path = tmp_path / name
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -161,10 +134,6 @@ def test_null_for_a_key_that_only_other_streams_use_says_nothing(write):
     tree = to_dict(config)
     tree["stream"]["data_dir"] = None
     assert identity(tree) == identity(to_dict(config))
-
-
-def known(names):
-    return f"known: {', '.join(sorted(names))}"
 
 
 @pytest.mark.parametrize(
@@ -310,74 +279,6 @@ def test_unreadable_override_is_named_among_others(write, override):
     line = mistake(write(STREAM), ["model.mixer=softmax", override, "seed=1"])
     assert line.startswith(f"cannot read the override '{override}': ")
     assert "softmax" not in line
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ("stream: [1", "is not valid YAML: "),
-        ("stream:\n\t- 1", "is not valid YAML: "),
-        ("a: b: c", "line 1"),
-        (b"\xff\xfe\xfa", "is not valid YAML: "),
-        (b"\x00", "is not valid YAML: "),
-        ("a: &x [*x]", "is not valid YAML: "),
-        ("? [a]\n: b", "is not valid YAML: "),
-        ("seed: !!python/object/apply:os.getcwd []", "is not valid YAML: "),
-        ("seed: 1" + "0" * 5000, "is not valid YAML: "),
-        ("seed: 1\nseed: 2", "duplicate key"),
-        ("a: 1\n---\nb: 2", "is not valid YAML: "),
-        ("[1, 2]", "holds no mapping"),
-        ("5", "holds no mapping"),
-        ("text", "holds no mapping"),
-        ("", f"stream.name is missing: {known(STREAMS)}"),
-        ("model: {width: 8}", f"stream.name is missing: {known(STREAMS)}"),
-    ],
-)
-def test_file_that_is_no_configuration(write, content, part):
-    path = write(content)
-    line = mistake(path)
-    assert part in line
-    assert line.startswith((str(path), "stream.name"))
-
-
-def test_missing_file(tmp_path):
-    assert "did you mean 'quickstart'?" in mistake("quickstrat")
-    assert "did you mean 'quickstart'?" in mistake("experiments/quickstrat.yaml")
-    assert f"no experiment '{tmp_path / 'no.yaml'}'" in mistake(tmp_path / "no.yaml")
-
-
-@pytest.mark.parametrize("name", [".", "..", "", "/", "a\0b", "x" * 5000, "experiments"])
-def test_name_that_no_experiment_can_have(name):
-    assert mistake(name).startswith("no experiment '")
-
-
-def test_directory_is_not_a_file(tmp_path):
-    assert mistake(tmp_path).startswith(f"no experiment '{tmp_path}'")
-
-
-def test_include_of_a_missing_file(write, tmp_path):
-    path = write({"include": "base.yaml"})
-    assert mistake(path) == f"{path} includes 'base.yaml', but there is no file {tmp_path / 'base.yaml'}"
-    for name in (".", "x" * 5000, ["a"], 5):
-        assert "but there is no file" in mistake(write({"include": name}))
-
-
-def test_include_within_an_include(write):
-    write(STREAM, "deepest.yaml")
-    base = write({"include": "deepest.yaml"}, "base.yaml")
-    expected = f"{base} is included by another file, so it cannot include 'deepest.yaml': one level is allowed"
-    assert mistake(write({"include": "base.yaml"})) == expected
-
-
-def test_mistake_in_an_included_file_names_that_file(write):
-    base = write("stream: [", "base.yaml")
-    assert mistake(write({"include": "base.yaml"})).startswith(f"{base} is not valid YAML")
-
-
-def test_include_that_does_not_fit(write):
-    write(STREAM | {"model": {"width": 8}}, "base.yaml")
-    path = write({"include": "base.yaml", "model": [1]})
-    assert mistake(path).startswith("model: '[1]' is not a section")
 
 
 @pytest.mark.parametrize(
