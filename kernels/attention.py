@@ -63,7 +63,7 @@ def ovq_attention(
     implementation = choose(implementation, q, k, v, options)
     dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
     if initial_state is None:
-        initial_state = DictionaryState.empty(b, g, options.capacity, dk, dv, dtype, q.device)
+        initial_state = DictionaryState.empty((b, g, options.capacity, dk, dv), dtype, q.device)
     check_fits(initial_state, options, g, dk, dv)
     if initial_state.keys.dtype != dtype:
         raise ValueError(f"the state's means are {initial_state.keys.dtype}, these inputs need {dtype}")

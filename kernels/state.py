@@ -52,15 +52,18 @@ class DictionaryState:
     @classmethod
     def empty(
         cls,
-        batch: int,
-        heads: int,
-        capacity: int,
-        key_dim: int,
-        value_dim: int,
+        size: tuple[int, int, int, int, int],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> "DictionaryState":
-        """Dictionaries that have seen nothing. `dtype` is that of the inputs; means are fp32, or fp64 for fp64."""
+        """Dictionaries that have seen nothing.
+
+        Args:
+            size: B, H, N, Dk and Dv.
+            dtype: of the inputs; means are fp32, or fp64 for fp64.
+            device: of the tensors.
+        """
+        batch, heads, capacity, key_dim, value_dim = size
         dtype = statistics_dtype(dtype)
         integers = {"dtype": torch.int64, "device": device}
         return cls(
@@ -173,15 +176,8 @@ class DictionaryState:
 
     def reset(self) -> "DictionaryState":
         """An empty state of the same shape, dtype and device."""
-        return DictionaryState.empty(
-            self.batch,
-            self.heads,
-            self.capacity,
-            self.keys.shape[-1],
-            self.values.shape[-1],
-            self.keys.dtype,
-            self.keys.device,
-        )
+        size = (self.batch, self.heads, self.capacity, self.keys.shape[-1], self.values.shape[-1])
+        return DictionaryState.empty(size, self.keys.dtype, self.keys.device)
 
     def replace(self, **tensors: Tensor) -> "DictionaryState":
         """The same state with some tensors exchanged."""

@@ -92,7 +92,7 @@ class PersistentDictionary(nn.Module):
         self._recorded: list[Tokens] = []
         self.last_written: tuple[Tensor, Tensor] | None = None
         dtype = statistics_dtype(torch.get_default_dtype())
-        empty = DictionaryState.empty(1, heads, options.capacity, key_dim, value_dim, dtype)
+        empty = DictionaryState.empty((1, heads, options.capacity, key_dim, value_dim), dtype)
         for name, tensor in empty.state_dict().items():
             self.register_buffer(name, tensor)
         self._names = tuple(empty.state_dict())

@@ -156,7 +156,9 @@ class OVQAttention(Mixer):
     def state_bytes(self, tokens: int) -> int:
         """Return the bytes of a sequence's state; all that depends on `tokens` is the open chunk."""
         size, dtype = self.head_dim, self.qkv.weight.dtype
-        state = DictionaryState.empty(1, self.key_value_heads, self.options.capacity, size, size, dtype, device="meta")
+        state = DictionaryState.empty(
+            (1, self.key_value_heads, self.options.capacity, size, size), dtype, device="meta"
+        )
         pending = tokens % self.options.chunk_size
         past = 0 if self.convolution is None else (self.convolution.size - 1) * self.qkv.out_features * dtype.itemsize
         return state.nbytes + pending * (2 * self.key_value_heads * size * state.keys.element_size() + 1) + past

@@ -70,7 +70,7 @@ class ClassSlots(nn.Module):
         c, s, f = self.means.shape
         used = self.counts > 0
         values = torch.eye(c, dtype=torch.float32, device=used.device)[:, None] * used[..., None]  # [C, S, C]
-        return DictionaryState.empty(c, 1, s, f, c, device=used.device).replace(
+        return DictionaryState.empty((c, 1, s, f, c), device=used.device).replace(
             counts=self.counts[:, None].clone(),
             keys=self.read()[:, None],
             values=values[:, None],

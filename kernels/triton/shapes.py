@@ -128,7 +128,7 @@ def draw(shape: Shape, device: torch.device | str, seed: int = 0) -> Inputs:
         near = centres[torch.arange(g, device=device), choice]
         k = (near + 0.01 * _normal(b, t, g, d, generator=generator)).to(dtype)
     masked = shape.masked or shape.kind == "resume"
-    state = DictionaryState.empty(1 if shape.one else b, g, n, d, d, device=device)
+    state = DictionaryState.empty((1 if shape.one else b, g, n, d, d), device=device)
     if shape.kind in ("resume", "decode", "shared", "write"):
         state = _filled(shape, state, centres)
     if shape.pending:

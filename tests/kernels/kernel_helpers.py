@@ -129,7 +129,7 @@ def random_inputs(
 def empty_state(inputs: Inputs, options: DictionaryOptions, batch: int | None = None) -> DictionaryState:
     """An empty state for these inputs."""
     b, _, h, dk = inputs.k.shape
-    return DictionaryState.empty(batch or b, h, options.capacity, dk, inputs.v.shape[-1], inputs.q.dtype)
+    return DictionaryState.empty((batch or b, h, options.capacity, dk, inputs.v.shape[-1]), inputs.q.dtype)
 
 
 @st.composite

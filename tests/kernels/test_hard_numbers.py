@@ -54,7 +54,7 @@ def test_ties_go_to_the_lowest_slot_and_the_earliest_token(write):
     axes = torch.eye(2)
     for first in (0, 5, 40, 66):  # of the slots that hold the token's key; all others hold one at a right angle
         keys = axes[(torch.arange(70) >= first).long()]
-        state = DictionaryState.empty(1, 1, 70, 2, 1).replace(
+        state = DictionaryState.empty((1, 1, 70, 2, 1)).replace(
             counts=torch.ones(1, 1, 70, dtype=torch.int64),
             keys=keys[None, None],
             size=torch.tensor([[70]]),
@@ -65,7 +65,7 @@ def test_ties_go_to_the_lowest_slot_and_the_earliest_token(write):
         assert slots.item() == first
     for assignment in ASSIGNMENT:
         options = DictionaryOptions(capacity=3, growth="all", assignment=assignment)
-        empty = DictionaryState.empty(1, 1, 3, 2, 1)
+        empty = DictionaryState.empty((1, 1, 3, 2, 1))
         k = axes[1].expand(1, 5, 1, 2)
         _, slots = write(empty, k, torch.zeros(1, 5, 1, 1), options, torch.ones(1, 5, dtype=torch.bool))
         assert slots.flatten().tolist() == [0, 1, 2, 0, 0]
@@ -79,7 +79,7 @@ def test_tokens_of_a_first_chunk_join_its_seeds(choice, expected, write):
     """By default; among old slots alone there is only the first token's to join."""
     options = DictionaryOptions(capacity=2, growth="all", **choice)
     k = torch.eye(2).repeat(3, 1).view(1, 6, 1, 2)
-    empty = DictionaryState.empty(1, 1, 2, 2, 1)
+    empty = DictionaryState.empty((1, 1, 2, 2, 1))
     _, slots = write(empty, k, torch.zeros(1, 6, 1, 1), options, torch.ones(1, 6, dtype=torch.bool))
     assert slots.flatten().tolist() == expected
 
@@ -140,7 +140,7 @@ def test_counts_beyond_what_fp32_counts():
     """At 2^24 tokens a fp32 count would stand still; here the 2^24 + 1st still counts, and the mean still moves."""
     start = 2**24
     options = DictionaryOptions(capacity=1)
-    state = DictionaryState.empty(1, 1, 1, 2, 1).replace(
+    state = DictionaryState.empty((1, 1, 1, 2, 1)).replace(
         counts=torch.tensor([[[start]]]),
         keys=torch.tensor([[[[1.0, 0.0]]]]),
         values=torch.tensor([[[[1.0]]]]),
@@ -186,7 +186,7 @@ def test_gradients_stay_sound_over_65536_tokens_in_fp32(learning_rate):
     q, v, weight = (torch.randn(1, t, 1, n, generator=g) for _ in range(3))
     results = []
     for dtype in (torch.float64, torch.float32):
-        state = DictionaryState.empty(1, 1, n, n, n, dtype).replace(
+        state = DictionaryState.empty((1, 1, n, n, n), dtype).replace(
             counts=torch.ones(1, 1, n, dtype=torch.int64),
             keys=centres.to(dtype)[None, None],
             values=centres.to(dtype)[None, None],

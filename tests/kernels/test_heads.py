@@ -177,7 +177,7 @@ def softmax_read(q, beta, bias, counts, keys, values, own_keys, own_values, read
 def learned_dictionary(b=1, h=2, n=5, seed=3):
     """A full state with counts from 1 to 9 and means of no particular length."""
     g = torch.Generator().manual_seed(seed)
-    return DictionaryState.empty(b, h, n, 4, 3, torch.float64).replace(
+    return DictionaryState.empty((b, h, n, 4, 3), torch.float64).replace(
         counts=torch.randint(1, 10, (b, h, n), generator=g),
         keys=torch.rand(b, h, n, 4, generator=g, dtype=torch.float64) - 0.5,
         values=torch.randn(b, h, n, 3, generator=g, dtype=torch.float64),
@@ -274,7 +274,7 @@ def test_a_bias_of_zero_is_none(inputs, options, implementation):
         ({"beta": torch.ones(2)}, r"beta must have shape \[4\]"),
         ({"slot_bias": torch.zeros(2)}, r"slot_bias must be floating of shape \[4\].*\[2\]"),
         ({"slot_bias": torch.zeros(4, dtype=torch.int64)}, "slot_bias must be floating.*int64"),
-        ({"initial_state": DictionaryState.empty(1, 4, 4, 4, 3)}, r"\(4, 4, 3\), the tokens \(2, 4, 3\)"),
+        ({"initial_state": DictionaryState.empty((1, 4, 4, 4, 3))}, r"\(4, 4, 3\), the tokens \(2, 4, 3\)"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )

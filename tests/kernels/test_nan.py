@@ -157,7 +157,7 @@ def test_a_batch_write_of_nan_by_the_kernels(name):
 @pytest.mark.parametrize("write", [update, reference.update])
 @pytest.mark.parametrize("seeds", [seeds for seeds in SEEDS if seeds != "random"])
 def test_a_key_of_nan_seeds_a_slot_before_any_other_and_else_goes_to_slot_0(seeds, write):
-    k, empty = torch.eye(4).view(1, 4, 1, 4), DictionaryState.empty(1, 1, 3, 4, 1)
+    k, empty = torch.eye(4).view(1, 4, 1, 4), DictionaryState.empty((1, 1, 3, 4, 1))
     v, mask = torch.zeros(1, 4, 1, 1), torch.ones(1, 4, dtype=torch.bool)
     options = DictionaryOptions(capacity=3, growth="linear", growth_rate=0.5, seeds=seeds)  # two slots of four tokens
     state, _ = write(empty, k, v, options, mask)

@@ -192,7 +192,7 @@ def test_a_large_call_is_the_same_on_threads():
 @pytest.mark.parametrize(("group", "biased"), [(1, False), (3, True)])
 def test_opcheck(group, biased):
     options = DictionaryOptions(capacity=6, chunk_size=5)
-    state = DictionaryState.empty(1, 2, 6, 4, 3)
+    state = DictionaryState.empty((1, 2, 6, 4, 3))
     for t, closes, differentiate in ((28, 5, True), (4, 0, True), (4, 0, False), (28, 5, False)):
         inputs = random_inputs(b=2, t=t, dtype=torch.float32, group=group, biased=biased)
         tensors = inputs.leaves() if differentiate else [x.detach() for x in inputs.leaves()]
@@ -254,10 +254,10 @@ def test_compiles_without_a_graph_break(kv_heads, biased, backend):
         ({"beta": torch.ones(3)}, r"beta must have shape \[2\]"),
         ({"mask": torch.ones(1, 11, dtype=torch.bool)}, "mask must be bool"),
         ({"mask": torch.ones(1, 12)}, "mask must be bool"),
-        ({"initial_state": DictionaryState.empty(1, 2, 9, 4, 3)}, "capacity 9, the options 4"),
-        ({"initial_state": DictionaryState.empty(3, 2, 4, 4, 3)}, "3 rows, the tokens 1"),
-        ({"initial_state": DictionaryState.empty(1, 2, 4, 4, 2)}, "value size"),
-        ({"initial_state": DictionaryState.empty(1, 2, 4, 4, 3, torch.float64)}, "float64"),
+        ({"initial_state": DictionaryState.empty((1, 2, 9, 4, 3))}, "capacity 9, the options 4"),
+        ({"initial_state": DictionaryState.empty((3, 2, 4, 4, 3))}, "3 rows, the tokens 1"),
+        ({"initial_state": DictionaryState.empty((1, 2, 4, 4, 2))}, "value size"),
+        ({"initial_state": DictionaryState.empty((1, 2, 4, 4, 3), torch.float64)}, "float64"),
         ({"implementation": "chunky"}, "did you mean 'chunked'"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

@@ -170,7 +170,7 @@ def test_the_read_out_is_gaussian_mixture_regression(implementation):
     counts = torch.randint(1, 9, (n,), generator=g)
     inputs = random_inputs(t=t, h=1, dk=dk, dv=dv)
     for read_out, mu in (("gmr", means), ("raw", normalize(means, dim=-1)), ("unit", normalize(means, dim=-1))):
-        state = DictionaryState.empty(1, 1, n, dk, dv, torch.float64).replace(
+        state = DictionaryState.empty((1, 1, n, dk, dv), torch.float64).replace(
             counts=counts.view(1, 1, n),
             keys=mu.view(1, 1, n, dk),
             values=torch.randn(1, 1, n, dv, generator=g, dtype=torch.float64),
@@ -306,7 +306,7 @@ def test_novelty_stops_and_resumes():
     options = DictionaryOptions(capacity=32, growth="novelty", novelty_threshold=0.4)
     keys = torch.eye(8, dtype=torch.float64).view(1, 8, 1, 8)
     values = torch.zeros(1, 8, 1, 1, dtype=torch.float64)
-    state = DictionaryState.empty(1, 1, 32, 8, 1, torch.float64)
+    state = DictionaryState.empty((1, 1, 32, 8, 1), torch.float64)
     sizes = []
     for part in [keys[:, :4]] * 4 + [keys] * 3:
         state, _ = update(state, part, values[:, : part.shape[1]], options)

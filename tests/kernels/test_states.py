@@ -33,7 +33,7 @@ def test_state_dict_brings_back_the_same_bits():
 
 
 def test_state_dict_that_is_none():
-    tensors = DictionaryState.empty(1, 2, 4, 3, 5).state_dict()
+    tensors = DictionaryState.empty((1, 2, 4, 3, 5)).state_dict()
     with pytest.raises(ValueError, match=r"missing \['size'\], unknown \['sizes'\]"):
         DictionaryState.from_state_dict({("sizes" if k == "size" else k): t for k, t in tensors.items()})
     with pytest.raises(ValueError, match=r"values must have shape \[1, 2, 4, 5\]|values must have shape"):
@@ -44,9 +44,9 @@ def test_state_dict_that_is_none():
 
 def test_bytes():
     """Two fp32 means of 3 and 5, an int64 count per slot; a size per head; a token count per row."""
-    assert DictionaryState.empty(2, 3, 4, 3, 5).nbytes == 2 * 3 * 4 * (4 * (3 + 5) + 8) + 2 * 3 * 8 + 2 * 8
-    assert DictionaryState.empty(1, 1, 1, 1, 1, torch.bfloat16).keys.dtype == torch.float32
-    assert DictionaryState.empty(1, 1, 1, 1, 1, torch.float64).keys.dtype == torch.float64
+    assert DictionaryState.empty((2, 3, 4, 3, 5)).nbytes == 2 * 3 * 4 * (4 * (3 + 5) + 8) + 2 * 3 * 8 + 2 * 8
+    assert DictionaryState.empty((1, 1, 1, 1, 1), torch.bfloat16).keys.dtype == torch.float32
+    assert DictionaryState.empty((1, 1, 1, 1, 1), torch.float64).keys.dtype == torch.float64
 
 
 def test_to_another_dtype_leaves_counts_alone():
@@ -65,7 +65,7 @@ def test_expand_reset_clone_detach():
     with pytest.raises(ValueError, match="this one has 3"):
         rows.expand(2)
     assert state.clone().keys.data_ptr() != state.keys.data_ptr()
-    assert_states_close(state.reset(), DictionaryState.empty(1, 2, 8, 4, 3), rtol=0, atol=0)
+    assert_states_close(state.reset(), DictionaryState.empty((1, 2, 8, 4, 3)), rtol=0, atol=0)
     learned = state.replace(keys=state.keys.requires_grad_())
     assert not learned.detach().keys.requires_grad
 
@@ -118,7 +118,7 @@ def test_merge_unites_what_is_alike():
     """Two workers that learned the same four clusters: four slots, each with both counts."""
     g = torch.Generator().manual_seed(0)
     centres = torch.eye(4)[None, None]
-    state = DictionaryState.empty(1, 1, 4, 4, 2).replace(
+    state = DictionaryState.empty((1, 1, 4, 4, 2)).replace(
         counts=torch.tensor([[[5, 6, 7, 8]]]),
         keys=centres + 0.01 * torch.randn(1, 1, 4, 4, generator=g),
         values=torch.randn(1, 1, 4, 2, generator=g),
@@ -187,7 +187,7 @@ def test_a_smaller_dictionary_conserves_tokens_and_keeps_pending_ones():
 def test_resize_unites_the_cheapest_pairs():
     """Of three light slots close by and two heavy ones, the light ones are united first."""
     angles = torch.tensor([0.0, 0.1, 0.2, 2.0, 2.1])
-    state = DictionaryState.empty(1, 1, 5, 2, 1).replace(
+    state = DictionaryState.empty((1, 1, 5, 2, 1)).replace(
         counts=torch.tensor([[[1, 1, 1, 1000, 1000]]]),
         keys=torch.stack([angles.cos(), angles.sin()], -1)[None, None],
         size=torch.tensor([[5]]),

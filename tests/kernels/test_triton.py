@@ -235,7 +235,7 @@ def test_as_an_operator():
     from kernels.triton import operator  # noqa: F401  (registers it)
 
     options = DictionaryOptions(capacity=6, chunk_size=5)
-    state = DictionaryState.empty(1, 1, 6, 4, 3, device=DEVICE)
+    state = DictionaryState.empty((1, 1, 6, 4, 3), device=DEVICE)
     inputs = random_inputs(b=2, t=7, h=1, dtype=torch.float32)
     tensors = [x.detach().to(DEVICE).requires_grad_() for x in inputs.leaves()]
     arguments = (*tensors, None, None, *state.state_dict().values(), options.text, 1, True)

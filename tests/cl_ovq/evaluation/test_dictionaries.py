@@ -29,7 +29,7 @@ def test_effective_size_by_hand():
 
 
 def test_measures_average_over_rows_and_heads():
-    state = DictionaryState.empty(1, 2, 4, 3, 3).replace(
+    state = DictionaryState.empty((1, 2, 4, 3, 3)).replace(
         counts=torch.tensor([[[5, 5, 0, 0], [10, 0, 0, 0]]]),
         size=torch.tensor([[2, 1]]),
         tokens=torch.tensor([10]),
@@ -103,7 +103,7 @@ def test_summary_of_dictionaries_of_sequences(session, scenario):
     assert summary["tokens"] == 4
     assert len(summary["layers"]) == 2
     assert summary["size"] == 3  # floor(4 * 24 / (4 + 24))
-    state = DictionaryState.empty(1, 2, 24, 8, 8)
+    state = DictionaryState.empty((1, 2, 24, 8, 8))
     assert summary["bytes"] == 2 * state.nbytes
     assert all(torch.equal(trained.model.state_dict()[name], tensor) for name, tensor in before.items())
 

@@ -170,7 +170,7 @@ def test_a_larger_capacity_changes_no_answer_and_a_smaller_one_conserves_the_tok
     half_life=st.integers(1, 300),
 )
 def test_counts_are_halved_once_for_each_half_life_that_passes(counts, before, written, half_life):
-    state = DictionaryState.empty(1, 1, len(counts), DIM, DIM).replace(
+    state = DictionaryState.empty((1, 1, len(counts), DIM, DIM)).replace(
         counts=torch.tensor(counts)[None, None], tokens=torch.tensor([before])
     )
     expected = list(counts)

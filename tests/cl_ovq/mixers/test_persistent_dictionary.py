@@ -41,7 +41,7 @@ def unchanged(layer, before):
 
 
 def test_its_buffers_are_named_as_the_state_and_start_empty(layer):
-    names = set(DictionaryState.empty(1, 1, 1, 1, 1).state_dict())
+    names = set(DictionaryState.empty((1, 1, 1, 1, 1)).state_dict())
     assert names <= set(layer.dictionary.state_dict())
     assert layer.dictionary.state.size.sum() == 0
     assert list(dictionaries(torch.nn.Sequential(layer))) == ["0.dictionary"]

@@ -66,7 +66,7 @@ def test_refreshed_entries_are_the_buffer_as_the_encoder_sees_it_now(session):
     mixer = trained.model.blocks[0].mixer
     seen = []
     mixer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    state = DictionaryState.empty(1, *dictionary.state.keys.shape[1:], dictionary.state.values.shape[-1])
+    state = DictionaryState.empty((1, *dictionary.state.keys.shape[1:], dictionary.state.values.shape[-1]))
     for task, members in enumerate(experiences):
         mine = torch.tensor([row for row in rows.tolist() if row in members])
         assert int(dictionary.written[task].sum(-1)[0]) == 4 * len(mine)
