@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, of one call
 PARENT_TAG = "mlflow.parentRunId"
-NOTE_TAG = "mlflow.note.content"
 LAST_TRY_SECONDS = 20.0
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 

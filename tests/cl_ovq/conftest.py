@@ -15,7 +15,7 @@ from rich.console import Console
 from cl_ovq import cli
 from cl_ovq.config import load_config
 from cl_ovq.evaluation.logger import evaluator
-from cl_ovq.models import build_model
+from cl_ovq.models import MODELS, ResNet, build_model
 from cl_ovq.runs.run import run_experiment, schedule
 from cl_ovq.runs.setup import build_strategy, load_stream
 from cl_ovq.tracking import open_client
@@ -111,6 +111,18 @@ class Session:
 def session(tiny):
     """`session(*overrides, metrics=())`: the tiny experiment's strategy, model and stream, made anew."""
     return lambda *overrides, metrics=(): Session(tiny(*overrides), metrics)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`model.name=small`: a residual network of a few hundred weights."""
+
+    def build(options, context):
+        channels, classes = context.image_shape[0], context.stream.n_classes
+        return ResNet(channels=channels, n_classes=classes, widths=(4, 6), blocks=1, projected=True)
+
+    with MODELS.lent("small", "a small residual network", build=build, reads="images"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
 """What tests of resumed runs share: how they are cut short, and how what they left is compared."""
 
+import signal
+import time
 from unittest.mock import patch
 
 import torch
+from forked import SECONDS, ForkedCommand
 from quick_settings import QUICK
 
 from cl_ovq.runs.checkpoints import NAME, read_checkpoint
@@ -29,6 +32,22 @@ def killed_at(step):
     return patch.object(Checkpoints, "after_training_iteration", after_training_iteration)
 
 
+def killed_by_sigkill(parent, *arguments):
+    """Kill a run at its first checkpoint; return its folder, and the arguments of the command that made it."""
+    for attempt in range(5):  # on a busy machine it may have ended before this process has its turn
+        folder = parent / str(attempt)
+        command = (*arguments, f"output_dir={folder}")
+        process = ForkedCommand("run", *command)
+        deadline = time.monotonic() + SECONDS
+        while not (folder / NAME).exists() and process.returncode is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        if not (folder / "results.json").exists():
+            break
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    return folder, command
+
+
 def leaves(tree, path=""):
     if isinstance(tree, dict | list | tuple):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -40,3 +59,12 @@ def leaves(tree, path=""):
 
 def final(folder):
     return leaves(read_checkpoint(folder / NAME)["state"])
+
+
+def assert_same(result, whole, folder, expected):
+    """Make sure that a result and the last checkpoint in its folder are those of a run that was never disturbed."""
+    for part in PARTS:
+        assert getattr(result, part) == getattr(whole, part), part
+    found = final(folder)
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if found[key] != expected[key]] == []

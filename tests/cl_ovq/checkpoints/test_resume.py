@@ -4,16 +4,14 @@ import io
 import json
 import os
 import shutil
-import signal
-import time
 from unittest.mock import patch
 
 import pytest
-from forked import SECONDS, ForkedCommand
+from forked import ForkedCommand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quick_settings import QUICK, quick
-from resume_helpers import FAST, MEMORY, PARTS, Killed, final, killed_at
+from resume_helpers import FAST, MEMORY, PARTS, Killed, assert_same, final, killed_at, killed_by_sigkill
 from rich.console import Console
 
 from cl_ovq.errors import UserError
@@ -56,11 +54,7 @@ def _kill_and_go_on(tiny, tmp_path_factory, undisturbed, overrides, data):
             run_experiment(config, Console(file=io.StringIO()), resume=True)
         assert not (folder / "results.json").exists()
     result = run_experiment(config, Console(file=io.StringIO()), resume=True)
-    for part in PARTS:
-        assert getattr(result, part) == getattr(whole, part), part
-    found = final(folder)
-    assert found.keys() == expected.keys()
-    assert [key for key in expected if found[key] != expected[key]] == []
+    assert_same(result, whole, folder, expected)
 
 
 def test_an_encoder_that_was_frozen_is_frozen_when_the_run_goes_on(tiny, tmp_path, undisturbed):
@@ -76,17 +70,7 @@ def test_an_encoder_that_was_frozen_is_frozen_when_the_run_goes_on(tiny, tmp_pat
 def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
     overrides = ("strategy.name=derpp", *FAST)
     whole, expected = undisturbed(*overrides)
-    for attempt in range(5):  # on a busy machine it may have ended before this process has its turn
-        folder = tmp_path / str(attempt)
-        arguments = (tiny_path, *overrides, f"output_dir={folder}", "checkpoint.every_steps=2", "--json")
-        process = ForkedCommand("run", *arguments)
-        deadline = time.monotonic() + SECONDS
-        while not (folder / NAME).exists() and process.returncode is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        if not (folder / "results.json").exists():
-            break
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    folder, arguments = killed_by_sigkill(tmp_path, tiny_path, *overrides, "checkpoint.every_steps=2", "--json")
     done = ForkedCommand("run", *arguments, "--resume").wait()
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -2,20 +2,16 @@
 
 import io
 import json
-import signal
-import time
 
 import pytest
 import torch
-from forked import SECONDS, ForkedCommand
+from forked import ForkedCommand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quick_settings import quick
-from resume_helpers import PARTS, Killed, final, killed_at
+from resume_helpers import PARTS, Killed, assert_same, final, killed_at, killed_by_sigkill
 from rich.console import Console
 
-from cl_ovq.models import MODELS, ResNet
-from cl_ovq.runs.checkpoints import NAME
 from cl_ovq.runs.run import run_experiment
 
 ALL = (
@@ -42,18 +38,7 @@ RUNS = {
     "memory": quick("naive", *FP16, "model.name=small", "model.head=memory", "memory.capacity=60"),
 }
 SLOW = ("si", "lwf", "early_stopping")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A residual network of a few hundred weights."""
-
-    def build(options, context):
-        channels, classes = context.image_shape[0], context.stream.n_classes
-        return ResNet(channels=channels, n_classes=classes, widths=(4, 6), blocks=1, projected=True)
-
-    with MODELS.lent("small", "a small residual network", build=build, reads="images"):
-        yield
+pytestmark = pytest.mark.usefixtures("small")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +56,7 @@ def test_killed_anywhere(tiny, tmp_path_factory, undisturbed, overrides, data):
         with killed_at(kill), pytest.raises(Killed):
             run_experiment(config, Console(file=io.StringIO()), resume=True)
     result = run_experiment(config, Console(file=io.StringIO()), resume=True)
-    for part in PARTS:
-        assert getattr(result, part) == getattr(whole, part), part
-    found = final(folder)
-    assert found.keys() == expected.keys()
-    assert [key for key in expected if found[key] != expected[key]] == []
+    assert_same(result, whole, folder, expected)
 
 
 def test_a_checkpoint_holds_what_they_remember(undisturbed):
@@ -106,17 +87,7 @@ def test_a_compiled_run_goes_on_with_the_same_bits(tiny, tmp_path, undisturbed):
 def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
     overrides = quick("derpp", *FP16, "model.name=mlp")
     whole, expected = undisturbed(*overrides)
-    for attempt in range(5):  # on a busy machine it may have ended before this process has its turn
-        folder = tmp_path / str(attempt)
-        arguments = (tiny_path, *overrides, f"output_dir={folder}", "checkpoint.every_steps=1", "--json")
-        process = ForkedCommand("run", *arguments)
-        deadline = time.monotonic() + SECONDS
-        while not (folder / NAME).exists() and process.returncode is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        if not (folder / "results.json").exists():
-            break
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    folder, arguments = killed_by_sigkill(tmp_path, tiny_path, *overrides, "checkpoint.every_steps=1", "--json")
     done = ForkedCommand("run", *arguments, "--resume").wait()
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -1,7 +1,11 @@
 """A small encoder of a user's own, in a file, and what is computed with it by hand."""
 
+from unittest.mock import patch
+
 import torch
 from torch import nn
+
+from cl_ovq.runs.checkpoints.plugin import Checkpoints
 
 NETS = '''"""Networks of a user's own."""
 
@@ -54,3 +58,18 @@ def by_hand(weights, images):
     mean, var = w["first.1.running_mean"], w["first.1.running_var"]
     x = nn.functional.batch_norm(x, mean, var, w["first.1.weight"], w["first.1.bias"], training=False).relu()
     return nn.functional.conv2d(x, w["second.weight"], w["second.bias"], stride=2).relu().mean((2, 3))
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at_the_first_checkpoint():
+    """Raise once a checkpoint is written."""
+    own = Checkpoints.save
+
+    def save(self, *args, **kwargs):
+        own(self, *args, **kwargs)
+        raise Killed
+
+    return patch.object(Checkpoints, "save", save)

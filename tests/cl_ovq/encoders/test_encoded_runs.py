@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from unittest.mock import patch
 
 import mlflow
 import numpy as np
 import pytest
 import torch
-from encoder_helpers import by_hand, write_nets
+from encoder_helpers import Killed, by_hand, killed_at_the_first_checkpoint
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -22,7 +21,6 @@ from cl_ovq.config.load import to_dict
 from cl_ovq.encoders.stream import EncodedStream
 from cl_ovq.errors import UserError
 from cl_ovq.imports import import_parts
-from cl_ovq.runs.checkpoints.plugin import Checkpoints
 from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import load_stream
@@ -30,20 +28,6 @@ from streams import rows_of
 
 QUIET = Console(file=io.StringIO())
 RIDGE = ("model.name=pixels", "strategy.name=ridge", "strategy.strength=1")
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """Code and weights of an encoder that was imported."""
-    monkeypatch.setenv("CL_OVQ_IMPORTS", "")
-    code, weights = write_nets(tmp_path)
-    import_parts([str(code)])
-    return code, weights
 
 
 @pytest.fixture
@@ -157,16 +141,7 @@ def test_without_a_cache_nothing_is_written(config, tmp_path):
 def test_a_run_goes_on_where_it_was_killed(config, tmp_path):
     whole = run_experiment(config(output="whole"), QUIET)
 
-    class Killed(Exception):
-        pass
-
-    own = Checkpoints.save
-
-    def killed(self, *args, **kwargs):
-        own(self, *args, **kwargs)
-        raise Killed
-
-    with patch.object(Checkpoints, "save", killed), pytest.raises(Killed):
+    with killed_at_the_first_checkpoint(), pytest.raises(Killed):
         run_experiment(config(output="cut"), QUIET)
     resumed = run_experiment(config(output="cut"), QUIET, resume=True)
     assert resumed.matrix == whole.matrix

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from unittest.mock import patch
 
 import pytest
 import torch
-from encoder_helpers import by_hand, write_nets
+from encoder_helpers import Killed, by_hand, killed_at_the_first_checkpoint
 from rich.console import Console
 
 import cl_ovq
 from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
-from cl_ovq.imports import import_parts
 from cl_ovq.models import build_model
 from cl_ovq.models.saving import load_model, save_model
-from cl_ovq.runs.checkpoints.plugin import Checkpoints
 from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import load_stream
@@ -24,15 +21,6 @@ from cl_ovq.runs.setup import load_stream
 QUIET = Console(file=io.StringIO())
 LORA = ("encoder.train_from=null", "encoder.lora_rank=2", "encoder.lora_modules=[second]")
 KINDS = {"from a layer": (), "all": ("encoder.train_from=all",), "lora": LORA}
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    monkeypatch.setenv("CL_OVQ_IMPORTS", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code, weights = write_nets(tmp_path)
-    import_parts([str(code)])
-    return code, weights
 
 
 @pytest.fixture
@@ -111,16 +99,7 @@ def test_saved_evaluated_and_gone_on_with(config, files, tmp_path, kind):
     assert evaluate_finished(chosen.output_dir).values["accuracy"] == pytest.approx(result.matrix[-1])
     assert result.provenance["data"]["encoder"]["sha256"] == chosen.encoder.sha256
 
-    class Killed(Exception):
-        pass
-
-    own = Checkpoints.save
-
-    def killed(self, *args, **kwargs):
-        own(self, *args, **kwargs)
-        raise Killed
-
-    with patch.object(Checkpoints, "save", killed), pytest.raises(Killed):
+    with killed_at_the_first_checkpoint(), pytest.raises(Killed):
         run_experiment(config(*KINDS[kind], output="cut"), QUIET)
     assert run_experiment(config(*KINDS[kind], output="cut"), QUIET, resume=True).matrix == result.matrix
 

@@ -9,7 +9,6 @@ from quick_settings import quick
 from torch import nn
 
 from cl_ovq.errors import UserError
-from cl_ovq.models import MODELS, ResNet
 from cl_ovq.models.normalisation import count_statistics, running_statistics
 from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.checkpoints import NAME, read_checkpoint
@@ -20,18 +19,7 @@ from cl_ovq.training.stopping import EarlyStopping
 
 HEADS = STRATEGIES.having(lambda strategy: strategy.is_head)
 TRAINED = [name for name in STRATEGIES if name not in HEADS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A residual network of a few hundred weights."""
-
-    def build(options, context):
-        channels, classes = context.image_shape[0], context.stream.n_classes
-        return ResNet(channels=channels, n_classes=classes, widths=(4, 6), blocks=1, projected=True)
-
-    with MODELS.lent("small", "a small residual network", build=build, reads="images"):
-        yield
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def copied(tensors):
