@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from cl_ovq.errors import UserError
+from cl_ovq.imports import digests
 from cl_ovq.paths import expanded, write_atomically
 from cl_ovq.runs.checking import find_device
 from cl_ovq.runs.folder import locked
@@ -131,8 +132,9 @@ def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console, 
 
     sweep, directory = outcome.sweep, outcome.directory
     records = read_records(directory)
-    for folder, found in {sweep.reuse: job.stored, directory: FinishedRuns.under(directory)}.items():
-        warn_of_changed_imports(console, found.imports(), f"runs in {folder}")
+    if digests():  # a large sweep has many results to read
+        for folder, found in {sweep.reuse: job.stored, directory: FinishedRuns.under(directory)}.items():
+            warn_of_changed_imports(console, found.imports(), f"runs in {folder}")
     shared = {"job": job, "data": _read_data(sweep)}
 
     def log(values: dict[str, float], step: int) -> None:
