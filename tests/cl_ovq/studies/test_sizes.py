@@ -1,5 +1,10 @@
 """The figure of accuracy over bytes."""
 
+import csv
+import io
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from study_helpers import run
@@ -51,6 +56,20 @@ def test_a_line_joins_the_budgets_of_a_method(found):
             pytest.approx(np.mean(list(joint.values("accuracy").values())))
         ]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"kNN", "joint"}
+
+
+def test_rows_whose_bytes_are_unknown_are_said_to_be_so(found):
+    rows = []
+    for row in found.rows:
+        unknown = {"method_bytes": None} if row.labels["method"] == "kNN" else {}
+        runs = [replace(run, provenance=run.provenance | unknown) for run in row.runs]
+        rows.append(replace(row, runs=runs))
+    changed = replace(found, rows=rows)
+    figure = sizes_figure(changed)
+    assert not any(axes.containers for axes in figure.axes)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"kNN (bytes unknown)", "joint"}
+    assert {row["memory"] for row in csv.DictReader(io.StringIO(changed.table().to_csv()))} == {""}
+    assert {row["memory_bytes"] for row in json.loads(changed.to_json())["rows"]} == {None, 0}
 
 
 def test_a_study_with_budgets_writes_it(found, tmp_path):
