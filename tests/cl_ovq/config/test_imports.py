@@ -124,7 +124,7 @@ def test_a_head_without_gradients_of_the_page(lab, call):
     x, y = network.features(stream.samples.gather(rows)).detach().double().numpy(), stream.samples.targets[rows].numpy()
     theirs = GaussianNB(priors=np.full(10, 0.1), var_smoothing=0.02 / x.var(0).max()).fit(x, y)
     ours = network.head.memory(torch.tensor(x))
-    np.testing.assert_allclose(ours.exp(), theirs.predict_proba(x), atol=1e-4)
+    np.testing.assert_allclose(ours.softmax(1), theirs.predict_proba(x), atol=1e-4)
     assert call("show", "own.yaml", *overrides[:2], "strategy.smoothing=0")[2].startswith(
         "error: strategy.smoothing: 0"
     )
