@@ -17,6 +17,7 @@ from cl_ovq.in_context.standardisation import projection_of, standardise, statis
 from cl_ovq.in_context.state import dictionaries_of, expanded, rebuilt, tensors_of
 from cl_ovq.in_context.weights import bare_learner
 from cl_ovq.models.gradient_free import GradientFreeHead
+from cl_ovq.models.read_out import magnitude
 from kernels import DictionaryState
 
 STATE = "state_"  # names of the buffers that hold the state
@@ -114,9 +115,10 @@ class InContextHead(GradientFreeHead):
     @torch.no_grad()
     def begin(self, features: Tensor) -> None:
         """Standardise all features to come by those `[B, F]` of the first experience."""
-        mean, deviation = statistics_of(features.float())
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
+        scale = magnitude(features.float())
+        mean, deviation = statistics_of(features.float() / scale)
+        self.mean.copy_(scale * mean)
+        self.deviation.copy_(scale * deviation)
 
     def _learn(self, x: Tensor, y: Tensor) -> None:
         if not self.standardised:

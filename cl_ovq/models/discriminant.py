@@ -18,8 +18,8 @@ class Centred(NamedTuple):
     """Linear scores of features from an origin among them: squares far from zero would drown their differences."""
 
     origin: Tensor  # [F] fp32, the mean of all samples
-    weights: Tensor  # [F, C]
-    offsets: Tensor  # [C]
+    weights: Tensor  # [F, C] fp64
+    offsets: Tensor  # [C] fp64
 
 
 class NearestMean(GradientFreeHead):
@@ -56,11 +56,11 @@ class NearestMean(GradientFreeHead):
 
     def _prepare(self) -> Centred:
         origin = (self.counts.double() @ self.means / self.tokens).float()
-        means = (self.means - origin).float()
+        means = self.means - origin
         return Centred(origin, means.mT, means.square().sum(1) / 2)
 
     def _scores(self, x: Tensor, prepared: Centred) -> Tensor:
-        return (x - prepared.origin) @ prepared.weights - prepared.offsets
+        return (x - prepared.origin).double() @ prepared.weights - prepared.offsets
 
 
 class StreamingDiscriminant(GradientFreeHead):

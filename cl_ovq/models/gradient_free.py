@@ -107,10 +107,10 @@ class GradientFreeHead(nn.Module, ABC):
         if self._prepared is None:
             with torch.no_grad():
                 self._prepared = self._prepare()
-        scores = self._scores(features.float(), self._prepared).double()
-        known = scores.masked_fill(unseen, -torch.inf).softmax(1)
-        logs = ((1 - FLOOR) * known + FLOOR / self.classes).log()
-        return (logs - logs.amax(1, keepdim=True)).to(features.dtype)
+        scores = self._scores(features.float(), self._prepared).double().masked_fill(unseen, -torch.inf)
+        away = scores - scores.amax(1, keepdim=True)
+        share = (1 - FLOOR) / away.exp().sum(1, keepdim=True)  # of the likeliest class
+        return (share / (share + FLOOR / self.classes) * away.expm1()).log1p().to(features.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientFreeHead:
         """Move to another device, but keep the types."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from cl_ovq.models.read_out import Reading, Settings, default_beta, log_probabilities, scores, similarities
+from cl_ovq.models.read_out import Reading, Settings, default_beta, log_probabilities, magnitude, scores, similarities
 from cl_ovq.models.slots import ClassSlots
 from cl_ovq.models.whitening import ClassCovariance, keep_type, whitening
 from kernels import DictionaryOptions, DictionaryState
@@ -324,7 +324,9 @@ class MemoryHead(nn.Module):
         if not features.isfinite().all():
             raise ValueError("features must be finite: a memory would keep a NaN for ever")
         x = features.float()
-        return nn.functional.normalize(x) * math.sqrt(self.features) if self.normalise else x
+        if not self.normalise:
+            return x
+        return nn.functional.normalize(x / magnitude(x, rows=True)) * math.sqrt(self.features)
 
     def _checked_targets(self, targets: Tensor, samples: int) -> Tensor:
         if targets.shape != (samples,) or targets.is_floating_point():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_ovq.models.gradient_free import GradientFreeHead
+from cl_ovq.models.read_out import magnitude
 from streams.counter_rng import Draws
 
 _DISTANCES = 1 << 22  # held at once
@@ -79,16 +80,21 @@ class NearestNeighbours(GradientFreeHead):
         self.targets[: len(kept)] = targets[kept]
         self.numbers[: len(kept)] = numbers[kept]
 
-    def _prepare(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Origin `[F]`, samples from there `[n, F]`, one-hot targets `[n, C]`: squares far from zero lose precision."""
+    def _prepare(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Origin `[F]`, scale, samples in these terms `[n, F]`, and one-hot targets `[n, C]`.
+
+        Squares far from zero lose precision, and those of large numbers overflow.
+        """
         samples, targets = self.samples[: self.size], self.targets[: self.size]
         origin = samples.mean(0)
-        return origin, samples - origin, torch.nn.functional.one_hot(targets, self.classes).float()
+        samples = samples - origin
+        scale = magnitude(samples)
+        return origin, scale, samples / scale, torch.nn.functional.one_hot(targets, self.classes).float()
 
-    def _scores(self, x: Tensor, prepared: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        origin, samples, votes = prepared
+    def _scores(self, x: Tensor, prepared: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        origin, scale, samples, votes = prepared
         nearest, lengths = min(self.neighbours, len(samples)), samples.square().sum(1) / 2
-        parts = (x - origin).split(max(1, _DISTANCES // len(samples)))
+        parts = ((x - origin) / scale).split(max(1, _DISTANCES // len(samples)))
         chosen = (torch.addmm(-lengths, part, samples.mT).topk(nearest, dim=1).indices for part in parts)
         return torch.cat([votes[indices].sum(1) for indices in chosen])
 

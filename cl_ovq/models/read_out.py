@@ -59,6 +59,19 @@ def similarities(x: Tensor, reading: Reading) -> Iterator[tuple[Tensor, Tensor]]
         )
 
 
+def magnitude(x: Tensor, *, rows: bool = False) -> Tensor:
+    """Return the power of two next above the largest entry: divided by it, squares neither overflow nor vanish.
+
+    Dividing by it rounds nothing, so what does not depend on scale stays the same in every bit.
+
+    Args:
+        x: `[B, F]`.
+        rows: whether each row has its own, `[B, 1]`.
+    """
+    largest = x.abs().amax(1, keepdim=True) if rows else x.abs().max() if len(x) else x.new_zeros(())
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent.clamp(-126, 127))
+
+
 def default_beta(features: int) -> float:
     """Return the inverse temperature where none was chosen: `min(1, 6 / sqrt(F))`.
 

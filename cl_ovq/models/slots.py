@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from cl_ovq.models.read_out import magnitude
 from kernels import DictionaryOptions, DictionaryState
 from kernels.growth import target_size
 
@@ -140,7 +141,10 @@ class ClassSlots(nn.Module):
             old = torch.arange(label * s, label * s + int(size[label]), device=y.device)
             known, mu = torch.cat([old, slots[new]]), torch.cat([self._load(old), x[new]])
             origin = x[members].mean(0)  # squares far from zero would drown the differences
-            similarity = (x[members] - origin) @ (mu - origin).mT - (mu - origin).square().sum(1) / 2
+            away, mu = x[members] - origin, mu - origin
+            scale = magnitude(torch.cat([away, mu]))
+            away, mu = away / scale, mu / scale
+            similarity = away @ mu.mT - mu.square().sum(1) / 2
             slots[members] = known[similarity.argmax(1)]
         return slots
 

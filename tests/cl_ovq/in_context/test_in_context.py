@@ -90,6 +90,16 @@ def test_what_all_features_have_in_common_changes_no_answer(origin):
     assert (found == expected).float().mean() > 0.98
 
 
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**70])
+def test_how_large_all_features_are_changes_no_answer(scale):
+    (x, y), (queries, _) = samples(40), samples(50, seed=1)
+    one, other = head_of("ovq"), head_of("ovq")
+    one.observe(x, y)
+    other.observe(scale * x, y)
+    with torch.no_grad():
+        torch.testing.assert_close(other(scale * queries), one(queries))
+
+
 @pytest.mark.parametrize("mixer", ["ovq", "softmax", "linear"])
 def test_asking_changes_nothing_and_does_not_depend_on_company(mixer):
     head = head_of(mixer)

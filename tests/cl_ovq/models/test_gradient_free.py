@@ -196,6 +196,27 @@ def test_what_all_features_have_in_common_changes_no_prediction(make, origin):
     assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.99  # a tie may fall the other way
 
 
+FREE_OF_SCALE = {
+    **{name: HEADS[name] for name in ("ncm", "knn", "fecam")},
+    **{
+        f"memory, {'' if normalise else 'not '}normalised": partial(
+            MemoryHead, features=FEATURES, classes=CLASSES, capacity=120, normalise=normalise
+        )
+        for normalise in (True, False)
+    },
+}
+
+
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**70])
+@pytest.mark.parametrize("make", FREE_OF_SCALE.values(), ids=FREE_OF_SCALE)
+def test_how_large_all_features_are_changes_no_prediction(make, scale):
+    """Squares of such features are infinite in single precision, or zero."""
+    (x, y), (queries, _) = samples(), samples(1)
+    found, expected = learned(make(), scale * x, y)(scale * queries), learned(make(), x, y)(queries)
+    assert found.isfinite().all()
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.99
+
+
 @FAR
 @pytest.mark.parametrize("tukey", [0.5, 1.0])
 def test_fecam_far_from_zero_answers_as_its_definition_does(tukey, origin):
