@@ -205,6 +205,8 @@ def read_tables(
             names = table.column_names
             inputs = str(choose(source.columns[0], INPUTS, names, where, "inputs"))
             label = choose(source.columns[1], LABELS, names, where, "labels")
+            if inputs == label:
+                raise StreamDataError(f"inputs: {where} '{label}' holds the labels")
             domain = choose(source.columns[2], DOMAINS, names, where, "domains", needed=False)
             labels.add(texts_of(table.column(label)), f"{where} '{label}'")
             has_domains = domain is not None

@@ -144,7 +144,13 @@ def _columns(file: FeatureFile, names: Sequence[str]) -> tuple[str, str | None, 
     domains = choose(file.domains, DOMAINS, names, where, "domains", needed=False)
     assert labels is not None
     if file.columns is None:
-        return labels, domains, [name for name in names if name not in (labels, domains)]
-    for name in file.columns:
-        choose(name, (), names, where, "columns")
-    return labels, domains, list(file.columns)
+        features = [name for name in names if name not in (labels, domains)]
+    else:
+        features = [str(choose(name, (), names, where, "columns")) for name in file.columns]
+    if not features:
+        raise StreamDataError(f"columns: {file.path}: no column is left for the features: it has {', '.join(names)}")
+    if labels in features:
+        raise StreamDataError(f"columns: {where} '{labels}' holds the labels, and cannot be a feature")
+    if twice := [name for number, name in enumerate(features) if name in features[:number]]:
+        raise StreamDataError(f"columns: {where} '{twice[0]}' is named twice")
+    return labels, domains, features

@@ -80,6 +80,7 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line():
             r"2 images cannot be used: column 'image', row 21: .*; column 'image', row 41",
         ),
         (images(), ("photo", None, None), "inputs: 'cups': column 'photo' is not there: known: image, label"),
+        (images(), ("label", None, None), "inputs: 'cups': column 'label' holds the labels"),
         (images(), (None, "kind", None), "labels: 'cups': column 'kind' is not there"),
         (images(), (None, None, "where"), "domains: 'cups': column 'where' is not there"),
         (ragged, (None, None, None), "'cups': column 'x' of row 9 has 1 numbers, and row 8 has 2"),
