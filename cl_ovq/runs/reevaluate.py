@@ -118,7 +118,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     given = own_config.model.name == CUSTOM
     _check_used(own_config, "model")
     own = load_stream(own_config)
-    stream = load_stream(config)
+    stream = load_stream(config, learned=False)
     _check_fit(own, stream)
 
     from cl_ovq.evaluation.length_generalization import length_generalization

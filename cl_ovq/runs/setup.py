@@ -50,8 +50,12 @@ def describe(config: ExperimentConfig) -> str:
     return f"{model} {config.strategy.name} seed {config.seed}"
 
 
-def load_stream(config: ExperimentConfig) -> Stream:
+def load_stream(config: ExperimentConfig, *, learned: bool = True) -> Stream:
     """Build the configured stream: of features, where a frozen encoder makes some of its images.
+
+    Args:
+        config: names the stream, and what it is for.
+        learned: whether it is to be learned; not where a trained model is judged on it.
 
     Raises:
         UserError: its data is missing or damaged, or its options do not fit it, or its encoder cannot be had.
@@ -67,7 +71,7 @@ def load_stream(config: ExperimentConfig) -> Stream:
             raise UserError(f"stream: {error}") from error
     for length in config.evaluation.lengths:
         sequences_of(stream, length, 1, config.evaluation.split)
-    if "validation" not in stream.benchmark.streams:
+    if learned and "validation" not in stream.benchmark.streams:
         option = lacking_validation(config.stream.options)
         empty = f"needs a validation stream: {f'{option} is 0' if option else f'{stream.name} has none'}"
         if config.memory is not None and config.memory.calibrate:
@@ -79,8 +83,9 @@ def load_stream(config: ExperimentConfig) -> Stream:
             f"evaluation.split: '{stream.name}' has no stream '{config.evaluation.split}' with these options: "
             f"known: {', '.join(stream.benchmark.streams)}"
         )
-    check_end(config, len(stream.classes_per_experience))
-    check_steps(config, stream)
+    if learned:
+        check_end(config, len(stream.classes_per_experience))
+        check_steps(config, stream)
     if (encoder := encoder_of(config.encoder)) is not None:
         from cl_ovq.encoders.stream import with_encoder
 

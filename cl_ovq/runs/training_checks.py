@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,7 +143,11 @@ def check_steps(config: ExperimentConfig, stream: Stream) -> None:
         UserError: an experience is too short for what is asked for.
     """
     sizes = [len(experience.dataset) for experience in stream.benchmark.streams["train"]]
-    sizes = [sum(sizes)] if STRATEGIES[config.strategy.name].at_once else sizes
+    part = STRATEGIES[config.strategy.name]
+    if part.at_once:
+        sizes = [sum(sizes)]
+    elif part.sees_all:
+        sizes = list(accumulate(sizes))
     batches = [math.ceil(size / config.strategy.batch_size) for size in sizes]
     accumulation, warmup = config.training.accumulation, getattr(config.optimizer, "warmup_steps", 0)
     if accumulation > max(batches):
@@ -152,6 +157,9 @@ def check_steps(config: ExperimentConfig, stream: Stream) -> None:
     steps = config.strategy.epochs * math.ceil(max(batches) / accumulation)
     if warmup >= steps:
         raise UserError(f"optimizer.warmup_steps: {warmup} is too large: no experience has more than {steps} steps")
+    every, whole = config.evaluation.every_steps, config.strategy.epochs * sum(batches[: config.evaluation.stop_after])
+    if every is not None and every > whole:
+        raise UserError(f"evaluation.every_steps: {every} is too large: the run has {whole} steps")
 
 
 def _refuse(config: ExperimentConfig, reason: str) -> None:

@@ -14,6 +14,7 @@ from cl_ovq.evaluation import metrics
 from cl_ovq.evaluation.anytime import AnytimeEvaluation, anytime_figure, as_array
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.runs.checking import check_config
+from cl_ovq.runs.setup import load_stream
 from cl_ovq.strategies import STRATEGIES
 
 
@@ -109,3 +110,11 @@ def test_the_figure_has_a_curve_an_experience_and_their_mean():
 def test_joint_training_has_no_inside(tiny):
     with pytest.raises(UserError, match=r"^evaluation.every_steps: joint training"):
         check_config(tiny("evaluation.every_steps=5", "strategy.name=joint"))
+
+
+def test_an_evaluation_that_would_never_come_is_refused(tiny):
+    load_stream(tiny("evaluation.every_steps=18", "strategy.batch_size=64"))  # 9 or more an experience
+    load_stream(tiny("evaluation.every_steps=26", "strategy.batch_size=64", "strategy.name=cumulative"))
+    for overrides in ((), ("strategy.name=naive", "evaluation.stop_after=1")):
+        with pytest.raises(UserError, match=r"^evaluation\.every_steps: 1000 is too large: the run has \d+ steps$"):
+            load_stream(tiny("evaluation.every_steps=1000", *overrides))

@@ -10,6 +10,7 @@ from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
 from cl_ovq.runs.reevaluate import evaluate_finished
 from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import load_stream
 
 
 @pytest.mark.parametrize("settings", [(), ("model.head=memory",), ("strategy.name=slda", "model.name=pixels")])
@@ -42,6 +43,23 @@ def test_another_stream_is_judged_without_training(run):
     assert found.metrics["forward_transfer_linear_probe"] == pytest.approx(gain)
     again = evaluate_finished(result.output_dir)  # the checkpoint is as it was
     np.testing.assert_allclose(again.values["accuracy"], result.matrix[-1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.schedule=warmup", "optimizer.warmup_steps=15"),
+        ("training.accumulation=12",),
+        ("evaluation.every_steps=30",),
+        ("model.head=memory", "memory.calibrate=true"),
+        ("evaluation.stop_after=2",),
+    ],
+)
+def test_what_only_training_needs_is_not_asked_of_another_stream(tiny, settings):
+    """Shorter experiences, fewer of them, or no validation data: a trained model is judged on these as well."""
+    load_stream(tiny(*settings))
+    for other in (("stream.experiences=5",), ("stream.experiences=1", "stream.validation_fraction=0")):
+        load_stream(tiny(*settings, *other), learned=False)
 
 
 QUIET = Console(quiet=True)
