@@ -76,6 +76,22 @@ def called(what: str, function: Callable[..., Made], *arguments: Any) -> Made:
         return function(*arguments)
 
 
+def check_built(what: str, found: object, kind: type | tuple[type, ...], words: str) -> None:
+    """Refuse what a builder made if it is something else.
+
+    Args:
+        what: names the part.
+        found: what was made.
+        kind: that it must be of; `type(None)` for nothing.
+        words: what that is called.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not isinstance(found, kind):
+        raise UserError(f"{what} is built as a {type(found).__name__}, and must be {words}")
+
+
 @contextmanager
 def own_code(what: str, code: Any) -> Iterator[None]:
     """Tell in a line what the user's own code raises in the `with` block; a `UserError` is told already.

@@ -17,7 +17,7 @@ from cl_ovq.encoders.base import ENCODERS, Built, EncoderOptions, Recipe, Source
 from cl_ovq.encoders.network import EncoderNetwork
 from cl_ovq.encoders.preprocessing import Preprocessing
 from cl_ovq.encoders.weights import checksum, load_weights, read_weights
-from cl_ovq.errors import UserError, called
+from cl_ovq.errors import UserError, called, check_built
 from cl_ovq.seeding import unchanged_randomness
 from streams.cache import cache_root, digest_of, remembered
 
@@ -113,7 +113,10 @@ class NamedEncoder:
     def _built(self) -> Built:
         with unchanged_randomness():
             torch.manual_seed(SEED)
-            return called(f"encoder.name: '{self.name}'", ENCODERS[self.name].build, self.options, self.recipe)
+            what = f"encoder.name: '{self.name}'"
+            found = called(what, ENCODERS[self.name].build, self.options, self.recipe)
+            check_built(what, found, Built, "Built(network, classifier)")
+            return found
 
     def _wrapped(self, built: Built) -> EncoderNetwork:
         options = self.options
@@ -182,7 +185,9 @@ def package_versions(name: str) -> dict[str, str]:
 def _find(name: str, options: EncoderOptions, *, download: bool) -> Source:
     find = ENCODERS[name].find
     assert find is not None
-    return called(f"encoder.name: '{name}'", find, options, download)
+    found = called(f"encoder.name: '{name}'", find, options, download)
+    check_built(f"encoder.name: what `find` of '{name}' returns", found, Source, "a Source")
+    return found
 
 
 def _memory(name: str, options: EncoderOptions) -> str:

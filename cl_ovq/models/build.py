@@ -113,7 +113,12 @@ def build_model(
             f"model.name={name} has none"
         )
     sections = (getattr(config, section) for section in head.sections)
-    called(f"model.head: '{config.model.head}'", head.build, config.model, network, stream, *sections)
+    made: object = called(f"model.head: '{config.model.head}'", head.build, config.model, network, stream, *sections)
+    if made is not None:  # and nowhere
+        raise UserError(
+            f"model.head: '{config.model.head}' returns a {type(made).__name__}, and must put the head on the network "
+            "that it is given: network.head = ..."
+        )
     if stream.scenario != "task_incremental":
         return network
     from cl_ovq.models.heads import TaskMaskedModel  # Avalanche, which heads need, takes seconds to import

@@ -14,7 +14,7 @@ import torch
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.protocols import lacking_validation
 from cl_ovq.encoders import encoder_of
-from cl_ovq.errors import UserError, called, is_foreign, own_code
+from cl_ovq.errors import UserError, called, check_built, is_foreign, own_code
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models.normalisation import decay_groups
 from cl_ovq.runs.checking import check_end, find_device
@@ -115,6 +115,8 @@ def build_strategy(
         evaluator: computes metrics, see `evaluation.logger.evaluator`; none if None.
         plugins: further ones. They see a loss before it is checked for divergence.
     """
+    from avalanche.training.templates import BaseSGDTemplate
+
     from cl_ovq.evaluation.logger import evaluator as evaluator_of
     from cl_ovq.training.augmentation import Augmentation
     from cl_ovq.training.auxiliary import AuxiliaryLoss
@@ -139,8 +141,9 @@ def build_strategy(
         ours.append(DictionaryRefresh(stream))
     alike = getattr(config.optimizer, "decay_norm_and_bias", True)
     parameters = model.parameters() if alike else decay_groups(model)
-    chosen = config.optimizer.name
-    optimizer = called(f"optimizer.name: '{chosen}'", OPTIMIZERS[chosen].build, config.optimizer, parameters)
+    what = f"optimizer.name: '{config.optimizer.name}'"
+    optimizer = called(what, OPTIMIZERS[config.optimizer.name].build, config.optimizer, parameters)
+    check_built(what, optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
     check_learns(config, model)
     if transforms := build_transforms(config, stream):
         ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))
@@ -162,7 +165,9 @@ def build_strategy(
     part = STRATEGIES[config.strategy.name]
     context = Context(ours, common, stream, config.dictionary, config.seed)
     sections = (getattr(config, section) for section in part.sections)
-    strategy = called(f"strategy.name: '{config.strategy.name}'", part.build, config.strategy, context, *sections)
+    what = f"strategy.name: '{config.strategy.name}'"
+    strategy = called(what, part.build, config.strategy, context, *sections)
+    check_built(what, strategy, BaseSGDTemplate, "a strategy of Avalanche's: return context.naive(...), for example")
     if config.training.compile:
         compile_passes(strategy)
     if steps is not None:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.tuning import is_tuned
-from cl_ovq.errors import UserError, called, first_line
+from cl_ovq.errors import UserError, called, check_built, first_line
 from cl_ovq.models import ModelContext
 from cl_ovq.models.base import inputs_of
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
@@ -115,8 +116,10 @@ def build_schedule(config: ExperimentConfig) -> Course:
     Raises:
         UserError: its options do not fit.
     """
-    name = config.optimizer.schedule
-    return called(f"optimizer.schedule: '{name}'", SCHEDULES[name].build, config.optimizer)
+    what = f"optimizer.schedule: '{config.optimizer.schedule}'"
+    found = called(what, SCHEDULES[config.optimizer.schedule].build, config.optimizer)
+    check_built(what, found, Callable, "a function of the step")  # type: ignore[arg-type]
+    return found
 
 
 def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform]:
@@ -130,10 +133,12 @@ def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform
     if inputs_of(stream) != "images":
         raise UserError(f"training.augmentation: changes images, and '{stream.name}' has vectors: leave it out")
     shape = ModelContext(stream).image_shape
-    return [
-        called(f"training.augmentation: '{name}'", AUGMENTATIONS[name].build, config.training, shape)
-        for name in config.training.augmentation
-    ]
+    found = []
+    for name in config.training.augmentation:
+        what = f"training.augmentation: '{name}'"
+        found.append(called(what, AUGMENTATIONS[name].build, config.training, shape))
+        check_built(what, found[-1], Callable, "a function of images")  # type: ignore[arg-type]
+    return found
 
 
 def check_steps(config: ExperimentConfig, stream: Stream) -> None:

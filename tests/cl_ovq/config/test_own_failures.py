@@ -1,6 +1,17 @@
 """What the user's own parts raise is told in a line that names the part, the error and the place."""
 
+from contextlib import nullcontext
+
 import pytest
+import torch
+
+from cl_ovq.encoders import ENCODERS, EncoderOptions, Source
+from cl_ovq.encoders.preprocessing import Preprocessing
+from cl_ovq.errors import UserError
+from cl_ovq.models import HEADS, build_model
+from cl_ovq.runs.checking import check_config
+from cl_ovq.runs.setup import build_strategy, load_stream
+from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
 
 OPTIONS = "from dataclasses import dataclass\n@dataclass\nclass O:\n    y: int = 3\n"
 FAILS = "\ndef fails(*given, **named):\n    number = 0\n    return 1 / number\n"
@@ -50,3 +61,54 @@ def test_a_builder_that_takes_something_else_is_told_where_it_is(lab, call):
     assert (code, len(error.splitlines())) == (2, 1), error
     assert error.startswith("error: model.name: 'mine': TypeError: <lambda>() takes 1 positional argument but 2 were ")
     assert error.endswith(f"({lab / 'odd.py'}, line 4)\n")
+
+
+def set_up(config):
+    check_config(config)
+    stream = load_stream(config)
+    build_strategy(config, stream, build_model(config, stream), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("registry", "overrides", "line"),
+    [
+        (STRATEGIES, ("strategy.name=mine",), "strategy.name: 'mine' is built as a int, and must be a strategy of "),
+        (
+            OPTIMIZERS,
+            ("optimizer.name=mine",),
+            "optimizer.name: 'mine' is built as a int, and must be a torch",
+        ),
+        (
+            SCHEDULES,
+            ("optimizer.schedule=mine",),
+            "optimizer.schedule: 'mine' is built as a int, and must be a",
+        ),
+        (
+            AUGMENTATIONS,
+            ("training.augmentation=[mine]",),
+            "training.augmentation: 'mine' is built as a int, and must be a function",
+        ),
+        (HEADS, ("model.head=mine",), "model.head: 'mine' returns a int, and must put the head on the network"),
+        (
+            ENCODERS,
+            ("encoder.name=mine",),
+            "encoder.name: what `find` of 'mine' returns is built as a int, and",
+        ),
+        (ENCODERS, ("encoder.name=built",), "encoder.name: 'built' is built as a int, and must be Built"),
+    ],
+)
+def test_a_builder_that_makes_something_else_is_told_so(tiny, registry, overrides, line):
+    def three(*given):
+        return 3
+
+    def nowhere(options, download):
+        return Source((), {"preprocessing": Preprocessing(8, (), ()).facts}, 0)
+
+    if registry is ENCODERS:
+        lent = registry.lent("mine", "", build=three, options=EncoderOptions, find=three)
+        more = registry.lent("built", "", build=three, options=EncoderOptions, find=nowhere)
+    else:
+        lent, more = registry.lent("mine", "", build=three), nullcontext()
+    with lent, more, pytest.raises(UserError) as told:
+        set_up(tiny("model.name=mlp", "model.head=linear", "strategy.name=naive", *overrides))
+    assert str(told.value).startswith(line)
