@@ -47,14 +47,7 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
     _check_trainable(network, config)
     rows = torch.arange(min(2, len(stream.samples)))
     x = stream.samples.gather(rows)
-    with _as_it_was(network):
-        outputs, given = _tried(network, x, stream)
-    targets = stream.samples.targets[rows]
-    wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
-        raise UserError(
-            f"model: {name} maps {len(rows)} samples of '{stream.name}' to {_form(outputs)}, and must to {list(wanted)}"
-        )
+    given = _check_outputs(network, name, x, stream)
     if reasons and not given:
         raise UserError(f"model: {name} does not call its `head` in its forward pass, which {reasons[0]} needs")
     if features:
@@ -65,6 +58,34 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
             "a copy"
         )
     _check_gradients(network, x, config, stream)
+
+
+def check_head(network: nn.Module, head: str, stream: Stream) -> None:
+    """Check that a model maps two samples of the stream to logits with a head of the user's own.
+
+    Args:
+        network: with the head on, without task labels.
+        head: its name.
+        stream: to be learned.
+
+    Raises:
+        UserError: it does not.
+    """
+    x = stream.samples.gather(torch.arange(min(2, len(stream.samples))))
+    _check_outputs(network, f"{type(network).__name__} with model.head={head}", x, stream)
+
+
+def _check_outputs(network: nn.Module, name: str, x: Tensor, stream: Stream) -> list[Any]:
+    """Refuse outputs of another shape for the stream's first samples; return what the head was given of them."""
+    with _as_it_was(network):
+        outputs, given = _tried(network, name, x, stream)
+    targets = stream.samples.targets[: len(x)]
+    wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
+        raise UserError(
+            f"model: {name} maps {len(x)} samples of '{stream.name}' to {_form(outputs)}, and must to {list(wanted)}"
+        )
+    return given
 
 
 def _check_trainable(network: nn.Module, config: ExperimentConfig) -> None:
@@ -122,24 +143,27 @@ def _check_gradients(network: nn.Module, x: Tensor, config: ExperimentConfig, st
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     reached: tuple[Tensor | None, ...] = ()
     with _as_it_was(network), own_code(f"model: {name} has no backward pass", network):
-        outputs, _ = _tried(network, x, stream, training=True)
+        outputs, _ = _tried(network, name, x, stream, training=True)
         if outputs.requires_grad:
             reached = torch.autograd.grad(outputs.float().sum(), trained, allow_unused=True)
     if all(gradient is None for gradient in reached):
         raise UserError(f"model: no gradient reaches a parameter of {name}{what} in training, which {needs}{hint}")
 
 
-def _tried(network: nn.Module, x: Tensor, stream: Stream, *, training: bool = False) -> tuple[Any, list[Any]]:
+def _tried(
+    network: nn.Module, name: str, x: Tensor, stream: Stream, *, training: bool = False
+) -> tuple[Any, list[Any]]:
     """Return what a model makes of a batch, and what its head was given in each call.
 
     Args:
         network: the model.
+        name: what it is called.
         x: the batch.
         stream: that it is of.
         training: whether in training mode, with gradients.
     """
     how = " in training mode" if training else ""
-    what = f"model: {type(network).__name__} does not take a batch of the stream '{stream.name}'{how}"
+    what = f"model: {name} does not take a batch of the stream '{stream.name}'{how}"
     given: list[Any] = []
     head = getattr(network, "head", None)
     mixers = [module for module in network.modules() if isinstance(module, Mixer)]

@@ -18,12 +18,12 @@ from cl_ovq.config.identity import differences, identity
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_task_accuracy
 from cl_ovq.imports import with_digests
-from cl_ovq.models import build_model
+from cl_ovq.models import HEADS, build_model
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
 from cl_ovq.runs.checking import check_config, find_device
 from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
-from cl_ovq.runs.contract import check_contract
+from cl_ovq.runs.contract import check_contract, check_head
 from cl_ovq.runs.finish import finish, write_result
 from cl_ovq.runs.folder import clear, run_folder
 from cl_ovq.runs.provenance import reset_peak_memory, warn_of_changed_imports
@@ -226,6 +226,8 @@ class Run:
         """
         config = self.config
         quiet()
+        from cl_ovq.models.heads import unwrap
+
         if config.tracking.enabled:
             warm_up()  # MLflow is imported over there while data and model are made here
         if config.threads is not None:
@@ -235,6 +237,8 @@ class Run:
         seed_everything(config.seed, "model")
         check = partial(check_contract, config=config, stream=self.stream)
         self.model = build_model(config, self.stream, check=check)
+        if HEADS[config.model.head].foreign:
+            check_head(unwrap(self.model), config.model.head, self.stream)
         if config.tracking.enabled:
             check_store(config, self.name, self.console)
 

@@ -112,3 +112,26 @@ def test_a_builder_that_makes_something_else_is_told_so(tiny, registry, override
     with lent, more, pytest.raises(UserError) as told:
         set_up(tiny("model.name=mlp", "model.head=linear", "strategy.name=naive", *overrides))
     assert str(told.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("forward", "line"),
+    [
+        (
+            "1 / 0",
+            "model: Perceptron with model.head=mine does not take a batch of the stream",
+        ),
+        ("x[:, :3]", "model: Perceptron with model.head=mine maps 2 samples of 'split_digits' to [2, 3], and"),
+    ],
+)
+def test_a_head_is_tried_where_it_was_put(lab, call, forward, line):
+    (lab / "odd.py").write_text(
+        "from torch import nn\nfrom cl_ovq.models import HEADS\nclass Head(nn.Module):\n    def forward(self, x):\n"
+        f"        return {forward}\n"
+        "@HEADS.enter('mine', '')\ndef build(options, network, stream):\n    network.head = Head()\n"
+    )
+    overrides = ("model.name=mlp", "model.head=mine", "stream.experiences=2", "tracking.enabled=false")
+    code, out, error = call("run", "quickstart", *overrides, "--import", "odd.py")
+    assert (code, out) == (2, ""), error
+    assert error.splitlines()[-1].startswith(f"error: {line}")
+    assert forward != "1 / 0" or error.endswith(f"({lab / 'odd.py'}, line 5)\n")
