@@ -323,10 +323,8 @@ class MemoryHead(nn.Module):
             )
         if not features.isfinite().all():
             raise ValueError("features must be finite: a memory would keep a NaN for ever")
-        x = features.float()
-        if not self.normalise:
-            return x
-        return nn.functional.normalize(x / magnitude(x, rows=True)) * math.sqrt(self.features)
+        x, length = features.float(), math.sqrt(self.features)
+        return nn.functional.normalize(x / magnitude(x, rows=True)) * length if self.normalise else x
 
     def _checked_targets(self, targets: Tensor, samples: int) -> Tensor:
         if targets.shape != (samples,) or targets.is_floating_point():
