@@ -153,8 +153,9 @@ def modelled_rows(name: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]
     rows = []
     for case in cases:
         shape = {key: case[key] for key in ("tokens", "heads", "head_dim")}
+        growth = case.get("growth", "plateau")
         backward = case["direction"] != "forward"
-        found = cost(machine, capacity=case["capacity"], chunk=case["chunk"], backward=backward, **shape)
+        found = cost(machine, capacity=case["capacity"], chunk=case["chunk"], growth=growth, backward=backward, **shape)
         flash = flash_seconds(machine, backward=backward, **shape)
         rows.append(
             case

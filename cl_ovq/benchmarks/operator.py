@@ -48,6 +48,7 @@ class Case:
         dtype: a name in `DTYPES`.
         device: a PyTorch device.
         direction: `forward`, or `forward_backward` (gradients of queries, keys and values).
+        growth: schedule of slots, a name in `kernels.GROWTH`.
     """
 
     tokens: int
@@ -58,6 +59,7 @@ class Case:
     dtype: str
     device: str
     direction: str
+    growth: str = "plateau"
 
 
 SHAPE = tuple(field.name for field in fields(Case) if field.name != "tokens")
@@ -218,7 +220,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _options(case: Case) -> DictionaryOptions:
-    return DictionaryOptions(capacity=case.capacity, chunk_size=case.chunk)
+    return DictionaryOptions(capacity=case.capacity, chunk_size=case.chunk, growth=case.growth)
 
 
 def runner(case: Case, method: str) -> Callable[[], Any]:

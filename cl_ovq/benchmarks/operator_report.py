@@ -15,6 +15,8 @@ COLUMNS = ("tokens", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share 
 def title(row: dict[str, Any]) -> str:
     """Return a series of rows in words, from any one of them."""
     shape = f"N={row['capacity']}, L={row['chunk']}, H={row['heads']}, D={row['head_dim']}"
+    if (growth := row.get("growth", "plateau")) != "plateau":
+        shape += f", growth {growth}"
     return f"{row['direction'].replace('_', ' + ')}, {shape}, {row['dtype']}"
 
 

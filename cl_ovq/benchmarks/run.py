@@ -17,8 +17,9 @@ from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, opera
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.paths import write_atomically
 from cl_ovq.runs.checking import find_device
+from kernels import GROWTH
 
-NAMED = {"dtype": tuple(DTYPES)}
+NAMED = {"dtype": tuple(DTYPES), "growth": tuple(GROWTH)}
 
 
 def run_operator_benchmark(
@@ -53,6 +54,8 @@ def run_operator_benchmark(
     if not cases:
         raise UserError("--tokens and --backward-tokens are both empty: nothing to measure")
     if modelled is not None:
+        if "recycle" in values.get("growth", ()):
+            raise UserError("--growth: slots that unite are not modelled: leave recycle out")
         rows = modelled_rows(modelled, [asdict(case) for case in cases])
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)

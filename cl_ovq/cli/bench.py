@@ -79,6 +79,7 @@ def bench_operator(
     heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
     head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    growth: Annotated[str, typer.Option(help="Schedules of slots.")] = "plateau",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
     output: Annotated[
@@ -98,6 +99,7 @@ def bench_operator(
             "heads": heads,
             "head_dim": head_dim,
             "dtype": dtype,
+            "growth": growth,
         },
         device=device,
         rounds=rounds,

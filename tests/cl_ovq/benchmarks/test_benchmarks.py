@@ -1,6 +1,7 @@
 """The benchmarks: what they compute from times, and that they run. No time is judged here."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from cl_ovq.benchmarks.operator import Case, crossover, operations, peak_bytes, slopes
 from cl_ovq.benchmarks.profile import profile_operator
-from cl_ovq.benchmarks.run import parse_list
+from cl_ovq.benchmarks.run import parse_list, run_operator_benchmark
 from cl_ovq.benchmarks.tracking import measure_tracking
 from cl_ovq.benchmarks.training import measure_training
 from cl_ovq.cli.app import app
@@ -57,6 +58,16 @@ def test_memory_of_both_is_at_least_that_of_inputs_and_output():
         assert 4 * tensor * 0.9 < peak_bytes(case, method) < 40 * tensor
 
 
+def test_a_schedule_that_grows_at_once_takes_more_operations():
+    found = {growth: operations(replace(SMALL, growth=growth)) for growth in ("plateau", "all", "recycle")}
+    assert found["plateau"] < found["all"] == found["recycle"]
+    lists = {"capacity": "16", "chunk": "32", "heads": "2", "head_dim": "8", "dtype": "float32"}
+    with pytest.raises(UserError, match="--growth: slots that unite are not modelled"):
+        run_operator_benchmark(
+            {"forward": "64"}, lists | {"growth": "recycle"}, device="model:h200", rounds=1, output=None, as_json=True
+        )
+
+
 def test_profile_shares_add_up_to_one():
     shares = profile_operator(SMALL)
     assert sum(shares.values()) == pytest.approx(1, abs=0.05)
@@ -90,6 +101,7 @@ def test_the_operators_rows_as_json(tmp_path):
         ("head_dim", "0", "--head-dim: '0' is not a positive whole number"),
         ("heads", ",", "--heads: empty list"),
         ("dtype", "float23", "unknown dtype 'float23': did you mean 'float32'"),
+        ("growth", "plato", "unknown growth 'plato': did you mean 'plateau'"),
     ],
 )
 def test_mistakes(name, text, message):
