@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_ovq.errors import UserError, called
+from cl_ovq.errors import UserError, called, own_code
 from cl_ovq.in_context.episodes import Draw, DrawnFromData, EpisodeOptions, gaussian_episodes
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.pretraining import pretrain
 from cl_ovq.in_context.standardisation import standardise, statistics_of
+from cl_ovq.in_context.state import tensors_of
 from cl_ovq.in_context.weight_files import FORMAT, read_weights, write_weights
-from cl_ovq.mixers import StackOptions, build_mixers
+from cl_ovq.mixers import StackOptions, build_mixers, checked_mixers
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness
@@ -120,9 +121,26 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InCont
     with unchanged_randomness():
         torch.manual_seed(derive_seed(seed, "learner"))
         learner = bare_learner(options, dictionary)
+        _check(learner)
         what = f"learner.weights: '{options.weights}'"
         called(what, WEIGHTS[options.weights].build, options, learner, deciding(options, dictionary), seed)
     return learner
+
+
+def _check(learner: InContextLearner) -> None:
+    """Try a learner on two tokens: its mixers may be the user's own.
+
+    Raises:
+        UserError: one cannot be used.
+    """
+    tokens = torch.zeros(1, 2, learner.features)
+    with (
+        own_code("learner: a mixer does not take tokens", learner),
+        checked_mixers(learner, "learner"),
+        torch.no_grad(),
+    ):
+        _, states = learner.eval()(tokens, None, return_state=True)
+        list(tensors_of(states))
 
 
 def deciding(options: LearnerOptions, dictionary: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from cl_ovq.mixers.base import (
     layer_mixers,
     sharpened,
 )
+from cl_ovq.mixers.contract import checked_mixers
 from cl_ovq.mixers.dictionary import PersistentDictionary, dictionaries, writing
 from cl_ovq.mixers.dictionary_options import (
     GROWTHS,
@@ -55,6 +56,7 @@ __all__ = [
     "VQAttention",
     "auxiliary_losses",
     "build_mixers",
+    "checked_mixers",
     "dictionaries",
     "layer_mixers",
     "operator_options",

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError, own_code
-from cl_ovq.mixers import Mixer
+from cl_ovq.mixers import checked_mixers
 from cl_ovq.models.freezing import encoder_parameters, learns
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
@@ -166,15 +166,14 @@ def _tried(
     what = f"model: {name} does not take a batch of the stream '{stream.name}'{how}"
     given: list[Any] = []
     head = getattr(network, "head", None)
-    mixers = [module for module in network.modules() if isinstance(module, Mixer)]
-    watches = [mixer.register_forward_hook(_check_mixed, with_kwargs=True) for mixer in mixers]
+    watch = None
     if isinstance(head, nn.Module):
-        watches.append(head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None)))
+        watch = head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None))
     try:
-        with own_code(what, network), torch.set_grad_enabled(training):
+        with own_code(what, network), checked_mixers(network, "model"), torch.set_grad_enabled(training):
             return network.train(training)(x), given
     finally:
-        for watch in watches:
+        if watch is not None:
             watch.remove()
 
 
@@ -212,21 +211,6 @@ def _needs_features(config: ExperimentConfig) -> str:
     if config.learner is not None:
         return f"strategy.name={config.strategy.name}"
     return "memory.calibrate" if config.memory is not None and config.memory.calibrate else ""
-
-
-def _check_mixed(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixed: Any) -> None:
-    """Refuse what a mixer returns if it is no sequence like the one it was given, to which it will be added.
-
-    Broadcasting would take some of them, in silence.
-    """
-    wanted = list((args[0] if args else kwargs["x"]).shape)
-    y = mixed[0] if isinstance(mixed, tuple) and len(mixed) == 2 else mixed
-    if y is mixed or not isinstance(y, Tensor) or list(y.shape) != wanted:
-        found = list(y.shape) if y is not mixed and isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise UserError(
-            f"model: mixer {type(mixer).__name__} maps tokens {wanted} to {found}, and must to (y, state) with y of "
-            f"{wanted}"
-        )
 
 
 def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:

@@ -15,6 +15,7 @@ from cl_ovq.config import from_stored, load_config, to_dict
 from cl_ovq.config.identity import identity
 from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
+from cl_ovq.in_context import build_learner
 from cl_ovq.mixers import MIXERS, build_mixers
 from cl_ovq.models import build_model
 from cl_ovq.runs.contract import check_contract
@@ -155,6 +156,24 @@ def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
     line = f"model: mixer Scale maps tokens [2, 4, 16] to {found}, and must to (y, state) with y of [2, 4, 16]"
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
         build_model(config, stream, check=partial(check_contract, config=config, stream=stream))
+
+
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        (
+            "x[:, :1], None",
+            "learner: mixer Scale maps tokens [1, 2, 16] to [1, 1, 16], and must to",
+        ),
+        ("x, {}", "learner: a mixer does not take tokens: TypeError: a mixer's state holds a dict"),
+        ("x / nothing, None", "learner: a mixer does not take tokens: NameError: name 'nothing'"),
+    ],
+)
+def test_a_mixer_that_a_learner_in_context_cannot_have(own, tiny, returned, line):
+    own(MIXER.replace("self.scale * x, None", returned))
+    config = tiny("strategy.name=in_context", "learner.mixer=scale", "learner.width=16", "learner.steps=1")
+    with pytest.raises(UserError, match=f"^{re.escape(line)}"):
+        build_learner(config.learner, config.dictionary, 0)
 
 
 def test_an_option_that_means_two_things_at_once(own, tiny):
