@@ -43,10 +43,14 @@ def method_bytes(strategy: Any) -> int | None:
     from outside has no `kept_bytes`, and no storage policy either.
     """
     heads = [module.memory for module in strategy.model.modules() if isinstance(module, RememberingHead)]
-    statistics = sum(head.nbytes for head in heads if not isinstance(head, MemoryHead))
+    statistics = sum(head.nbytes - _dictionary_bytes(head) for head in heads if not isinstance(head, MemoryHead))
     kept = [_kept_bytes(owner) for owner in _owners(strategy)]
     known = [size for size in kept if size is not None]
     return statistics + sum(known) if len(known) == len(kept) else None
+
+
+def _dictionary_bytes(head: Any) -> int:
+    return sum(dictionary.nbytes for dictionary in getattr(head, "dictionaries", ()))
 
 
 def policies(strategy: Any) -> list[ExemplarsBuffer]:

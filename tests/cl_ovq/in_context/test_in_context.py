@@ -17,6 +17,7 @@ from cl_ovq.in_context import WEIGHTS, build_learner, deciding, weights, write_w
 from cl_ovq.in_context.head import InContextHead
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
+from cl_ovq.in_context.state import tensors_of
 from cl_ovq.in_context.weight_files import read_weights
 from cl_ovq.mixers import MIXERS, build_mixers
 from cl_ovq.models.saving import load_model, save_model
@@ -342,6 +343,12 @@ def test_a_logged_model_is_the_trained_one(tmp_path):
     x = stream.samples.gather(torch.arange(7))
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path / "model.pt").model(x), trained(x))
+    # The dictionaries are counted once: keys, values, counts of their slots, and what waits for a chunk's end.
+    head, carried = trained.head.memory, result.provenance
+    state = sum(tensor.nbytes for tensor in tensors_of(head.states))
+    counted = head.counts.nbytes + head.mean.nbytes + head.deviation.nbytes
+    assert carried["dictionary_bytes"] + carried["method_bytes"] == carried["memory_bytes"]
+    assert carried["memory_bytes"] == pytest.approx(state + counted, abs=64)  # numbers of the state are no tensors
 
 
 def test_the_weights_that_come_with_the_package_learn_digits(tmp_path):
