@@ -122,11 +122,11 @@ def measure_operator(
 def series(rows: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Group rows that differ in their number of tokens only, in the order of tokens.
 
-    The keys are the values of `SHAPE`.
+    The keys are the values of `SHAPE`; results of older revisions are of growth `plateau`.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["tokens"]):
-        groups.setdefault(tuple(row[name] for name in SHAPE), []).append(row)
+        groups.setdefault(tuple(row.get(name, "plateau") for name in SHAPE), []).append(row)
     return groups
 
 

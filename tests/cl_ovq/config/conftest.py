@@ -53,16 +53,13 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    """The file and a configuration in a folder that is the working directory; afterwards nothing of it is known."""
-    monkeypatch.chdir(tmp_path)
+def forgotten(monkeypatch):
+    """Parts of the user's own that a test enters are not known afterwards."""
     monkeypatch.delenv(VARIABLE, raising=False)
     registries = (STRATEGIES, OPTIMIZERS, SCHEDULES, AUGMENTATIONS, MIXERS, MODELS, HEADS, ENCODERS, MATRIX_METRICS)
     known = [(registry, dict(registry)) for registry in registries]
     streams = set(STREAMS)
-    (tmp_path / "parts.py").write_text(PARTS)
-    (tmp_path / "own.yaml").write_text(CONFIG)
-    yield tmp_path
+    yield
     for registry, parts in known:
         registry._parts = parts
         type(registry).revision += 1
@@ -71,3 +68,12 @@ def lab(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith(("cl_ovq_parts_", "my_lab"))]:
         del sys.modules[name]
     os.environ.pop(VARIABLE, None)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, forgotten):
+    """The file and a configuration in a folder that is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    return tmp_path

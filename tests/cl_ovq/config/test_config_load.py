@@ -98,7 +98,7 @@ def test_every_name_of_the_operator_is_accepted(write, key, registry):
         assert getattr(load_config(write(STREAM), [f"dictionary.{key}={name}"]).dictionary, key) == name
 
 
-def test_every_shipped_experiment_loads():
+def test_every_shipped_experiment_loads(forgotten):
     assert {"quickstart", "split_fashion_mnist"} <= set(list_experiments())
     for name in list_experiments():
         load_config(name)
