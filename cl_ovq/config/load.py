@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, allow_e
     return _configure([tree, _parse_overrides(overrides)], allow_env=allow_env)
 
 
-def from_stored(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+def from_stored(
+    tree: Mapping[str, Any], overrides: Sequence[str] = (), imports: Iterable[str] = ()
+) -> ExperimentConfig:
     """Return the configuration that a finished run has stored; what it had from the environment is at its default.
 
     Keys that were stored without being used are passed over.
@@ -134,6 +136,7 @@ def from_stored(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Exper
     Args:
         tree: as `to_dict` returned it.
         overrides: `key=value`, as on the command line.
+        imports: files and modules of the user's own that it was made with beside those that it names, for messages.
 
     Raises:
         UserError: a key or value is wrong.
@@ -146,7 +149,7 @@ def from_stored(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Exper
     try:
         return from_dict(kept, overrides)
     except UserError as error:
-        raise UserError(f"{error}{stored_hint(kept.get('imports'))}") from error
+        raise UserError(f"{error}{stored_hint([*dict.fromkeys([*(kept.get('imports') or []), *imports])])}") from error
 
 
 def load_stream_config(name: str, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -114,7 +114,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
             raise UserError(f"'{override}': a finished run cannot be changed: known: {', '.join(CHANGEABLE)}")
     run, config, device = _open(path, overrides)
     check_generalization(config)
-    own_config = from_stored(run["about"]["config"])
+    own_config = _configuration(run)
     given = own_config.model.name == CUSTOM
     _check_used(own_config, "model")
     own = load_stream(own_config)
@@ -210,7 +210,7 @@ def trained_model(name: str) -> torch.nn.Module:
     """
     path = find_checkpoint_file(name)
     run = _read(path)
-    config = from_stored(run["about"]["config"])
+    config = _configuration(run)
     _check_used(config, "model", "stream")
     with unchanged_randomness():
         stream = load_stream(config)
@@ -231,10 +231,16 @@ def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Experim
     """Return a checkpoint, its configuration with overrides, and the device that this asks for."""
     run = _read(path)
     quiet()
-    config = from_stored(run["about"]["config"], overrides)
+    config = _configuration(run, overrides)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return run, config, find_device(config.device)
+
+
+def _configuration(run: dict[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Return the configuration of a checkpoint; a mistake in it says which parts the run was made with."""
+    about = run["about"]
+    return from_stored(about["config"], overrides, about.get("imports", {}))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -96,3 +96,35 @@ def test_a_file_that_was_moved_is_known_by_its_name(own):
     assert changed({"/elsewhere/own_parts.py": [sha256(FIRST)]}) == [file]
     assert changed({"/elsewhere/own_parts.py": [sha256(SECOND)], "/elsewhere/other.py": ["0"]}) == []
     assert with_digests({file: [sha256(SECOND)]}) == {file: [sha256(SECOND)]}
+
+
+MIXER = """from cl_ovq.mixers import MIXERS, Mixer
+
+
+class Same(Mixer):
+    def forward(self, x, **options):
+        return x, None
+
+    def state_bytes(self, tokens):
+        return 0
+
+
+@MIXERS.enter("same", "nothing")
+def build_same(options):
+    return Same()
+"""
+
+
+def test_what_was_not_imported_is_named_where_a_run_that_needs_it_is_read(own):
+    (own / "mixer.py").write_text(MIXER)
+    (own / "plain.yaml").write_text(
+        CONFIG.replace("imports: [./own_parts.py]\n", "").replace("mlp", "patch_transformer")
+    )
+    run = ("run", "plain.yaml", "model.mixer=same", "model.heads=1", "model.patch_size=4", "output_dir=out")
+    forked(*run, "--import", "mixer.py")
+    for command in ("evaluate", "out"), ("weights", "out", "--output", "x.pth"):
+        refused = ForkedCommand(*command).wait()
+        assert refused.returncode == 2
+        assert "unknown mixer 'same'" in refused.stderr
+        hint = f"it was made with --import {own / 'mixer.py'}"
+        assert hint in " ".join(refused.stderr.split())
