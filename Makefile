@@ -84,7 +84,7 @@ results-memory: setup
 pretrained: setup
 	$(BIN)/cl-ovq pretrain in_context_digits learner.weights=gaussian_classes --output cl_ovq/in_context/pretrained.pt
 
-# Classes learned in the state alone, in docs/RESULTS.md: about two hours on one core, once the typefaces of docs/data.md are installed;
+# Classes learned in the state alone, in docs/RESULTS.md: an hour and a half on one core, once the typefaces of docs/data.md are installed;
 # what is done is skipped. The small encoder of characters is learned first, and its features are written to two files.
 GLYPHS := runs/in_context
 NETWORK := --import experiments/glyph_network.py

@@ -14,7 +14,6 @@ import urllib.request
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -25,9 +24,6 @@ from cl_ovq.tracking.journal import PATTERN
 from cl_ovq.tracking.store import RUNS, absolute_uri, artifact_location
 from cl_ovq.tracking.sync import sync
 from cl_ovq.tracking.view import comparison_address, view_address
-
-if TYPE_CHECKING:
-    pass
 
 HOST = "127.0.0.1"
 STARTING_SECONDS = 300.0

@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from cl_ovq.models.read_out import Reading, Settings, default_beta, log_probabil
 from cl_ovq.models.slots import ClassSlots
 from cl_ovq.models.whitening import ClassCovariance, keep_type, whitening
 from kernels import DictionaryOptions, DictionaryState
-
-if TYPE_CHECKING:
-    pass
 
 PRIORS = ("balanced", "counts")
 

@@ -57,9 +57,9 @@ def test_another_stream_is_judged_without_training(run):
 )
 def test_what_only_training_needs_is_not_asked_of_another_stream(tiny, settings):
     """Shorter experiences, fewer of them, or no validation data: a trained model is judged on these as well."""
-    load_stream(tiny(*settings))
-    for other in (("stream.experiences=5",), ("stream.experiences=1", "stream.validation_fraction=0")):
-        load_stream(tiny(*settings, *other), learned=False)
+    assert len(load_stream(tiny(*settings)).classes_per_experience) == 2
+    for count, other in (5, ("stream.experiences=5",)), (1, ("stream.experiences=1", "stream.validation_fraction=0")):
+        assert len(load_stream(tiny(*settings, *other), learned=False).classes_per_experience) == count
 
 
 QUIET = Console(quiet=True)
