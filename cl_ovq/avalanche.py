@@ -11,6 +11,7 @@ from cl_ovq.evaluation.training import TrainingLoss
 from cl_ovq.training.auxiliary import AuxiliaryLoss
 from cl_ovq.training.dictionary import DictionaryScope
 from cl_ovq.training.divergence import DivergedError, DivergenceGuard
+from cl_ovq.training.plugin import Plugin
 
 __all__ = [
     "AuxiliaryLoss",
@@ -20,6 +21,7 @@ __all__ = [
     "DivergenceGuard",
     "MatrixRecorder",
     "MetricLogger",
+    "Plugin",
     "SlotStatisticsRecorder",
     "TrainingLoss",
 ]

@@ -14,8 +14,8 @@ from torch import Tensor
 from cl_ovq.errors import UserError
 from cl_ovq.in_context.learner import InContextLearner, random_codes
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
-from cl_ovq.in_context.state import dictionaries_of, expanded, rebuilt, tensors_of
 from cl_ovq.in_context.weights import bare_learner
+from cl_ovq.mixers.state import dictionaries_of, expanded, rebuilt, tensors_of
 from cl_ovq.models.gradient_free import GradientFreeHead
 from cl_ovq.models.read_out import magnitude
 from kernels import DictionaryState

@@ -20,9 +20,9 @@ from cl_ovq.in_context.episodes import Draw, DrawnFromData, EpisodeOptions, gaus
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.pretraining import pretrain
 from cl_ovq.in_context.standardisation import standardise, statistics_of
-from cl_ovq.in_context.state import tensors_of
 from cl_ovq.in_context.weight_files import FORMAT, read_weights, write_weights
 from cl_ovq.mixers import StackOptions, build_mixers, checked_mixers
+from cl_ovq.mixers.state import tensors_of
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness

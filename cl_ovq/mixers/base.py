@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_ovq.errors import called
+from cl_ovq.mixers.state import tensors_of
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from kernels.state import statistics_dtype
@@ -25,10 +26,15 @@ class Mixer(nn.Module, ABC):
     Attributes:
         losses: where a forward pass leaves what it adds to the training loss, while `auxiliary_losses` collects it.
         sharpness: factor of the inverse temperature of attention over all tokens; mixers without such do not read it.
+        options: what it was made from.
     """
 
     losses: list[Tensor] | None = None
     sharpness: float = 1.0
+
+    def __init__(self, options: MixerOptions | None = None) -> None:
+        super().__init__()
+        self.options: Any = options
 
     @abstractmethod
     def forward(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None, return_state: bool = False) -> Any:
@@ -44,9 +50,15 @@ class Mixer(nn.Module, ABC):
             `(y, state)`: `y` is `[B, T, C]`, `state` is None unless `return_state`.
         """
 
-    @abstractmethod
     def state_bytes(self, tokens: int) -> int:
-        """Return the bytes of one sequence's state after so many tokens."""
+        """Return the bytes of one sequence's state after so many tokens.
+
+        They are found by reading so many zeros; a mixer that knows them overrides this.
+        """
+        like = next(self.parameters(), torch.empty(0))
+        with torch.no_grad():
+            _, state = self(like.new_zeros(1, tokens, self.options.width), return_state=True)
+        return sum(tensor.nbytes for tensor in tensors_of(state))
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from cl_ovq.registry import Part, Registry
@@ -73,10 +74,24 @@ class Strategy(Part[StrategyBuilder]):
     no_first_experience: str | None = None
     no_memory_head: str | None = None
 
+    def __post_init__(self) -> None:
+        """Let a class of plugins be a builder: of fine-tuning with the plugin that its options make."""
+        super().__post_init__()
+        if isinstance(self.build, type):
+            object.__setattr__(self, "build", _with_plugin(self.build))
+
     @property
     def keeps_samples(self) -> bool:
         """Whether it has a replay buffer."""
         return issubclass(self.Options, BufferOptions)
+
+
+def _with_plugin(plugin: Callable[[Any], SupervisedPlugin]) -> StrategyBuilder:
+    @wraps(plugin, updated=())
+    def build(options: Any, context: Context) -> SupervisedTemplate:
+        return context.naive(plugin(options))
+
+    return build
 
 
 STRATEGIES: Registry[Strategy] = Registry("strategy", Strategy, plural="strategies")

@@ -15,6 +15,7 @@ from torch.nn import functional
 from cl_ovq.models.heads import unwrap
 from cl_ovq.training.criteria import has_target
 from cl_ovq.training.passes import around_own_pass, evaluating
+from cl_ovq.training.plugin import nbytes_of
 from streams import Stream
 
 
@@ -51,9 +52,7 @@ class LearningWithoutForgetting(SupervisedPlugin):
     @property
     def kept_bytes(self) -> int:
         """Bytes of the teacher."""
-        if self.teacher is None:
-            return 0
-        return sum(tensor.nbytes for name, tensor in self.teacher.state_dict().items() if "_extra_state" not in name)
+        return nbytes_of(self.teacher)
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Listen to the strategy's own passes from now on, where a task's mask hides other tasks' classes."""

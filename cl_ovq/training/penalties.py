@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cl_ovq.training.criteria import has_target
 from cl_ovq.training.passes import Tensors, evaluating, gradient, logits_of, trained
+from cl_ovq.training.plugin import nbytes_of
 from cl_ovq.training.replay import tasks_of
 from streams import Samples, rows_of
 
@@ -41,7 +42,7 @@ class QuadraticPenalty(SupervisedPlugin):
     @property
     def kept_bytes(self) -> int:
         """Bytes of importance and anchor."""
-        return sum(tensor.nbytes for kept in (self.importance, self.anchor) for tensor in kept.values())
+        return nbytes_of([self.importance, self.anchor])
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:

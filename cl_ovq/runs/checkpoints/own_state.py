@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cl_ovq.errors import UserError
 from cl_ovq.runs.checkpoints.files import DTYPES
+from cl_ovq.training.plugin import Plugin
 
 KNOWN = ("cl_ovq", "avalanche")  # packages whose classes name what must be kept of them, or need nothing kept
 KINDS = {"array", "set", "module", "policy", "object"}
@@ -33,12 +34,25 @@ def check_owner(owner: Any) -> None:
         return
     if "STATE" not in vars(kind):
         raise UserError(
-            f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: give the "
-            'class STATE = ("attribute", ...), or STATE = () if nothing changes, or say '
-            "checkpoint.enabled=false"
+            f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: inherit "
+            'from cl_ovq.avalanche.Plugin, or give it STATE = ("attribute", ...), or STATE = () if nothing '
+            "changes, or say checkpoint.enabled=false"
         )
     if isinstance(kind.STATE, str):
         raise UserError(f"checkpoint: STATE of '{kind.__qualname__}' is text: write STATE = ({kind.STATE!r},)")
+
+
+def check_names(plugin: Plugin, names: Iterable[str]) -> None:
+    """Make sure that a plugin has no other attributes than those that it was made with.
+
+    Raises:
+        UserError: it has; one that is made again from a checkpoint would not have them.
+    """
+    kind = type(plugin).__qualname__
+    if found := [name for name in plugin.state_names() if name not in names]:
+        raise UserError(f"checkpoint: '{kind}' has come to have an attribute '{found[0]}': set it in __init__ as well")
+    if lost := [name for name in names if name not in plugin.state_names()]:
+        raise UserError(f"checkpoint: '{kind}' has lost its attribute '{lost[0]}': set it to None instead")
 
 
 def check_attributes(owner: Any, names: Iterable[str]) -> None:
@@ -48,7 +62,12 @@ def check_attributes(owner: Any, names: Iterable[str]) -> None:
         UserError: one of them is not there, or is of a kind that a checkpoint cannot hold.
     """
     for name in names:
-        where = f"checkpoint: STATE of '{type(owner).__qualname__}' names '{name}'"
+        kind = type(owner).__qualname__
+        where = (
+            f"checkpoint: '{kind}' has an attribute '{name}'"
+            if isinstance(owner, Plugin)
+            else f"checkpoint: STATE of '{kind}' names '{name}'"
+        )
         if not hasattr(owner, name):
             raise UserError(f"{where}, and it has no such attribute: set it in __init__")
         if (odd := _unkept(getattr(owner, name), inside=False)) is not None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.checkpoints.fit import Fit
-from cl_ovq.runs.checkpoints.own_state import KINDS, check_attributes, check_owner, is_foreign
+from cl_ovq.runs.checkpoints.own_state import KINDS, check_attributes, check_names, check_owner, is_foreign
 from cl_ovq.seeding import random_state, set_random_state
+from cl_ovq.training.plugin import Plugin
 from streams import Stream, rows_of
 
 PLAN = "plan"  # the series of the history that holds the order of the batches of the epoch
@@ -41,6 +42,7 @@ class RunState:
     def __init__(self, strategy: Any, stream: Stream, recorders: tuple[Any, ...]) -> None:
         self.strategy = strategy
         self.recorders = recorders
+        self._names = {owner: owner.state_names() for owner in strategy.plugins if isinstance(owner, Plugin)}
         datasets = [experience.dataset for experience in stream.benchmark.streams["train"]]
         self._datasets = datasets
         self._everything: AvalancheDataset | None = None
@@ -56,7 +58,8 @@ class RunState:
                 could not go on as it was.
         """
         for owner in (self.strategy, *self.strategy.plugins, *self.recorders):
-            check_owner(owner)
+            if not isinstance(owner, Plugin):
+                check_owner(owner)
             if is_foreign(owner):
                 check_attributes(owner, state_of(owner))
 
@@ -70,8 +73,13 @@ class RunState:
 
         Args:
             within: whether it is taken within an epoch, some of whose batches may still be to come.
+
+        Raises:
+            UserError: a part that is not ours holds what cannot be kept.
         """
         strategy, model = self.strategy, self.strategy.model
+        for plugin, names in self._names.items():
+            check_names(plugin, names)
         return {
             "model": dict(model.state_dict()),
             "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
@@ -266,6 +274,8 @@ def _on_device(present: Any) -> bool:
 
 def state_of(owner: Any) -> tuple[str, ...]:
     """Return the names of the attributes that must be kept of an object, those of its base classes too."""
+    if isinstance(owner, Plugin):
+        return owner.state_names()
     names = [name for kind in type(owner).__mro__ for name in vars(kind).get("STATE", AVALANCHE.get(kind.__name__, ()))]
     return tuple(dict.fromkeys(names))
 

@@ -10,6 +10,7 @@ from resume_helpers import FAST, Killed, final, killed_at
 from rich.console import Console
 from torch import nn
 
+from cl_ovq.avalanche import Plugin
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.run import run_experiment
@@ -32,6 +33,26 @@ class Silent(SupervisedPlugin):
 
 class Known(Silent):
     STATE = ("factor",)
+
+
+class Whole(Plugin):
+    """The same, and its attributes are its state without saying so."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.ones(())
+
+    before_update = Silent.before_update
+
+
+class Late(Whole):
+    def before_update(self, strategy, **kwargs):
+        self.steps = 1
+
+
+class Lost(Whole):
+    def before_update(self, strategy, **kwargs):
+        del self.factor
 
 
 class Varied(SupervisedPlugin):
@@ -92,7 +113,9 @@ def run_it(config, **options):
 def test_one_that_says_nothing_is_refused_before_anything_is_written(tiny, tmp_path, lent):
     lent(Silent)
     config = tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path / 'out'}", "tracking.enabled=true")
-    with pytest.raises(UserError, match=r"^checkpoint: 'Silent' of .* does not say what to keep of it: give .* STATE"):
+    with pytest.raises(
+        UserError, match=r"^checkpoint: 'Silent' of .* does not say what to keep .*: inherit .* STATE"
+    ):
         run_it(config)
     assert not (tmp_path / "out").exists()
 
@@ -103,7 +126,7 @@ def test_it_may_run_without_checkpoints(tiny, tmp_path, lent):
     assert run_it(config).metrics["accuracy"] is not None
 
 
-@pytest.mark.parametrize("plugin", [Known, Varied])
+@pytest.mark.parametrize("plugin", [Known, Whole, Varied])
 def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent, plugin):
     lent(plugin)
     overrides = ("strategy.name=waning", *FAST)
@@ -113,6 +136,17 @@ def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent, p
         run_it(config, resume=True)
     assert run_it(config, resume=True).matrix == whole.matrix
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line"),
+    [(Late, "'Late' has come to have an attribute 'steps'"), (Lost, "'Lost' has lost its attribute 'factor'")],
+)
+def test_attributes_that_one_made_anew_would_not_have(tiny, tmp_path, lent, plugin, line):
+    """Its first checkpoint says so: a run that went on from it would be another."""
+    lent(plugin)
+    with pytest.raises(UserError, match=f"^checkpoint: {line}: set it "):
+        run_it(tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path}", "checkpoint.every_steps=1"))
 
 
 def holding(name, value):

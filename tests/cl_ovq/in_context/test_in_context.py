@@ -17,9 +17,9 @@ from cl_ovq.in_context import WEIGHTS, build_learner, deciding, weights, write_w
 from cl_ovq.in_context.head import InContextHead
 from cl_ovq.in_context.learner import InContextLearner
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
-from cl_ovq.in_context.state import tensors_of
 from cl_ovq.in_context.weight_files import read_weights
 from cl_ovq.mixers import MIXERS, build_mixers
+from cl_ovq.mixers.state import tensors_of
 from cl_ovq.models.saving import load_model, save_model
 from cl_ovq.runs.reevaluate import trained_model
 from cl_ovq.runs.run import run_experiment

@@ -8,7 +8,7 @@ import torch
 from quick_settings import built
 
 from cl_ovq.errors import UserError
-from cl_ovq.mixers import MIXERS, OVQAttention, auxiliary_losses, build_mixers, layer_mixers
+from cl_ovq.mixers import MIXERS, Mixer, MixerOptions, OVQAttention, auxiliary_losses, build_mixers, layer_mixers
 
 WIDTH, LENGTH = 8, 40  # longer than the chunks of flash-linear-attention on a CPU
 FP32_INSIDE = ("gated_delta", "gated_slot", "mamba2")
@@ -132,6 +132,14 @@ def test_state_bytes_are_those_of_the_state(name, dtype, convolution):
     for length in (1, 5, 6, 7, LENGTH):
         state = layer(tokens(batch=1, length=length).to(dtype), return_state=True)[1]
         assert layer.state_bytes(length) == state.nbytes
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if name != "ovq"])  # whose `options` are the operator's
+def test_state_bytes_of_a_mixer_that_does_not_say_are_found(name):
+    layer = make(name, convolution=4)
+    layer.options = MixerOptions(width=WIDTH)
+    for length in (1, LENGTH):
+        assert Mixer.state_bytes(layer, length) == layer.state_bytes(length)
 
 
 @pytest.mark.parametrize("name", MIXERS)
