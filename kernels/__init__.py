@@ -7,7 +7,7 @@ state, slots = update(state, k, v, options)   # one write with all tokens given
 from kernels.attention import IMPLEMENTATIONS, ovq_attention
 from kernels.growth import GROWTH
 from kernels.merging import merge, resize
-from kernels.options import ASSIGNMENT, LEARNING_RATES, READ_OUTS, SEEDS, DictionaryOptions
+from kernels.options import ASSIGNMENT, LEARNING_RATES, PAPER, READ_OUTS, SEEDS, DictionaryOptions
 from kernels.state import DictionaryState
 from kernels.writing import update, write
 
@@ -18,6 +18,7 @@ __all__ = [
     "GROWTH",
     "IMPLEMENTATIONS",
     "LEARNING_RATES",
+    "PAPER",
     "READ_OUTS",
     "SEEDS",
     "DictionaryOptions",

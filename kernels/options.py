@@ -12,6 +12,15 @@ SEEDS = ("spread", "random", "farthest", "kmeans++")
 ASSIGNMENT = ("old", "all")
 LEARNING_RATES = ("adaptive", "constant", "floored")
 READ_OUTS = ("raw", "unit", "gmr")
+# What the paper's operator is (Alonso, Figliolia and Millidge 2026); our default differs in `assignment`.
+PAPER = {
+    "growth": "plateau",
+    "seeds": "spread",
+    "assignment": "old",
+    "learning_rate": "adaptive",
+    "read_out": "raw",
+    "value_weight": 0.0,
+}
 LARGEST_VALUE_WEIGHT = 1e6  # beyond it keys would be lost in rounding
 
 

@@ -19,6 +19,7 @@ from cl_ovq.config.files import read_mapping, shipped_folders
 from cl_ovq.config.identity import INDIFFERENT
 from cl_ovq.config.keys import check_keys, flatten, sections, settle
 from cl_ovq.config.parts import current, default_of, owners, schema_of
+from cl_ovq.config.presets import without_presets
 from cl_ovq.config.reading import Step, read_override, yaml_line
 from cl_ovq.config.schema import SCALARS, SECTIONS, ExperimentConfig, Scalars, StreamConfig
 from cl_ovq.config.weights import with_checksum, without_checksum
@@ -171,6 +172,7 @@ def _configure(layers: Sequence[Mapping[str, Any]], *, allow_env: bool = False) 
     for section in ("model", "stream"):
         parts = [part for layer in layers if isinstance(part := layer.get(section), Mapping)]
         check_custom(section, {key: value for part in parts for key, value in part.items()})
+    layers = without_presets(layers)
     leaves: dict[str, Any] = {}
     for layer in layers:
         leaves |= flatten(layer)

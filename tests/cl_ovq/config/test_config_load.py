@@ -13,7 +13,8 @@ from cl_ovq.config.keys import flatten, sections
 from cl_ovq.config.load import list_experiments
 from cl_ovq.config.parts import current, default_of, owners, schema_of
 from cl_ovq.errors import UserError
-from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, READ_OUTS, SEEDS
+from cl_ovq.mixers import operator_options
+from kernels import ASSIGNMENT, GROWTH, LEARNING_RATES, PAPER, READ_OUTS, SEEDS, DictionaryOptions
 from streams import STREAMS
 
 STREAM = {"stream": {"name": "split_digits"}}
@@ -66,6 +67,24 @@ def test_include_lies_below_the_file_and_the_overrides(write):
     assert (config.model.width, config.model.depth, config.model.heads) == (8, 4, 8)
     assert config.tracking.tags == {"a": "1", "b": "2"}
     assert "include" not in to_dict(config)
+
+
+def test_a_preset_is_the_keys_that_it_stands_for(write):
+    """Keys beside it beat it, and so does what lies above it; it beats what lies below."""
+    path = write(
+        {"include": str(write({"dictionary": {"assignment": "all", "growth": "linear"}}, "below.yaml")), **STREAM}
+    )
+    config = load_config(path, ["dictionary.preset=paper", "dictionary.read_out=unit"])
+    found = {key: getattr(config.dictionary, key) for key in ("assignment", "growth", "slot_init", "read_out")}
+    assert found == {"assignment": "old", "growth": "plateau", "slot_init": "spread", "read_out": "unit"}
+    assert "preset" not in to_dict(config)["dictionary"]
+    path = write(STREAM | {"dictionary": {"preset": "paper"}}, "preset.yaml")
+    assert load_config(path, ["dictionary.growth=all"]).dictionary.growth == "all"
+    assert operator_options(load_config(path).dictionary) == DictionaryOptions(capacity=512, chunk_size=64, **PAPER)
+    with pytest.raises(UserError, match=r"^unknown dictionary\.preset 'papers': did you mean 'paper'"):
+        load_config(path, ["dictionary.preset=papers"])
+    with pytest.raises(UserError, match="'softmax' does not use it"):
+        load_config(path, ["model.mixer=softmax", "dictionary.preset=paper"])
 
 
 def test_interpolations_see_the_whole_tree(write):
