@@ -12,6 +12,7 @@ An arrow is a target; the value itself follows. Between are fillers, tokens of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import StreamDataError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streams.counter_rng import Draws
+    from streams.generated import Generated
     from streams.sequences import SequenceSamples
     from streams.stream import Stream
 
@@ -154,6 +156,12 @@ class Setting:
         """How many questions have an answer that no other question gives away."""
         return self.pairs * self.repeats if self.rule == "positional_recall" else self.pairs
 
+    def token_name(self, token: int) -> str:
+        """Returns what a token is called."""
+        if token < self.key_tokens:
+            return f"k{token}"
+        return f"v{token - self.key_tokens}" if token < self.fillers[0] else "."
+
     def check(self) -> None:
         """Refuses what does not fit.
 
@@ -214,63 +222,23 @@ def experience_settings(rule: str, options: Any, experience: int) -> Setting:
     return setting if setting.questions else replace(setting, questions=setting.most_questions)
 
 
-@dataclass(frozen=True, eq=False)
-class Sequences:
-    """Generated sequences: inputs, targets and distances `[n, T]` int32, and where keys end and values end."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    distances: np.ndarray
-    ends: tuple[int, int]
-
-    def samples(self, rows: slice) -> SequenceSamples:
-        """Returns some of them as samples."""
-        from streams.sequences import SequenceSamples
-
-        keys, values = self.ends
-
-        def name(token: int) -> str:
-            return f"k{token}" if token < keys else f"v{token - keys}" if token < values else "."
-
-        return SequenceSamples(
-            self.inputs[rows], self.targets[rows].astype("int64"), names=name, distances=self.distances[rows]
-        )
-
-
-def distinct_sequences(setting: Setting, count: int, *purpose: str | int) -> Sequences:
-    """Generates sequences of which no two are the same, so that train, validation and test are disjoint.
+def distinct_sequences(setting: Setting, count: int, *purpose: str | int) -> Generated:
+    """Generates sequences of which no two are the same.
 
     Raises:
         StreamDataError: there are not so many.
     """
-    import numpy as np
+    from streams.generated import distinct
 
-    from streams.counter_rng import Draws
-
-    draws = Draws(*purpose)
-    found = generate(setting, count, draws)
-    for _ in range(20):
-        _, first = np.unique(found.inputs, axis=0, return_index=True)
-        if len(first) == count:
-            return found
-        more = generate(setting, count - len(first), draws)
-        kept = np.sort(first)
-        found = Sequences(
-            np.concatenate((found.inputs[kept], more.inputs)),
-            np.concatenate((found.targets[kept], more.targets)),
-            np.concatenate((found.distances[kept], more.distances)),
-            found.ends,
-        )
-    raise StreamDataError(
-        f"train, validation and test: there are hardly {count} different sequences of {setting.length} tokens with "
-        f"pairs={setting.pairs} ({setting.name}): ask for fewer, or for more keys or values"
-    )
+    hint = f"{setting.length} tokens with pairs={setting.pairs} ({setting.name}): ask for fewer, or for more keys"
+    return distinct(partial(generate, setting), count, hint, *purpose)
 
 
-def generate(setting: Setting, count: int, draws: Draws) -> Sequences:
+def generate(setting: Setting, count: int, draws: Draws) -> Generated:
     """Generates sequences under the rule of a setting."""
     import numpy as np
 
+    from streams.generated import Generated
     from streams.sequences import IGNORED
 
     pairs, repeats, questions = setting.pairs, setting.repeats, setting.questions
@@ -303,7 +271,7 @@ def generate(setting: Setting, count: int, draws: Draws) -> Sequences:
     inputs[row, 2 * places + 1] = answers
     targets[row, 2 * places] = answers
     distances[row, 2 * places] = 2 * (places - where[row, asked, asked_rank])
-    return Sequences(inputs.astype(np.int32), targets, distances, (setting.key_tokens, setting.fillers[0]))
+    return Generated(inputs.astype(np.int32), targets, distances, setting.token_name)
 
 
 def _ranks(which: np.ndarray, pairs: int) -> np.ndarray:

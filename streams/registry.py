@@ -14,6 +14,7 @@ from streams.glyphs import GlyphOptions, build_glyphs, load_glyphs
 from streams.hf_dataset import HubOptions, build_hub, load_hub
 from streams.image_folder import ImageFolderOptions, build_image_folder, load_image_folder
 from streams.images import DATASETS, VARIANTS
+from streams.needle import NeedleOptions, build_needle
 from streams.options import checked_options
 from streams.pg19 import PG19Options, build_pg19
 from streams.recall import RecallOptions, RepeatedRecallOptions, build_recall
@@ -117,6 +118,12 @@ _OWN: dict[str, StreamEntry] = {
         partial(build_recall, "rebinding"),
         RepeatedRecallOptions,
         "in-context recall of keys that are bound again: the last value counts",
+        "tokens",
+    ),
+    "needle": StreamEntry(
+        build_needle,
+        NeedleOptions,
+        "needles in a haystack of synthetic text, after RULER: single, multi-key and variable tracking",
         "tokens",
     ),
     "regression": StreamEntry(

@@ -71,6 +71,7 @@ STREAMS = {
     "blurred boundary": lambda build: rows(build("stream.name=split_digits", NATURAL, "stream.blur=0.5"), "train"),
     "blurred boundary, rotated": lambda build: rows(build("stream.name=rotated_digits", "stream.blur=0.5"), "train"),
     "blurred boundary, sequences": lambda build: rows(build("stream.name=recall", "stream.blur=0.5"), "train"),
+    "needles": lambda build: inputs(build("stream.name=needle", "stream.length=64"), "train"),
     "windows of text": lambda build: inputs(build(*TEXT), "train"),
     **{
         f"{split} sequences of {name}": lambda build, name=name, split=split: inputs(

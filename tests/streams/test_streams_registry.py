@@ -52,7 +52,9 @@ def test_unknown_name():
         streams.build_stream("split_digit", seed=0)
 
 
-@pytest.mark.parametrize("name", ["split_digits", "recall", "positional_recall", "rebinding", "regression", "text"])
+@pytest.mark.parametrize(
+    "name", ["split_digits", "recall", "positional_recall", "rebinding", "regression", "needle", "text"]
+)
 def test_the_registry_says_of_what_kind_a_stream_is(name):
     assert streams.build_stream(name, seed=0).kind == streams.STREAMS[name].kind
 
