@@ -57,6 +57,9 @@ class InContextLearner(nn.Module):
         self.code = code
         self.embedding = nn.Linear(features + code, width)
         self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=0.0) for mixer in mixers)
+        # Without it a question is most like itself, and what it would learn from that is nothing: attention cannot be
+        # sharp then, and classes of many modes blur.
+        self.question = nn.Parameter(torch.randn(width))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, code)
         self.temperature = nn.Parameter(torch.tensor(8.0))
@@ -83,6 +86,7 @@ class InContextLearner(nn.Module):
             codes = x.new_zeros(*x.shape[:2], self.code)
         # Entries of vectors of length one become as large as a layer's are wont to be.
         h = self.embedding(torch.cat([math.sqrt(self.features) * x, math.sqrt(self.code) * codes], -1))
+        h = h + self.question * (1 - codes.norm(dim=-1, keepdim=True))
         after = []
         for number, block in enumerate(self.blocks):
             h, state = block(h, state=None if states is None else states[number], return_state=return_state)

@@ -136,7 +136,7 @@ def _check(learner: InContextLearner) -> None:
     tokens = torch.zeros(1, 2, learner.features)
     with (
         own_code("learner: a mixer does not take tokens", learner),
-        checked_mixers(learner, "learner"),
+        checked_mixers(learner, "learner", states=True),
         torch.no_grad(),
     ):
         _, states = learner.eval()(tokens, None, return_state=True)

@@ -2,6 +2,7 @@
 
 from cl_ovq.mixers.base import (
     MIXERS,
+    AttentionOptions,
     Mixer,
     MixerOptions,
     StackOptions,
@@ -37,6 +38,7 @@ __all__ = [
     "MIXERS",
     "RATES",
     "SCOPES",
+    "AttentionOptions",
     "ChunkOptions",
     "DictionaryConfig",
     "GatedDeltaNet",

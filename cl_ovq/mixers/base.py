@@ -66,6 +66,12 @@ class MixerOptions:
     """What every mixer has."""
 
     width: int = option(64, "features per token", minimum=1, maximum=WIDEST)
+
+
+@dataclass
+class AttentionOptions(MixerOptions):
+    """What every mixer of queries, keys and values has."""
+
     heads: int = option(4, "attention heads; divides width", minimum=1, maximum=WIDEST)
     convolution: int = option(
         0,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import gated_delta_rule, require_library
 from cl_ovq.options import option
@@ -73,7 +73,7 @@ def initial_step_bias(heads: int, longest: float) -> Tensor:
 
 
 @dataclass
-class StepOptions(MixerOptions):
+class StepOptions(AttentionOptions):
     """The steps of a state that decays."""
 
     dt_max: float = option(

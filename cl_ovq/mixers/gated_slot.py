@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.recurrences import gated_slots, require_library
 from cl_ovq.options import COUNT, option
@@ -60,7 +60,7 @@ class GatedSlotAttention(ProjectedMixer):
 
 
 @dataclass
-class GatedSlotOptions(MixerOptions):
+class GatedSlotOptions(AttentionOptions):
     """The options of gated slot attention."""
 
     slots: int = option(64, "slots of a head's memory", minimum=1, maximum=COUNT)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 
 CHUNK = 64
@@ -64,8 +64,8 @@ class LinearAttention(ProjectedMixer):
 @MIXERS.enter(
     "linear",
     "linear attention with features elu + 1 (Katharopoulos et al. 2020): linear time, one sum",
-    options=MixerOptions,
+    options=AttentionOptions,
 )
-def build_linear(options: MixerOptions) -> LinearAttention:
+def build_linear(options: AttentionOptions) -> LinearAttention:
     """Build linear attention."""
     return LinearAttention(width=options.width, heads=options.heads, convolution=options.convolution)

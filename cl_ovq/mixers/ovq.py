@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.mixers.base import MIXERS, Mixer, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions, Mixer
 from cl_ovq.mixers.convolution import ShortConvolution
 from cl_ovq.mixers.dictionary import PersistentDictionary
 from cl_ovq.mixers.dictionary_options import DictionaryConfig, SharedOptions, operator_options
@@ -185,7 +185,7 @@ def seed_dictionaries(model: nn.Module, seed: int) -> None:
 
 
 @dataclass
-class OVQOptions(MixerOptions):
+class OVQOptions(AttentionOptions):
     """The options of an OVQ layer beside those of its dictionary."""
 
     key_value_heads: int | None = option(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.rotary import rotate
 from cl_ovq.options import COUNT, option
@@ -75,7 +75,7 @@ class SlidingWindowAttention(ProjectedMixer):
 
 
 @dataclass
-class SlidingWindowOptions(MixerOptions):
+class SlidingWindowOptions(AttentionOptions):
     """The options of sliding-window attention."""
 
     window: int = option(64, "tokens that a query sees, its own included", minimum=1, maximum=COUNT)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, MixerOptions
+from cl_ovq.mixers.base import MIXERS, AttentionOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.rotary import rotate
 from cl_ovq.options import option
@@ -61,7 +61,7 @@ class SoftmaxAttention(ProjectedMixer):
 
 
 @dataclass
-class SoftmaxOptions(MixerOptions):
+class SoftmaxOptions(AttentionOptions):
     """The options of softmax attention."""
 
     position: str = option("none", "positions that queries and keys carry", choices=("none", "rotary"))

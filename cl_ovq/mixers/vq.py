@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ovq.errors import UserError
-from cl_ovq.mixers.base import MIXERS, MixerOptions, is_recomputed, statistics
+from cl_ovq.mixers.base import MIXERS, AttentionOptions, is_recomputed, statistics
 from cl_ovq.mixers.dictionary_options import ChunkOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.options import COUNT, option
@@ -199,7 +199,7 @@ def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
 
 
 @dataclass
-class VQOptions(MixerOptions):
+class VQOptions(AttentionOptions):
     """The options of vector-quantized attention."""
 
     codebook_size: int = option(512, "codes of a head's codebook", minimum=1, maximum=COUNT)

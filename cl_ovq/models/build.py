@@ -11,7 +11,7 @@ from cl_ovq.encoders import EncoderNetwork, EncoderOptions, encoder_of
 from cl_ovq.encoders.frozen import NamedEncoder, named_encoder
 from cl_ovq.encoders.tuning import TunedModel, is_tuned, tuned, width_of
 from cl_ovq.errors import UserError, called, first_line
-from cl_ovq.mixers import MIXERS, OVQOptions, StackOptions, layer_mixers, seed_dictionaries
+from cl_ovq.mixers import MIXERS, AttentionOptions, OVQOptions, StackOptions, layer_mixers, seed_dictionaries
 from cl_ovq.models.base import HEADS, MODELS, ModelContext, inputs_of
 from cl_ovq.models.freezing import freeze_encoder, learns
 from cl_ovq.models.sequence import SequenceModelOptions
@@ -47,6 +47,8 @@ def check_stack(section: str, stack: StackOptions) -> None:
         raise UserError(
             f"{section}.pattern: is empty: name the mixers of the layers in turn, or null for {section}.mixer"
         )
+    if not isinstance(stack, AttentionOptions):
+        return
     if stack.width % stack.heads:
         raise UserError(f"{section}.heads: {stack.heads} heads do not divide {section}.width={stack.width}")
     if stack.width // stack.heads % 2 and any(MIXERS[name].rotary(stack) for name in layer_mixers(stack)):

@@ -47,7 +47,7 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
     _check_trainable(network, config)
     rows = torch.arange(min(2, len(stream.samples)))
     x = stream.samples.gather(rows)
-    given = _check_outputs(network, name, x, stream)
+    given = _check_outputs(network, name, x, stream, states=bool(config.evaluation.lengths))
     if reasons and not given:
         raise UserError(f"model: {name} does not call its `head` in its forward pass, which {reasons[0]} needs")
     if features:
@@ -75,10 +75,10 @@ def check_head(network: nn.Module, head: str, stream: Stream) -> None:
     _check_outputs(network, f"{type(network).__name__} with model.head={head}", x, stream)
 
 
-def _check_outputs(network: nn.Module, name: str, x: Tensor, stream: Stream) -> list[Any]:
+def _check_outputs(network: nn.Module, name: str, x: Tensor, stream: Stream, *, states: bool = False) -> list[Any]:
     """Refuse outputs of another shape for the stream's first samples; return what the head was given of them."""
     with _as_it_was(network):
-        outputs, given = _tried(network, name, x, stream)
+        outputs, given = _tried(network, name, x, stream, states=states)
     targets = stream.samples.targets[: len(x)]
     wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
@@ -151,7 +151,7 @@ def _check_gradients(network: nn.Module, x: Tensor, config: ExperimentConfig, st
 
 
 def _tried(
-    network: nn.Module, name: str, x: Tensor, stream: Stream, *, training: bool = False
+    network: nn.Module, name: str, x: Tensor, stream: Stream, *, training: bool = False, states: bool = False
 ) -> tuple[Any, list[Any]]:
     """Return what a model makes of a batch, and what its head was given in each call.
 
@@ -161,6 +161,7 @@ def _tried(
         x: the batch.
         stream: that it is of.
         training: whether in training mode, with gradients.
+        states: whether its mixers' states will be carried on.
     """
     how = " in training mode" if training else ""
     what = f"model: {name} does not take a batch of the stream '{stream.name}'{how}"
@@ -170,7 +171,8 @@ def _tried(
     if isinstance(head, nn.Module):
         watch = head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None))
     try:
-        with own_code(what, network), checked_mixers(network, "model"), torch.set_grad_enabled(training):
+        checked = checked_mixers(network, "model", states=states)
+        with own_code(what, network), checked, torch.set_grad_enabled(training):
             return network.train(training)(x), given
     finally:
         if watch is not None:

@@ -78,6 +78,13 @@ class Strategy(Part[StrategyBuilder]):
         """Let a class of plugins be a builder: of fine-tuning with the plugin that its options make."""
         super().__post_init__()
         if isinstance(self.build, type):
+            from cl_ovq.training.plugin import Plugin
+
+            if not issubclass(self.build, Plugin):
+                raise TypeError(
+                    f"'{self.build.__qualname__}' is entered as a strategy, and is no cl_ovq.avalanche.Plugin: inherit "
+                    "from it, or enter a function that returns a strategy"
+                )
             object.__setattr__(self, "build", _with_plugin(self.build))
 
     @property

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 class Plugin(SupervisedPlugin):
     """An Avalanche plugin whose attributes are its state: all that `__init__` sets are kept in checkpoints.
 
+    Options are not: they must stay as they were given.
+
     Args:
         options: of the strategy that it is entered as, in `options`.
     """
+
+    options: Any = None
 
     def __init__(self, options: Any = None) -> None:
         super().__init__()

@@ -38,7 +38,6 @@ class ExperienceProgress(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Draw a bar as long as the experience's training steps."""
-        self._seen += 1
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,8 +47,10 @@ class ExperienceProgress(SupervisedPlugin):
             TextColumn("loss {task.fields[loss]:.3f}"),
             console=self.console,
         )
-        steps = strategy.train_epochs * len(strategy.dataloader)
-        self._task = self._bar.add_task(f"experience {self._seen}/{self.experiences}", total=steps, loss=self._loss)
+        number, steps = self._seen + 1, strategy.train_epochs * len(strategy.dataloader)
+        done = strategy.clock.train_exp_iterations  # more than none where a run goes on within an experience
+        text = f"experience {number}/{self.experiences}"
+        self._task = self._bar.add_task(text, total=steps, completed=done, loss=self._loss)
         self._bar.start()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -60,6 +61,7 @@ class ExperienceProgress(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""
+        self._seen += 1
         self.close()
 
     def close(self) -> None:

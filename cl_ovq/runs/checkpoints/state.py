@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.checkpoints.fit import Fit
-from cl_ovq.runs.checkpoints.own_state import KINDS, check_attributes, check_names, check_owner, is_foreign
+from cl_ovq.runs.checkpoints.own_state import KINDS, check_attributes, check_owner, check_unchanged, is_foreign
 from cl_ovq.seeding import random_state, set_random_state
 from cl_ovq.training.plugin import Plugin
 from streams import Stream, rows_of
@@ -42,7 +42,8 @@ class RunState:
     def __init__(self, strategy: Any, stream: Stream, recorders: tuple[Any, ...]) -> None:
         self.strategy = strategy
         self.recorders = recorders
-        self._names = {owner: owner.state_names() for owner in strategy.plugins if isinstance(owner, Plugin)}
+        own = [plugin for plugin in strategy.plugins if isinstance(plugin, Plugin)]
+        self._made = [(plugin, plugin.state_names(), copy.deepcopy(plugin.options)) for plugin in own]
         datasets = [experience.dataset for experience in stream.benchmark.streams["train"]]
         self._datasets = datasets
         self._everything: AvalancheDataset | None = None
@@ -61,7 +62,7 @@ class RunState:
             if not isinstance(owner, Plugin):
                 check_owner(owner)
             if is_foreign(owner):
-                check_attributes(owner, state_of(owner))
+                check_attributes(owner, state_of(owner), self.strategy.model)
 
     def begin(self, done: int) -> None:
         """Give a strategy that trains on all data so far the data of the experiences that are over."""
@@ -78,8 +79,8 @@ class RunState:
             UserError: a part that is not ours holds what cannot be kept.
         """
         strategy, model = self.strategy, self.strategy.model
-        for plugin, names in self._names.items():
-            check_names(plugin, names)
+        for plugin, names, options in self._made:
+            check_unchanged(plugin, names, options)
         return {
             "model": dict(model.state_dict()),
             "trained": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
@@ -201,7 +202,7 @@ class RunState:
             UserError: a part that is not ours has come to hold what cannot be kept.
         """
         if is_foreign(owner):
-            check_attributes(owner, state_of(owner))
+            check_attributes(owner, state_of(owner), self.strategy.model)
         return {name: self._pack(getattr(owner, name)) for name in state_of(owner)}
 
     def _unpack(self, packed: Any, present: Any) -> Any:

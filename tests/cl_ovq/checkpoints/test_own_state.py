@@ -55,6 +55,27 @@ class Lost(Whole):
         del self.factor
 
 
+class Annealed(Plugin):
+    """Changes what it was given; one that is made anew has it as it was."""
+
+    def __init__(self):
+        super().__init__({"factor": 1.0})
+
+    def before_update(self, strategy, **kwargs):
+        self.options["factor"] *= 0.9
+
+
+class Alias(Plugin):
+    """Forgot to copy weights: what a checkpoint brings back would rest where these are trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.past = {}
+
+    def before_update(self, strategy, **kwargs):
+        self.past = {name: weight.data for name, weight in strategy.model.named_parameters()}
+
+
 class Varied(SupervisedPlugin):
     """Keeps every kind of thing that can be kept; all of it decides what a run does."""
 
@@ -138,12 +159,17 @@ def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent, p
 
 @pytest.mark.parametrize(
     ("plugin", "line"),
-    [(Late, "'Late' has come to have an attribute 'steps'"), (Lost, "'Lost' has lost its attribute 'factor'")],
+    [
+        (Late, "'Late' has come to have an attribute 'steps': set it in __init__"),
+        (Lost, "'Lost' has lost its attribute 'factor': set it to None"),
+        (Annealed, "'Annealed' has changed its options, which stay as they were given: copy"),
+        (Alias, "'Alias' has an attribute 'past', which holds a tensor of the model itself"),
+    ],
 )
-def test_attributes_that_one_made_anew_would_not_have(tiny, tmp_path, lent, plugin, line):
+def test_what_one_made_anew_would_not_have(tiny, tmp_path, lent, plugin, line):
     """Its first checkpoint says so: a run that went on from it would be another."""
     lent(plugin)
-    with pytest.raises(UserError, match=f"^checkpoint: {line}: set it "):
+    with pytest.raises(UserError, match=f"^checkpoint: {line}"):
         run_it(tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path}", "checkpoint.every_steps=1"))
 
 

@@ -30,7 +30,7 @@ PARTS = "\n".join([*BLOCKS, MARK])
 CONFIG = """
 imports: [./parts.py]
 stream: {name: pairs, pairs: 2}
-model: {mixer: scale, scale: 0.5, width: 16, depth: 1, heads: 2, patch_size: 4}
+model: {mixer: scale, scale: 0.5, width: 16, depth: 1, patch_size: 4}
 strategy: {name: shrink, factor: 0.9, batch_size: 150}
 tracking: {enabled: false}
 figures: false

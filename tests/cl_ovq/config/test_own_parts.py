@@ -52,12 +52,9 @@ from cl_ovq.options import option
 class ScaleOptions(MixerOptions):
     scale: float = option(2.0, "factor of every feature")
 
+@MIXERS.enter("scale", "scales features", options=ScaleOptions)
 class Scale(Mixer):
-    def __init__(self, scale): super().__init__(); self.scale = scale
-    def forward(self, x, *, mask=None, state=None, return_state=False): return self.scale * x, None
-    def state_bytes(self, tokens): return 0
-
-MIXERS.enter("scale", "scales features", options=ScaleOptions)(lambda options: Scale(options.scale))
+    def forward(self, x, *, mask=None, state=None, return_state=False): return self.options.scale * x, None
 """
 
 
@@ -150,7 +147,7 @@ def test_a_mixer_alone_and_in_a_pattern(own, tiny):
 )
 def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
     """Most of them would be added to the tokens by broadcasting, and train."""
-    own(MIXER.replace("self.scale * x, None", returned))
+    own(MIXER.replace("self.options.scale * x, None", returned))
     config = tiny("model.mixer=scale", "stream.experiences=2")
     stream = load_stream(config)
     line = f"model: mixer Scale maps tokens [2, 4, 16] to {found}, and must to (y, state) with y of [2, 4, 16]"
@@ -165,15 +162,50 @@ def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
             "x[:, :1], None",
             "learner: mixer Scale maps tokens [1, 2, 16] to [1, 1, 16], and must to",
         ),
-        ("x, {}", "learner: a mixer does not take tokens: TypeError: a mixer's state holds a dict"),
+        ("x, {}", "learner: mixer Scale: a mixer's state holds a dict"),
         ("x / nothing, None", "learner: a mixer does not take tokens: NameError: name 'nothing'"),
     ],
 )
 def test_a_mixer_that_a_learner_in_context_cannot_have(own, tiny, returned, line):
-    own(MIXER.replace("self.scale * x, None", returned))
+    own(MIXER.replace("self.options.scale * x, None", returned))
     config = tiny("strategy.name=in_context", "learner.mixer=scale", "learner.width=16", "learner.steps=1")
     with pytest.raises(UserError, match=f"^{re.escape(line)}"):
         build_learner(config.learner, config.dictionary, 0)
+
+
+SUMS = """
+    def forward(self, x, *, mask=None, state=None, return_state=False):
+        total = x.cumsum(1) + (0 if state is None else state[:, None])
+        return total, total[:, -1] if return_state else None
+"""
+LINE = "    def forward(self, x, *, mask=None, state=None, return_state=False): return self.options.scale * x, None"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("cumsum(1)", "flip(1)"), " is not causal: the first 8 outputs change"),
+        (("cumsum(1)", "mean(1, keepdim=True).expand_as(x)"), " is not causal"),
+        (("total[:, -1] if", "None if"), " does not go on from its state"),
+        (("state[:, None])", "state['x'][:, None])"), ": a mixer's state holds a dict"),
+        (("", ""), None),
+    ],
+)
+def test_a_mixer_that_is_not_causal_or_forgets(own, change, line):
+    """In a model of sequences, whose states evaluation.lengths carries on."""
+    sums = SUMS.replace("total[:, -1] if", "{'x': total[:, -1]} if") if "['x']" in change[1] else SUMS
+    own(MIXER.replace(LINE, sums.replace(*change) if change[0] else sums))
+    sizes = ["stream.length=16", "stream.pairs=2", "stream.train=8", "stream.validation=8", "stream.test=8"]
+    config = load_config(
+        "paper/recall", ["model.mixer=scale", "model.parameters=null", "evaluation.lengths=[16]", *sizes]
+    )
+    stream = load_stream(config)
+    check = partial(check_contract, config=config, stream=stream)
+    if line is None:
+        assert build_model(config, stream, check=check).state_bytes(16) == 2 * 32 * 4
+        return
+    with pytest.raises(UserError, match=f"^{re.escape(f'model: mixer Scale{line}')}"):
+        build_model(config, stream, check=check)
 
 
 def test_an_option_that_means_two_things_at_once(own, tiny):
