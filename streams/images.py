@@ -1,4 +1,4 @@
-"""The streams of images: every data set split by class, with its pixels permuted, and rotated.
+"""The streams of images: every data set split by class, with its pixels permuted, rotated, and in episodes.
 
 Nothing slow is imported until a stream is built.
 """
@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.digits import read_digits
+from streams.episodes import EpisodeOptions, InstalledEpisodeOptions, build_episode
 from streams.fashion_mnist import read_fashion_mnist
 from streams.options import (
     InstalledRotationOptions,
@@ -98,6 +99,15 @@ def build_rotated(dataset: str, options: InstalledRotationOptions, *, seed: int)
     return build_rotated_stream(f"rotated_{dataset}", DATASETS[dataset].load(options), options, seed=seed)
 
 
+def build_episodes(dataset: str, options: InstalledEpisodeOptions, *, seed: int) -> Stream:
+    """Builds the stream of an episode: few samples of classes drawn from the seed.
+
+    Raises:
+        StreamDataError: see `build_split`.
+    """
+    return build_episode(f"episodes_{dataset}", DATASETS[dataset].load, options, seed=seed)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way to make a stream of a data set.
@@ -121,4 +131,7 @@ VARIANTS = {
         build_permuted, TransformOptions, InstalledTransformOptions, "pixels permuted anew in each experience"
     ),
     "rotated": Variant(build_rotated, RotationOptions, InstalledRotationOptions, "turned further in each experience"),
+    "episodes": Variant(
+        build_episodes, EpisodeOptions, InstalledEpisodeOptions, "few samples of classes drawn from the seed"
+    ),
 }

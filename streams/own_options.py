@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from streams.options import SCENARIOS, blur_option, validation_option
 
 DEFAULT_EXPERIENCES = 5
+
+
+def test_option() -> Any:
+    """Declares how much of the data is held out for the test."""
+    return field(
+        default=0.2,
+        metadata={
+            "help": "share of each class (of each domain) held out as the test stream, where no test data is given",
+            "minimum": 0.01,
+            "maximum": 0.9,
+        },
+    )
 
 
 @dataclass
@@ -50,14 +63,7 @@ class CutOptions:
         default=None,
         metadata={"help": "names of the domains in the order of the stream, each once; overrides shuffle_domains"},
     )
-    test_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "share of each class (of each domain) held out as the test stream, where no test data is given",
-            "minimum": 0.01,
-            "maximum": 0.9,
-        },
-    )
+    test_fraction: float = test_option()
     validation_fraction: float = validation_option()
     blur: float = blur_option()
 

@@ -8,6 +8,13 @@ from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from streams.episodes import (
+    FeatureEpisodeOptions,
+    GlyphEpisodeOptions,
+    HubEpisodeOptions,
+    ImageFolderEpisodeOptions,
+    build_episode,
+)
 from streams.errors import StreamDataError
 from streams.features import FeatureOptions, build_features, load_features
 from streams.glyphs import GlyphOptions, build_glyphs, load_glyphs
@@ -102,6 +109,20 @@ _OWN: dict[str, StreamEntry] = {
         "characters in the typefaces that are installed, or of a folder: thousands of classes without a download",
         read=load_glyphs,
     ),
+    **{
+        f"episodes_{name}": StreamEntry(
+            partial(build_episode, f"episodes_{name}", load),
+            options,
+            f"{what}, few samples of classes drawn from the seed",
+            read=load,
+        )
+        for name, load, options, what in (
+            ("image_folder", load_image_folder, ImageFolderEpisodeOptions, "images of your own"),
+            ("features", load_features, FeatureEpisodeOptions, "feature vectors of your own"),
+            ("hf_dataset", load_hub, HubEpisodeOptions, "a data set of the `datasets` library"),
+            ("glyphs", load_glyphs, GlyphEpisodeOptions, "characters in typefaces"),
+        )
+    },
     "recall": StreamEntry(
         partial(build_recall, "recall"),
         RecallOptions,

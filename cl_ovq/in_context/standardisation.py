@@ -14,11 +14,12 @@ def statistics_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and deviation, `[..., 1, F]` each, of samples `[..., B, F]`.
 
     A feature's variance counts together with the mean of all: one that hardly varies in these samples must not become
-    the largest of those to come.
+    the largest of those to come. Of a single sample, or of samples that are all alike, the deviation is one.
     """
     mean = x.mean(-2, keepdim=True)
     variance = (x - mean).square().mean(-2, keepdim=True)
-    return mean, (variance + variance.mean(-1, keepdim=True)).sqrt().clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+    deviation = (variance + variance.mean(-1, keepdim=True)).sqrt()
+    return mean, torch.where(deviation > torch.finfo(x.dtype).tiny ** 0.5, deviation, 1.0)
 
 
 def standardise(x: Tensor, mean: Tensor, deviation: Tensor, projection: Tensor | None = None) -> Tensor:
