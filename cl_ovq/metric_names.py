@@ -44,12 +44,15 @@ BETTER = {
     "forgetting_beyond_refit": -1,
     "average_anytime_accuracy": 1,
     "worst_case_accuracy": 1,
+    "gain": 1,
 }
 TITLES = {
     **{quantity: f"average {quantity.replace('_', ' ')}" for quantity in QUANTITIES},
     "forward_transfer_task_masked": "forward transfer, task-masked",
     "task_masked_accuracy": "task-masked accuracy",
     "worst_case_accuracy": "worst-case accuracy",
+    "gain": "gain by the state",
+    "empty_state_accuracy": "accuracy with an empty state",
     "dictionary/size": "dictionary slots",
     "dictionary/effective_size": "effective slots",
     "dictionary/bytes": "dictionary memory",
@@ -60,6 +63,8 @@ TITLES = {
 }
 # Metrics of one's own: every run has them beside those of the platform.
 MATRIX_METRICS: Registry[Metric] = Registry("metric", Metric, taken={*BETTER, *TITLES, "all_task_accuracy", "loss"})
+# Metrics that are known at the end of a run alone.
+FINAL = ("average_anytime_accuracy", "worst_case_accuracy", "gain", "empty_state_accuracy")
 COUNTS = ("dictionary/size", "dictionary/effective_size", "dictionary/plateau_tokens")
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 class InstalledEpisodeOptions:
     """An episode of a data set that comes installed."""
 
+    scenario: str = field(
+        default="class_incremental",
+        metadata={
+            "help": "class_incremental: no task label; task_incremental: the task label is the experience",
+            "choices": ("class_incremental", "task_incremental"),
+        },
+    )
     tasks: int = field(
         default=5, metadata={"help": "tasks of the episode, an experience each", "minimum": 1, "maximum": 100_000}
     )
@@ -138,10 +145,17 @@ def build_episode(
         tuple(range(first, first + options.classes_per_task))
         for first in range(0, len(drawn), options.classes_per_task)
     )
+    experiences = labels // options.classes_per_task
     return Stream(
         name=name,
-        scenario="class_incremental",
-        benchmark=make_benchmark(samples, split, labels // options.classes_per_task, labels),
+        scenario=options.scenario,
+        benchmark=make_benchmark(
+            samples,
+            split,
+            experiences,
+            labels,
+            task_labels=experiences if options.scenario == "task_incremental" else None,
+        ),
         samples=samples,
         n_classes=len(drawn),
         classes_per_experience=classes,

@@ -56,6 +56,28 @@ def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Fig
     return figure
 
 
+def age_figure(by_age: Sequence[float | None], title: str, quantity: str = "accuracy") -> Figure:
+    """Draw what is left of an experience over the number of those learned since.
+
+    Args:
+        by_age: as in a result.
+        title: above the figure.
+        quantity: what it is; anything but accuracy has the sign turned.
+    """
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    measured = {age: value for age, value in enumerate(by_age) if value is not None}
+    curve = thinned(list(measured), list(measured.values()))
+    axes.plot(*curve, marker="o" if len(measured) <= NUMBERED else "")
+    axes.set_xticks(marked(0, len(by_age) - 1))
+    axes.set_xlabel("experiences learned since")
+    axes.set_ylabel(f"{matrix_label(quantity)}, mean over experiences")
+    if quantity == "accuracy":
+        axes.set_ylim(0, 1)
+    axes.set_title(plain(title), fontsize="medium")
+    return figure
+
+
 def color_scale(matrices: Sequence[Matrix], quantity: str) -> tuple[float, float]:
     """Return the ends of the scale on which matrices are drawn.
 

@@ -86,6 +86,16 @@ def all_task_accuracy(matrix: Matrix) -> list[float]:
     return matrix[1:].mean(1).tolist()
 
 
+def by_age(matrix: Matrix) -> list[float]:
+    """Return `mean_j R[j + a, j]` for ages a from 0 to T - 1: of an experience after which a others were learned.
+
+    The mean is over the experiences that were evaluated at that age, `1 <= j <= T - a` at most; NaN where none was.
+    """
+    last = experiences(matrix)
+    ages = (matrix[1:].diagonal(-age) for age in range(last))
+    return [float(np.nanmean(values)) if not np.isnan(values).all() else math.nan for values in ages]
+
+
 def average_anytime_accuracy(points: Matrix) -> float:
     """Return the mean over evaluations of the mean over the experiences that training had come to (Caccia et al. 2022).
 

@@ -6,6 +6,8 @@ class's code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -134,11 +136,20 @@ class InContextHead(GradientFreeHead):
             self.register_buffer(f"{STATE}{number}", tensor)
         self.fields = len(tensors)
 
+    @contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Answer with the state before the first sample in the `with` block, among the classes that were seen."""
+        fields, self.fields, self._prepared = self.fields, 0, None
+        try:
+            yield
+        finally:
+            self.fields, self._prepared = fields, None
+
     def _prepare(self) -> list[Any] | None:
         return self.states
 
-    def _scores(self, x: Tensor, prepared: list[Any]) -> Tensor:
-        states = [expanded(one, len(x)) for one in prepared]
+    def _scores(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
+        states = None if prepared is None else [expanded(one, len(x)) for one in prepared]
         with self.learner.at_length(self.tokens):
             told, _ = self.learner(self._standardised(x)[:, None], None, states)
         return self.learner.logits(told[:, 0], self.codes)

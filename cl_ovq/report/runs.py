@@ -98,6 +98,8 @@ def summary_table(results: Sequence[Result]) -> Table:
             "classes not yet seen are never predicted. Task-masked, it says whether earlier experiences help later "
             "ones."
         )
+    if any("gain" in result.metrics for result in results):
+        metrics.append("gain")
     for metric in (*metrics, *own_metrics(result.metrics for result in results)):
         table.add(metric_name(metric), *(Number(result.metrics.get(metric), metric) for result in results))
     for key in ("size", "effective_size"):

@@ -31,6 +31,7 @@ def finish(run: Run) -> Result:
     Raises:
         UnwrittenError: the result cannot be written.
     """
+    from cl_ovq.evaluation.gain import empty_state_accuracy
     from cl_ovq.evaluation.length_generalization import NotFiniteError, length_generalization
     from cl_ovq.training.divergence import DivergedError
 
@@ -45,6 +46,10 @@ def finish(run: Run) -> Result:
             run.diverged = DivergedError(step, experiences, str(error))
     anytime = asked.every_steps is not None
     found = describe_findings(stream, strategy, run.recorders, asked.stop_after, anytime=anytime, diverged=run.diverged)
+    empty = empty_state_accuracy(strategy.model, stream, run.test, run.device, asked.batch_size)
+    if empty is not None:
+        reached = found["metrics"]["accuracy"]
+        found["metrics"] |= {"gain": None if reached is None else reached - empty, "empty_state_accuracy": empty}
     result = Result(
         run_id=run.tracker.run_id,
         run_name=run.name,

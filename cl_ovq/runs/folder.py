@@ -30,7 +30,7 @@ KEPT = {  # what a folder may hold that a new run would overwrite
     SEEDS: "the results of seeds",
 }
 # What else a run writes, by names that the next one may not write again.
-FIGURES = tuple(f"{name}.png" for name in ("matrix", "anytime", "lengths"))
+FIGURES = tuple(f"{name}.png" for name in ("matrix", "by_age", "anytime", "lengths"))
 FIGURES += tuple(f"dictionary_{name}.png" for name in ("growth", "owners", "entries"))
 WRITTEN = (*KEPT, HISTORY, "config.yaml", "model.pt", *FIGURES)
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from cl_ovq.errors import unknown
-from cl_ovq.evaluation.metrics import Matrix, to_matrix
+from cl_ovq.evaluation.metrics import Matrix, by_age, to_matrix
 from cl_ovq.evaluation.records import (
     Amount,
     AnytimeRecord,
@@ -25,6 +25,7 @@ from cl_ovq.evaluation.records import (
     Quantity,
 )
 from cl_ovq.paths import RESULTS, write_atomically
+from cl_ovq.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -185,6 +186,17 @@ class Result:
         if name is not None and name not in self.matrices:
             raise unknown("matrix", name, self.matrices)
         return to_matrix(self.matrix if name is None else self.matrices[name])
+
+    @property
+    def by_age(self) -> list[float | None]:
+        """What is left of an experience after which a others were learned, for a from 0 on: `metrics.by_age`.
+
+        None where no experience was evaluated at that age, and everywhere if all were learned at once.
+        """
+        name = self.config["strategy"]["name"]
+        if name in STRATEGIES and STRATEGIES[name].at_once:
+            return [None] * len(self.matrix[0])
+        return finite(by_age(self.to_numpy()))
 
     def to_pandas(self) -> DataFrame:
         """Return the metrics as a data frame of one row, called like the run; NaN where one is undefined."""

@@ -118,6 +118,7 @@ class Run:
         callbacks: called as the run goes.
         about: what a checkpoint tells of the run: configuration, `imports`, `train_seconds`, `wall_seconds`.
         started: when it began, by `time.perf_counter`, as if it had never been interrupted.
+        test: experiences that it is evaluated on.
         experiences: that are learned altogether.
         metrics: of the experiences so far, by name; empty before the first one is over.
         diverged: how training ended, if it did not come to its end.
@@ -134,6 +135,7 @@ class Run:
     callbacks: Callback
     about: dict[str, Any]
     started: float
+    test: Any
     experiences: int
 
     def __init__(self, config: ExperimentConfig, directory: Path, console: Console) -> None:
@@ -276,7 +278,7 @@ class Run:
         )
         learned = slice(config.evaluation.stop_after)
         train = list(stream.benchmark.streams["train"])[learned]
-        self._test = stream.benchmark.streams[config.evaluation.split][learned]
+        self.test = stream.benchmark.streams[config.evaluation.split][learned]
         self.experiences, self._schedule = len(train), schedule(config, train)
 
         self._bar = ExperienceProgress(console, len(self._schedule))
@@ -297,7 +299,7 @@ class Run:
         )
         if config.evaluation.every_steps is not None:
             every = config.evaluation.every_steps
-            self.strategy.plugins.append(AnytimeEvaluation(self.recorders.matrix, self._test, every))
+            self.strategy.plugins.append(AnytimeEvaluation(self.recorders.matrix, self.test, every))
         self.strategy.plugins.append(self.checkpoints)
 
         self.resumed = begun is not None
@@ -327,7 +329,7 @@ class Run:
         """
         self.recorders.matrix.row = row
         with unchanged_randomness():  # what is evaluated must not change how training goes on
-            self.strategy.eval(self._test)
+            self.strategy.eval(self.test)
         if row == 0:
             return
         objective = OBJECTIVES[self.stream.kind]

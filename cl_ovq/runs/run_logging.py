@@ -17,6 +17,7 @@ from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.custom import CUSTOM
 from cl_ovq.config.keys import flatten
 from cl_ovq.encoders.stream import EncodedStream
+from cl_ovq.metric_names import FINAL, QUANTITIES
 from cl_ovq.mixers import layer_mixers, scope_of
 from cl_ovq.runs.provenance import code_revision, device_name
 from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
@@ -170,7 +171,11 @@ def _log_summary(result: Result, tracker: Tracker) -> None:
     """Log what is known at the end. What is undefined is logged as NaN, so that every run has every summary metric."""
     found, steps = summary_metrics(result), result.provenance["train_steps"]
     experiences = len(result.matrix) - 1
+    tracker.log({name: found[name] for name in FINAL if name in found}, step=experiences)
     tracker.log(dict.fromkeys(undefined_metrics(result), math.nan), step=experiences)
+    for age, value in enumerate(result.by_age):
+        if value is not None:
+            tracker.log({f"{result.quantity}/by_age": QUANTITIES[result.quantity] * value}, step=age)
     grown = {f"dictionary/{name}" for name in result.dictionary["history"][0]} if result.dictionary["history"] else ()
     tracker.log({name: found[name] for name in found if name not in result.metrics and name not in grown}, step=steps)
     if result.dictionary["history"]:

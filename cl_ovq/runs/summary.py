@@ -134,6 +134,8 @@ def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> 
     draw: dict[str, Callable[[], Figure]] = {
         "matrix.png": partial(figures.matrix_figure, to_matrix(result.matrix), name, result.quantity)
     }
+    if sum(value is not None for value in result.by_age) > 1:
+        draw["by_age.png"] = partial(figures.age_figure, result.by_age, name, result.quantity)
     if result.anytime:
         draw["anytime.png"] = partial(anytime_figure, recorders.matrix.points, name, result.quantity)
     if result.lengths:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.evaluation.metrics import intransigence, to_matrix
-from cl_ovq.metric_names import better, own_metrics, title
+from cl_ovq.metric_names import BETTER, FINAL, better, own_metrics, title
 from cl_ovq.paths import write_atomically
 from cl_ovq.report.runs import capacities_table
 from cl_ovq.report.table import Column, Number, Table, mean_number
@@ -131,9 +131,9 @@ class StudyResult:
         names |= {f"learning_{quantity}": title(f"learning_{quantity}") for quantity in self.quantities}
         if self.study.reference:
             names["intransigence"] = "intransigence"
-        anytime = ("average_anytime_accuracy", "worst_case_accuracy")  # where runs evaluate inside experiences
+        final = [name for name in FINAL if name in BETTER]  # where runs have them
         own = own_metrics(run.metrics for row in self.rows for run in row.runs)
-        return names | {name: title(name) for name in (*anytime, *own) if any(row.values(name) for row in self.rows)}
+        return names | {name: title(name) for name in (*final, *own) if any(row.values(name) for row in self.rows)}
 
     def to_json(self) -> str:
         """Return rows, aggregates, choices and matrices as JSON; the whole results are in the runs' directories."""

@@ -17,7 +17,7 @@ from cl_ovq.evaluation.anytime import anytime_figure
 from cl_ovq.evaluation.dictionaries import DictionaryRecord
 from cl_ovq.evaluation.length_generalization import lengths_figure
 from cl_ovq.evaluation.matrix import Point
-from cl_ovq.evaluation.metrics import to_lists
+from cl_ovq.evaluation.metrics import by_age, to_lists
 from cl_ovq.evaluation.slot_statistics import SlotStatistics
 from cl_ovq.runs.groups import Group
 from cl_ovq.runs.result import Result
@@ -114,6 +114,7 @@ def main(experiences, runs, count, folder):
         "growth": lambda: figures.growth_figure(records, 512, name),
         "owners": lambda: figures.ownership_figure(slots, name),
         "entries": lambda: figures.entries_figure(entries, name),
+        "by_age": lambda: figures.age_figure(by_age(matrix), name),
         "anytime": lambda: anytime_figure(points, name),
         "lengths": lambda: lengths_figure(lengths, 512),
     }

@@ -79,6 +79,15 @@ def test_the_seed_draws_classes_and_samples_and_nothing_that_is_held_out():
     assert not (learned | other) & (asked | others_asked)
 
 
+@pytest.mark.parametrize("scenario", ["class_incremental", "task_incremental"])
+def test_the_model_is_told_the_task_where_it_is_asked_for(scenario):
+    stream = episode(scenario=scenario, tasks=3, questions=2)
+    assert stream.scenario == scenario
+    for part in PARTS:
+        for number, one in enumerate(stream.benchmark.streams[part]):
+            assert set(one.dataset.targets_task_labels) == {number if scenario == "task_incremental" else 0}
+
+
 def features(tmp_path, counts):
     """A file of vectors, so many of each class."""
     targets = np.repeat(np.arange(len(counts)), counts)

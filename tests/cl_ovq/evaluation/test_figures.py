@@ -32,7 +32,7 @@ def test_a_thousand_experiences_take_less_than_200_mb(tmp_path):
     )
     assert json.loads(done.stdout)["mb"] < 200
     pictures = [path for path in tmp_path.glob("*.png") if path.name != "warm-up.png"]
-    assert len(pictures) == 10
+    assert len(pictures) == 11
     for path in pictures:
         with Image.open(path) as picture:
             assert max(picture.size) <= PIXELS

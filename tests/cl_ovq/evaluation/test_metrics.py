@@ -50,6 +50,20 @@ def test_metrics_are_the_definitions(matrix):
         assert found[name] == pytest.approx(value, abs=1e-12), name
 
 
+@given(matrix=matrices(), measured=st.randoms())
+def test_by_age_is_the_definition(matrix, measured):
+    """Of what was measured; rows that were not are left out."""
+    t = len(matrix) - 1
+    for row in range(t + 1):
+        if measured.random() < 0.4:
+            matrix[row] = math.nan
+    expected = []
+    for age in range(t):
+        values = [matrix[j + age, j - 1] for j in range(1, t - age + 1) if not math.isnan(matrix[j + age, j - 1])]
+        expected.append(sum(values) / len(values) if values else math.nan)
+    assert metrics.by_age(matrix) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
 @given(matrix=matrices(least=2))
 def test_forgetting_is_at_least_minus_backward_transfer(matrix):
     found = metrics.all_metrics(matrix)

@@ -28,6 +28,7 @@ def test_the_directory_holds_the_result(run):
         "results": "results.json",
         "config": "config.yaml",
         "matrix": "matrix.png",
+        "by_age": "by_age.png",
         "dictionary_growth": "dictionary_growth.png",
         "dictionary_owners": "dictionary_owners.png",
         "dictionary_entries": "dictionary_entries.png",

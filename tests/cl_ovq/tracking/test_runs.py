@@ -163,6 +163,13 @@ def test_matrix_is_logged_at_its_training_steps(tracked):
             assert history(client, result.run_id, f"{name}/task_{column + 1}") == expected
 
 
+def test_what_is_left_is_logged_by_age(tracked):
+    result, client, _ = tracked
+    _, (first, _), (old, last) = result.matrix
+    found = history(client, result.run_id, "accuracy/by_age")
+    assert found == [(0, pytest.approx((first + last) / 2)), (1, old)]
+
+
 def test_dictionary_and_loss_are_logged_over_steps(tracked):
     result, client, _ = tracked
     steps = result.provenance["train_steps"]
