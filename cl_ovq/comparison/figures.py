@@ -86,14 +86,21 @@ def average_figure(groups: Sequence[Group], quantity: str) -> Figure:
         x = np.arange(1, curves.shape[1] + 1)
         color = f"C{number}"
         for curve in curves if len(curves) > 1 else ():
-            axes.plot(x, curve, color=color, alpha=0.25, linewidth=0.8)
-        marker = "o" if len(x) <= NUMBERED else ""
-        axes.plot(x, curves.mean(0), color=color, marker=marker, markersize=4, label=group.name)
+            axes.plot(*_measured(x, curve), color=color, alpha=0.25, linewidth=0.8)
+        mean = _measured(x, curves.mean(0))
+        marker = "o" if len(mean[0]) <= NUMBERED else ""
+        axes.plot(*mean, color=color, marker=marker, markersize=4, label=group.name)
     axes.set_xlabel("experiences learned")
     axes.set_ylabel(f"{words(quantity)} on those experiences")
     axes.set_xticks(marked(1, len(x)))
     legend(axes)
     return figure
+
+
+def _measured(x: Matrix, curve: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the points of a curve that were measured, which a line then joins."""
+    known = ~np.isnan(curve)
+    return x[known], curve[known]
 
 
 def memory_figure(groups: Sequence[Group]) -> Figure:

@@ -137,6 +137,13 @@ class EvaluationConfig:
         "and worst-case accuracy; none if null",
         minimum=1,
     )
+    rows: list[int] = option(  # noqa: RUF009 - option makes a field
+        [],
+        "experiences after which the model is evaluated, 0 for before training, beside the last one; after every one "
+        "if empty",
+        minimum=0,
+        maximum=10**6,
+    )
     dictionary_every: int = option(
         1, "training steps between two records of the dictionaries", minimum=1, maximum=2**62
     )

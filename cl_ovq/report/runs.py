@@ -24,13 +24,18 @@ Records = Sequence[Mapping[str, Any]]
 def matrix_table(result: Result) -> Table:
     """Return the results matrix: a row per moment of training, a column per test experience.
 
-    Of a long stream it shows the same few experiences in rows and columns, from the first to the last.
+    Of a long stream it shows the same few experiences in rows and columns, from the first to the last, and where only
+    some rows were asked for (`evaluation.rows`) some of these.
     """
     count = len(result.matrix[0])
     told = evenly(count, COLUMNS)
+    moments = [0, *told]
+    if result.config.get("evaluation", {}).get("rows"):
+        measured = [i for i, row in enumerate(result.matrix) if any(value is not None for value in row)]
+        moments = [measured[place - 1] for place in evenly(len(measured), COLUMNS)]
     heading = f"{result.run_name}: {matrix_label(result.quantity)} on test experience"
     table = Table("", *map(str, told), title=heading, caption=part_note(count, COLUMNS))
-    for i in (0, *told):
+    for i in moments:
         values = [(result.matrix[i][j - 1], "bold" if j == i else "" if j < i else "dim") for j in told]
         cells = [Number(value, result.quantity, style=style) for value, style in values]
         table.add("before training" if i == 0 else f"after {i}", *cells)

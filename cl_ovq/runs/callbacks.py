@@ -26,10 +26,10 @@ class Callback:
         """Stream, model and strategy are built, and nothing is trained yet, or again."""
 
     def experience_end(self, run: Run, row: int) -> None:
-        """An experience is learned and evaluated.
+        """An experience is learned, and evaluated unless `evaluation.rows` leaves it out.
 
         Args:
-            run: with the metrics so far as `run.metrics`.
+            run: with the metrics so far as `run.metrics`, which is empty where it was not evaluated.
             row: of the results matrix: experiences learned.
         """
 
@@ -82,7 +82,8 @@ class Tracking(Callback):
 
     def experience_end(self, run: Run, row: int) -> None:
         """Log the metrics of the experiences so far."""
-        run.tracker.log(run.metrics, step=row)
+        if run.metrics:
+            run.tracker.log(run.metrics, step=row)
 
     def result_written(self, run: Run, result: Result) -> None:
         """Register the model, which is sent while figures are drawn."""

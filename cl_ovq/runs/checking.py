@@ -57,6 +57,10 @@ def check_config(config: ExperimentConfig) -> None:
     name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
     if config.evaluation.every_steps is not None and strategy.at_once:
         raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate inside of")
+    if config.evaluation.rows and strategy.at_once:
+        raise UserError(
+            f"evaluation.rows: {name} training learns all experiences at once: there is none to evaluate after"
+        )
     if STREAMS[config.stream.name].kind != "classes" and strategy.needs_classes:
         raise UserError(
             f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has sequences: "
@@ -115,14 +119,17 @@ def _check_encoder(config: ExperimentConfig) -> None:
 def check_end(config: ExperimentConfig, experiences: int | None) -> None:
     """Check that a stream of so many experiences does not end before the run is to; None where that is not known.
 
+    Rows after `evaluation.stop_after` are none of the run's: what looks at the first experiences alone sets that.
+
     Raises:
-        UserError: it does.
+        UserError: it does, or before a row that is asked for.
     """
-    end = config.evaluation.stop_after
-    if end is not None and experiences is not None and end > experiences:
-        raise UserError(
-            f"evaluation.stop_after: {end} is too large: '{config.stream.name}' has {experiences} experiences"
-        )
+    asked = {"stop_after": config.evaluation.stop_after or 0, "rows": max(config.evaluation.rows, default=0)}
+    for key, last in asked.items():
+        if experiences is not None and last > experiences:
+            raise UserError(
+                f"evaluation.{key}: {last} is too large: '{config.stream.name}' has {experiences} experiences"
+            )
 
 
 def _check_dictionary(config: ExperimentConfig) -> None:

@@ -120,7 +120,8 @@ class Run:
         started: when it began, by `time.perf_counter`, as if it had never been interrupted.
         test: experiences that it is evaluated on.
         experiences: that are learned altogether.
-        metrics: of the experiences so far, by name; empty before the first one is over.
+        metrics: of the experiences so far, by name; empty before the first one is over, and after one that
+            `evaluation.rows` leaves out.
         diverged: how training ended, if it did not come to its end.
     """
 
@@ -324,9 +325,15 @@ class Run:
     def evaluate(self, row: int) -> None:
         """Fill a row of the results matrix; after training, `metrics` are then those of the experiences so far.
 
+        A row that `evaluation.rows` leaves out stays empty, and so do the metrics after it.
+
         Raises:
             DivergedError: a loss is not finite.
         """
+        self.metrics = {}
+        asked = self.config.evaluation.rows
+        if asked and row not in (*asked, self.experiences):
+            return
         self.recorders.matrix.row = row
         with unchanged_randomness():  # what is evaluated must not change how training goes on
             self.strategy.eval(self.test)

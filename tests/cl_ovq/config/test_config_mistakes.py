@@ -241,6 +241,7 @@ def test_options_of_a_schedule_have_a_range_too(write):
         ("threads=1000000000", "threads: 1000000000 is too large: it must be at most 4096"),
         ("device=cpu:3", "device: 'cpu:3' is not there: processors have no numbers: use cpu"),
         ("evaluation.stop_after=6", "evaluation.stop_after: 6 is too large: 'split_digits' has 5 experiences"),
+        ("evaluation.rows=[0,6]", "evaluation.rows: 6 is too large: 'split_digits' has 5 experiences"),
         ("model.mlp_ratio=1" + "0" * 400, "model.mlp_ratio: the whole number is too large: it must lie within 64 bits"),
     ],
 )

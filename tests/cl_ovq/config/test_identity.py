@@ -18,6 +18,7 @@ WHILE_TRAINING = {
     "split": "validation",
     "batch_size": 64,
     "every_steps": 7,
+    "rows": "[1]",
     "dictionary_every": 3,
     "stop_after": 1,
 }
