@@ -17,6 +17,7 @@ from cl_ovq.report.runs import capacities_table
 from cl_ovq.report.table import Column, Number, Table, mean_number
 from cl_ovq.runs.result import Result, carried_bytes
 from cl_ovq.strategies import sees_all
+from cl_ovq.studies.along import along_figure, along_table, rows_along
 from cl_ovq.studies.files import Study
 from cl_ovq.studies.lengths import comparable_rows, comparable_tables, mean_lengths_figure
 from cl_ovq.studies.sizes import BUDGET, sizes_figure
@@ -209,10 +210,11 @@ class StudyResult:
         return table.keep([*apart, *range(axes, len(table.columns))])
 
     def _more_tables(self) -> list[Table]:
-        """Those of rows evaluated at other lengths or with other capacities."""
+        """Those of rows evaluated at other lengths, with other capacities or after some experiences."""
         rows = [row for row in self.rows if row.sound and row.sound[0].capacities]
         capacities = [capacities_table([run.capacities for run in row.sound], row.name) for row in rows]
-        return [*comparable_tables(self.rows).values(), *capacities]
+        along = [along_table(found)] if (found := rows_along(self.rows)) else []
+        return [*comparable_tables(self.rows).values(), *capacities, *along]
 
     def to_markdown(self) -> str:
         """Return all tables in Markdown."""
@@ -243,16 +245,25 @@ class StudyResult:
         return figure
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, some over length or bytes too; return the paths."""
+        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, some over length, bytes or experiences, too.
+
+        Returns:
+            The paths.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         name = self.study.name
         texts = {f"{name}.json": self.to_json() + "\n", f"{name}.md": self.to_markdown()}
         texts |= {f"{name}.tex": self.to_latex(), f"{name}.csv": self.table().to_csv()}
         texts |= {f"{name}_{group}.csv": table.to_csv() for group, table in comparable_tables(self.rows).items()}
+        along = rows_along(self.rows)
+        if along:
+            texts[f"{name}_along.csv"] = along_table(along).to_csv()
         for file, text in texts.items():
             write_atomically(directory / file, text)
         lengths, figures = comparable_rows(self.rows), {f"{name}.png": self.to_figure()}
         figures |= {f"{name}_{group}.png": mean_lengths_figure(rows) for group, rows in lengths.items()}
+        if along:
+            figures[f"{name}_along.png"] = along_figure(along, self.study.title)
         if BUDGET in self.study.axes:
             figures[f"{name}_bytes.png"] = sizes_figure(self)
         for file, figure in figures.items():
