@@ -90,6 +90,7 @@ GLYPHS := runs/in_context
 NETWORK := --import experiments/glyph_network.py
 results-in-context: setup $(GLYPHS)/meta_train.npz $(GLYPHS)/meta_test.npz
 	$(BIN)/cl-ovq study in_context_glyphs --jobs $(JOBS) --output docs/results
+	$(BIN)/cl-ovq study in_context_episodes --jobs $(JOBS) --output docs/results
 
 $(GLYPHS)/glyph_encoder.pth:
 	$(BIN)/cl-ovq run glyph_encoder output_dir=$(GLYPHS)/encoder --resume
