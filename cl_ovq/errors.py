@@ -146,11 +146,15 @@ def _is_library(file: str) -> bool:
 
 
 def _code_of(code: Any) -> Any:
-    """Return the code object of a function, or of what makes a class's objects; None where it has none."""
+    """Return the code object of a function, or of a class's own `__init__` or first method; None where it has none."""
     while isinstance(code, partial):
         code = code.func
     code = inspect.unwrap(code) if callable(code) else code
-    return getattr(code if hasattr(code, "__code__") else getattr(code, "__init__", None), "__code__", None)
+    if hasattr(code, "__code__"):
+        return code.__code__
+    own = vars(code if isinstance(code, type) else type(code))
+    methods = [found for found in (own.get("__init__"), *own.values()) if hasattr(found, "__code__")]
+    return methods[0].__code__ if methods else None
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

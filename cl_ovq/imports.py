@@ -123,6 +123,11 @@ def stored_hint(imports: object) -> str:
     return f" (it was made with {named}; from Python: cl_ovq.import_parts)" if missing else ""
 
 
+def as_options() -> list[str]:
+    """Return the options of the command line that import here what was imported in this process."""
+    return [word for name in _inherited() for word in ("--import", name)]
+
+
 def _inherited() -> list[str]:
     text = os.environ.get(VARIABLE, "")
     if not text.strip():

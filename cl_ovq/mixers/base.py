@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.errors import called
+from cl_ovq.errors import called, check_built
 from cl_ovq.mixers.state import tensors_of
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
@@ -181,10 +181,11 @@ def build_mixers(model: StackOptions, dictionary: Any = None) -> list[Mixer]:
         dictionary: the section `dictionary`, for the mixers that have one.
 
     Raises:
-        UserError: an unknown mixer, or one whose library is not installed.
+        UserError: an unknown mixer, one whose library is not installed, or a builder of something else.
     """
-    parts = {name: MIXERS[name] for name in layer_mixers(model)}
-    return [
-        called(f"mixer '{name}'", parts[name].build, model, *([dictionary] if parts[name].sections else []))
-        for name in layer_mixers(model)
-    ]
+    made = []
+    for name in layer_mixers(model):
+        part = MIXERS[name]
+        made.append(called(f"mixer '{name}'", part.build, model, *([dictionary] if part.sections else [])))
+        check_built(f"mixer '{name}'", made[-1], Mixer, "a cl_ovq.mixers.Mixer")
+    return made

@@ -14,6 +14,8 @@ from cl_ovq.config import ExperimentConfig, from_stored, to_dict
 from cl_ovq.encoders import EncodedModel
 from cl_ovq.encoders.frozen import NamedEncoder, state_of
 from cl_ovq.encoders.stream import EncodedStream
+from cl_ovq.errors import UserError
+from cl_ovq.imports import digests, stored_hint
 from cl_ovq.models.gradient_free import GradientFreeHead
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
             "encoder": _saved_encoder(stream) if isinstance(stream, EncodedStream) else None,
             "recipe": getattr(unwrap(model), "recipe", None),
             "config": to_dict(config),
+            "imports": list(digests()),
             "kind": stream.kind,
             "sample_shape": getattr(stream.samples, "sample_shape", None),
             "features": getattr(stream.samples, "features", None),
@@ -101,11 +104,18 @@ def _saved_encoder(stream: EncodedStream) -> dict[str, Any]:
 
 
 def load_model(path: Path) -> SavedModel:
-    """Read a model that `save_model` wrote."""
+    """Read a model that `save_model` wrote.
+
+    Raises:
+        UserError: it is made of parts that are not imported.
+    """
     from cl_ovq.models.build import build_model
 
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    config = from_stored(saved["config"])
+    try:
+        config = from_stored(saved["config"])
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}{stored_hint(saved.get('imports'))}") from error
     shape = saved.get("sample_shape", saved.get("image_shape"))  # as files from before vectors call it
     # What building a model asks of its stream; the samples themselves are not needed.
     stream = SimpleNamespace(

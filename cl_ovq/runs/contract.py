@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cl_ovq.config import ExperimentConfig
-from cl_ovq.errors import UserError, own_code
-from cl_ovq.mixers import checked_mixers
+from cl_ovq.errors import UserError, is_foreign, own_code
+from cl_ovq.mixers import Mixer, checked_mixers
 from cl_ovq.models.freezing import encoder_parameters, learns
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
@@ -172,7 +172,8 @@ def _tried(
         watch = head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0] if inputs else None))
     try:
         checked = checked_mixers(network, "model", states=states)
-        with own_code(what, network), checked, torch.set_grad_enabled(training):
+        own = (mixer for mixer in network.modules() if isinstance(mixer, Mixer) and is_foreign(type(mixer)))
+        with own_code(what, next(own, network)), checked, torch.set_grad_enabled(training):
             return network.train(training)(x), given
     finally:
         if watch is not None:

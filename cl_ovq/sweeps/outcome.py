@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_ovq.config import to_dict
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
+from cl_ovq.imports import as_options
 from cl_ovq.metric_names import QUANTITIES, format_number
 from cl_ovq.paths import write_atomically
 from cl_ovq.report.markup import code, code_block
@@ -91,7 +92,7 @@ class Outcome:
         seed = self.sweep.selection.seeds[0]
         threads = {"threads": max(1, int(self.sweep.resources.cpus))}
         overrides = to_overrides(threads | self.sweep.overrides(record.point, seed))
-        return shlex.join(redact_tree(["cl-ovq", "run", self.sweep.experiment, *overrides]))
+        return shlex.join(redact_tree(["cl-ovq", "run", self.sweep.experiment, *overrides, *as_options()]))
 
     def to_json(self) -> str:
         """Return everything as JSON."""

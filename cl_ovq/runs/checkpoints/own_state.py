@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,8 +34,9 @@ def check_owner(owner: Any) -> None:
     if not is_foreign(owner):
         return
     if "STATE" not in vars(kind):
+        place = getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__
         raise UserError(
-            f"checkpoint: '{kind.__qualname__}' of {kind.__module__} does not say what to keep of it: inherit "
+            f"checkpoint: '{kind.__qualname__}' ({place}) does not say what to keep of it: inherit "
             'from cl_ovq.avalanche.Plugin, or give it STATE = ("attribute", ...), or STATE = () if nothing '
             "changes, or say checkpoint.enabled=false"
         )

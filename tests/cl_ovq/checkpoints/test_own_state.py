@@ -134,7 +134,7 @@ def run_it(config, **options):
 def test_one_that_says_nothing_is_refused_before_anything_is_written(tiny, tmp_path, lent):
     lent(Silent)
     config = tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path / 'out'}", "tracking.enabled=true")
-    with pytest.raises(UserError, match=r"^checkpoint: 'Silent' of .* does not say what to keep .*: inherit .* STATE"):
+    with pytest.raises(UserError, match=r"^checkpoint: 'Silent' \(.*\.py\) does not say .*: inherit .* STATE"):
         run_it(config)
     assert not (tmp_path / "out").exists()
 

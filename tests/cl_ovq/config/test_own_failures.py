@@ -1,14 +1,19 @@
 """What the user's own parts raise is told in a line that names the part, the error and the place."""
 
+import re
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from cl_ovq.config import load_config
 from cl_ovq.encoders import ENCODERS, EncoderOptions, Source
 from cl_ovq.encoders.preprocessing import Preprocessing
 from cl_ovq.errors import UserError
+from cl_ovq.imports import VARIABLE, import_parts
+from cl_ovq.mixers import MIXERS
 from cl_ovq.models import HEADS, build_model
+from cl_ovq.models.saving import load_model, save_model
 from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.setup import build_strategy, load_stream
 from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
@@ -135,3 +140,36 @@ def test_a_head_is_tried_where_it_was_put(lab, call, forward, line):
     assert (code, out) == (2, ""), error
     assert error.splitlines()[-1].startswith(f"error: {line}")
     assert forward != "1 / 0" or error.endswith(f"({lab / 'odd.py'}, line 5)\n")
+
+
+@pytest.mark.parametrize(
+    ("enters", "override", "line"),
+    [
+        (
+            "from cl_ovq.mixers import MIXERS\nMIXERS.enter('mine', '')(lambda options: 3)",
+            "model.mixer=mine",
+            "error: mixer 'mine' is built as a int, and must be a cl_ovq.mixers.Mixer",
+        ),
+        (
+            "from cl_ovq.strategies import STRATEGIES\nSTRATEGIES.enter('mine', '')(type('Mine', (), {}))",
+            "strategy.name=mine",
+            "TypeError: 'Mine' is entered as a strategy, and is no cl_ovq.avalanche.Plugin: inherit from it, or",
+        ),
+    ],
+)
+def test_a_class_of_another_kind(lab, call, enters, override, line):
+    (lab / "odd.py").write_text(f"{enters}\n")
+    code, out, error = call("run", "quickstart", override, "stream.experiences=2", "--import", "odd.py")
+    assert (code, out) == (2, ""), error
+    assert line in error.splitlines()[-1]
+
+
+def test_a_saved_model_names_the_file_of_parts_that_it_needs(lab, monkeypatch):
+    import_parts("parts.py", lab)
+    config = load_config(lab / "own.yaml", ["strategy.name=naive"])
+    stream = load_stream(config)
+    save_model(lab / "model.pt", build_model(config, stream), config, stream)
+    monkeypatch.delitem(MIXERS._parts, "scale")
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(UserError, match=rf"^model\.pt: .*'scale'.*--import {re.escape(str(lab / 'parts.py'))}"):
+        load_model(lab / "model.pt")
