@@ -110,8 +110,11 @@ def blurred(parts: list[np.ndarray], blur: float, draws: Draws) -> list[np.ndarr
 
 
 def shape_facts(shape: Sequence[int]) -> dict[str, list[int]]:
-    """Returns what provenance says of a sample's shape: `image_shape` `[C, H, W]`, or `vector_shape` `[F]`."""
-    return {"image_shape" if len(shape) == 3 else "vector_shape": list(shape)}
+    """Returns what provenance says of a sample's shape: `image_shape` `[C, H, W]`, or `vector_shape` `[F]`.
+
+    Texts have none.
+    """
+    return {"image_shape" if len(shape) == 3 else "vector_shape": list(shape)} if shape else {}
 
 
 def split_digest(split: Mapping[str, np.ndarray]) -> str:

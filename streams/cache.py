@@ -8,6 +8,7 @@ stays. An entry whose files do not have the size that it says is made anew.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -30,7 +31,8 @@ from streams.progress import progress
 from streams.split import LabelledData
 
 FORMAT = 2  # goes into the digests: to be raised where the same files would give other samples than before
-INPUTS, TARGETS, DOMAINS, FACTS = "inputs", "targets.npy", "domains.npy", "facts.json"
+INPUTS, FACTS = "inputs", "facts.json"
+TARGETS, DOMAINS, OFFSETS = "targets.npy", "domains.npy", "offsets.npy"
 PLAIN = ("dataset", "source", "files", "divisor", "class_names", "n_test", "domain_names")
 
 
@@ -96,7 +98,7 @@ def in_memory(make: Make) -> LabelledData:
     buffer = io.BytesIO()
     sink = Sink(buffer)
     data = make(sink)
-    return _replaced(data, np.frombuffer(buffer.getbuffer(), dtype=sink.dtype).reshape(sink.shape))
+    return dataclasses.replace(data, inputs=np.frombuffer(buffer.getbuffer(), dtype=sink.dtype).reshape(sink.shape))
 
 
 def cached(name: str, root: Path, make: Make, *, nbytes: int | None = None) -> LabelledData:
@@ -182,6 +184,8 @@ def _make(place: Path, part: Path, make: Make) -> None:
         np.save(part / TARGETS, data.targets)
         if data.domains is not None:
             np.save(part / DOMAINS, data.domains)
+        if data.offsets is not None:
+            np.save(part / OFFSETS, data.offsets)
         facts = {key: getattr(data, key) for key in PLAIN}
         write_text(part / FACTS, json.dumps({**facts, "shape": sink.shape, "dtype": sink.dtype.name}))
         os.chmod(part, 0o755)  # a cache may be shared
@@ -203,18 +207,15 @@ def _open(place: Path) -> LabelledData | None:
             return None
         targets = np.load(place / TARGETS)
         domains = np.load(place / DOMAINS) if facts["domain_names"] else None
-        if len(targets) != shape[0] or (domains is not None and len(domains) != shape[0]):
+        offsets = np.load(place / OFFSETS) if (place / OFFSETS).is_file() else None
+        rows = shape[0] if offsets is None else len(offsets) - 1
+        if len(targets) != rows or (domains is not None and len(domains) != rows):
             return None
         facts |= {key: tuple(facts[key]) for key in ("class_names", "domain_names")}
         inputs = mapped(place / INPUTS, dtype, shape)
-        return LabelledData(**facts, inputs=inputs, targets=targets, domains=domains)
+        return LabelledData(**facts, inputs=inputs, targets=targets, domains=domains, offsets=offsets)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replaced(data: LabelledData, inputs: np.ndarray) -> LabelledData:
-    fields = {key: getattr(data, key) for key in PLAIN}
-    return LabelledData(**fields, inputs=inputs, targets=data.targets, domains=data.domains)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streams.errors import StreamDataError
-from streams.files import named_path, read_data
+from streams.files import kind_of, named_path, read_data
 
 BATCH = 16_384  # samples that are read at once
 # What columns and arrays are called where their names are not given, the first that is there.
@@ -58,24 +58,9 @@ def read_batches(file: FeatureFile) -> Iterator[Batch]:
         StreamDataError: naming file, column and row of what cannot be read.
     """
     first = 0
-    for batch in READERS[kind_of(file)](file):
+    for batch in READERS[kind_of(file.path, file.option, READERS)](file):
         yield Batch(finite(batch.vectors, file.path, first, batch.names), batch.labels, batch.domains)
         first += len(batch.vectors)
-
-
-def kind_of(file: FeatureFile) -> str:
-    """Returns which of `READERS` reads a file.
-
-    Raises:
-        StreamDataError: none does.
-    """
-    suffixes = [suffix.lower() for suffix in file.path.suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst"):
-        suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
-    if kind not in READERS:
-        raise StreamDataError(f"{file.option}: '{file.path}' is of no kind that is read: {', '.join(READERS)}")
-    return kind
 
 
 def finite(vectors: np.ndarray, path: Path | str, first: int, names: Sequence[str] | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamDataError
-from streams.files import named_path, sha256_of, states_of
+from streams.files import kind_of, named_path, sha256_of, states_of
 from streams.own_options import CacheOptions, CutOptions
 from streams.shared_data import providable
 
@@ -120,9 +120,9 @@ def read_features(source: FeatureSource) -> LabelledData:
         StreamDataError: naming file, column and row of what cannot be read.
     """
     from streams.cache import cache_root, cached, digest_of, in_memory
-    from streams.feature_files import kind_of
+    from streams.feature_files import READERS
 
-    kinds = [kind_of(file) for file in source.files]
+    kinds = [kind_of(file.path, file.option, READERS) for file in source.files]
     root = cache_root(source.cache_dir) if source.cache else None
     if root is not None and kinds == [".npy"] and (found := _mapped(source.files[0], root)) is not None:
         return found

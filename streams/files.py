@@ -6,12 +6,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from streams.errors import StreamDataError
 
 PIECE = 1 << 22  # bytes that are read at once
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def named_path(path: str, option: str) -> Path:
@@ -26,6 +27,21 @@ def named_path(path: str, option: str) -> Path:
     except (RuntimeError, ValueError, OSError) as error:
         raise StreamDataError(f"{option}: '{path}' cannot be a path: {error}") from error
     return found
+
+
+def kind_of(path: Path, option: str, kinds: Collection[str]) -> str:
+    """Returns the suffix that says what a file is, in small letters, without that of a compression.
+
+    Raises:
+        StreamDataError: it is none of these kinds.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in kinds:
+        raise StreamDataError(f"{option}: '{path}' is of no kind that is read: {', '.join(kinds)}")
+    return kind
 
 
 def read_data(path: Path, largest: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""`hf_dataset`: a data set of the `datasets` library, on disk or from the hub: images, or feature vectors."""
+"""`hf_dataset`: a data set of the `datasets` library, on disk or from the hub: images, texts or feature vectors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from streams.files import named_path, read_data, states_of
 from streams.image_folder import ImageForm
 from streams.own_options import CacheOptions, CutOptions
 from streams.shared_data import providable
+from streams.text_files import TEXTS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from streams.split import LabelledData
     from streams.stream import Stream
 
-INPUTS = ("image", "img", "images", "features", "embedding", "embeddings", "x")
+INPUTS = ("image", "img", "images", "features", "embedding", "embeddings", "x", *TEXTS)
 LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 DOMAINS = ("domain", "domains")
 KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -49,7 +50,10 @@ class HubPlaces:
     )
     inputs: str | None = field(
         default=None,
-        metadata={"help": "column of images or of lists of numbers; one called image, features or embedding if null"},
+        metadata={
+            "help": "column of images, of text or of lists of numbers; one called image, features, embedding or text "
+            "if null"
+        },
     )
     labels: str | None = field(default=None, metadata={"help": "column of the labels; one called label if null"})
     domains: str | None = field(
@@ -193,9 +197,12 @@ def read_tables(
     from streams.progress import progress
     from streams.split import LabelledData
     from streams.tables import texts_of, vectors_of
+    from streams.text_files import is_text
+    from streams.text_samples import TextWriter
 
     labels, domains = Names("label"), Names("domain")
     where, has_domains, divisor = f"'{source.data}': column", False, 1.0
+    writer: TextWriter | None = None
 
     def batches() -> Iterator[tuple[Any, str, int]]:
         """Yields the column of inputs of each table, its name and the number of its first row."""
@@ -222,6 +229,10 @@ def read_tables(
                 for images, _ in decode_all(_images(itertools.chain([(column, name, first)], rest)), source.form):
                     sink.write(images)
                     advance(len(images))
+            elif is_text(column.type):
+                writer = writer or TextWriter(sink)
+                writer.write(column.cast(pa.large_string()).to_pylist(), f"{where} '{name}'")
+                advance(len(column))
             else:
                 vectors = vectors_of(column, name, f"'{source.data}'", first)
                 sink.write(finite(vectors, f"'{source.data}'", first).astype(np.float32, copy=False))
@@ -246,6 +257,7 @@ def read_tables(
         n_test=sizes[1] if len(sizes) > 1 else 0,
         domains=numbers,
         domain_names=domain_names,
+        offsets=None if writer is None else writer.offsets,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from streams.class_folders import SampleFile, files_by_class
 from streams.errors import StreamDataError
 from streams.files import read_data
 
@@ -27,23 +28,6 @@ HEADS = ("path", "file", "image", "filename")  # of a list's first column, where
 Read = Callable[[], bytes]
 AT_ONCE = 256  # images that are decoded together
 TOLD = 3  # images that a message names
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image on disk.
-
-    Attributes:
-        path: of the file.
-        name: of the file in its data set, the same wherever that lies.
-        label: its class.
-        domain: its domain; None where there are none.
-    """
-
-    path: Path
-    name: str
-    label: str
-    domain: str | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class Form:
     fit: str
 
 
-def find_images(root: Path, option: str) -> list[ImageFile]:
+def find_images(root: Path, option: str) -> list[SampleFile]:
     """Returns the images of a folder `class/image` or `domain/class/image`, or of a list, by name.
 
     Raises:
@@ -71,36 +55,10 @@ def find_images(root: Path, option: str) -> list[ImageFile]:
         return _listed(root, option)
     if not root.is_dir():
         raise StreamDataError(f"{option}: '{root}' is neither a folder of images nor a list of them")
-    names = sorted(_walk(root, root))
-    if not names:
-        raise StreamDataError(f"{option}: '{root}' has no images in it ({', '.join(sorted(SUFFIXES))})")
-    depths = {len(Path(name).parts): name for name in reversed(names)}
-    if len(depths) > 1 or not depths.keys() <= {2, 3}:
-        examples = " and ".join(f"'{depths[depth]}'" for depth in sorted(depths))
-        raise StreamDataError(
-            f"{option}: images of '{root}' must all lie in class/ or all in domain/class/, and there is {examples}"
-        )
-    found = []
-    for name in names:
-        *domain, label, _ = Path(name).parts
-        found.append(ImageFile(root / name, name, label, domain[0] if domain else None))
-    return found
+    return files_by_class(root, SUFFIXES, option, "images")
 
 
-def _walk(folder: Path, root: Path) -> Iterator[str]:
-    """Yields the names of all images below a folder, relative to the root; what is hidden is passed over."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
-            if entry.is_dir():
-                yield from _walk(path, root)
-            elif path.suffix.lower() in SUFFIXES:
-                yield path.relative_to(root).as_posix()
-
-
-def _listed(path: Path, option: str) -> list[ImageFile]:
+def _listed(path: Path, option: str) -> list[SampleFile]:
     """Returns the images of a list: `path,label` or `path,label,domain` a line, paths from the list's folder."""
     try:
         rows = list(csv.reader(read_data(path).decode("utf-8-sig").splitlines()))
@@ -118,7 +76,7 @@ def _listed(path: Path, option: str) -> list[ImageFile]:
             raise StreamDataError(
                 f"{path}, line {number}: '{','.join(row)}' is not path,label or, in all lines, path,label,domain"
             )
-        found.append(ImageFile(path.parent / row[0], row[0], row[1], row[2] if wanted == 3 else None))
+        found.append(SampleFile(path.parent / row[0], row[0], row[1], row[2] if wanted == 3 else None))
         if not found[-1].path.is_file():
             raise StreamDataError(f"{path}, line {number}: there is no file '{found[-1].path}'")
     return found

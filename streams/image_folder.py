@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from streams.class_folders import parts_of
 from streams.errors import StreamDataError
 from streams.files import named_path, read_data, sha256_of, states_of
 from streams.own_options import CacheOptions, CutOptions
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.cache import Sink
-    from streams.image_files import Form, ImageFile
+    from streams.class_folders import SampleFile
+    from streams.image_files import Form
     from streams.split import LabelledData
     from streams.stream import Stream
-
-PARTS = ("train", "test")  # folders that hold the training and the test images, where there are just these two
 
 
 @dataclass
@@ -109,7 +109,7 @@ def read_image_folder(source: ImageSource) -> LabelledData:
 
     from streams.cache import cache_root, cached, digest_of, in_memory
 
-    parts = _parts(source)
+    parts = parts_of(source.data, source.test_data)
     found = [(option, root, _found(root, option)) for option, root in parts]
     files = [file for *_, part in found for file in part]
     if len({file.domain is None for file in files}) > 1:
@@ -135,19 +135,7 @@ def read_image_folder(source: ImageSource) -> LabelledData:
     return cached(digest_of("images", facts, states), cache_root(source.cache_dir), make, nbytes=nbytes)
 
 
-def _parts(source: ImageSource) -> list[tuple[str, Path]]:
-    """Returns where training and test images are, each with the option that says so."""
-    root = named_path(source.data, "data")
-    if source.test_data is not None:
-        return [("data", root), ("test_data", named_path(source.test_data, "test_data"))]
-    if root.is_dir():
-        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        if folders == set(PARTS):
-            return [("data", root / name) for name in PARTS]
-    return [("data", root)]
-
-
-def _found(root: Path, option: str) -> list[ImageFile]:
+def _found(root: Path, option: str) -> list[SampleFile]:
     from streams.image_files import find_images  # imports Pillow
 
     try:
@@ -157,7 +145,7 @@ def _found(root: Path, option: str) -> list[ImageFile]:
 
 
 def _decoded(
-    name: str, files: Sequence[ImageFile], lists: Sequence[Path], form: Form, sink: Sink, n_test: int
+    name: str, files: Sequence[SampleFile], lists: Sequence[Path], form: Form, sink: Sink, n_test: int
 ) -> LabelledData:
     """Writes all images, and returns what else there is of them."""
     import numpy as np

@@ -11,7 +11,6 @@ from streams.benchmark import by_experience, make_benchmark
 from streams.errors import StreamDataError
 from streams.options import InstalledSplitOptions
 from streams.own_options import DEFAULT_EXPERIENCES, CutOptions
-from streams.samples import samples_of
 from streams.split import (
     LabelledData,
     build_split_stream,
@@ -77,7 +76,7 @@ def _build_domain_stream(name: str, data: LabelledData, options: CutOptions, *, 
     split = split_data(data, groups_of(data.targets, data.domains), options.validation_fraction)
     check_classes(data, split, None)
     _check_experiences(data, split, experiences, parts)
-    samples = samples_of(data.inputs, torch.from_numpy(data.targets), divisor=data.divisor)
+    samples = data.samples(data.targets)
     classes = tuple(
         tuple(np.unique(data.targets[rows]).tolist()) for rows in by_experience(split["train"], experiences)
     )

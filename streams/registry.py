@@ -28,6 +28,7 @@ from streams.recall import RecallOptions, RepeatedRecallOptions, build_recall
 from streams.regression import RegressionOptions, build_regression
 from streams.stream import Stream
 from streams.text import TextOptions, build_text
+from streams.text_classification import TextClassificationOptions, build_texts, load_texts
 
 
 class StreamBuilder(Protocol):
@@ -97,10 +98,16 @@ _OWN: dict[str, StreamEntry] = {
         "feature vectors of your own with labels and perhaps domains: .npy, .npz, CSV or Parquet",
         read=load_features,
     ),
+    "text_classification": StreamEntry(
+        build_texts,
+        TextClassificationOptions,
+        "texts of your own with labels and perhaps domains: CSV, JSON lines, Parquet, or a folder a class",
+        read=load_texts,
+    ),
     "hf_dataset": StreamEntry(
         build_hub,
         HubOptions,
-        "a data set of the `datasets` library, on disk or from the hub: images or feature vectors",
+        "a data set of the `datasets` library, on disk or from the hub: images, texts or feature vectors",
         read=load_hub,
     ),
     "glyphs": StreamEntry(

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,11 @@ class MappedSamples(TensorSamples):
             page = start - start % mmap.PAGESIZE
             self._file.madvise(mmap.MADV_WILLNEED, page, start + size - page)
         return super().gather(rows)
+
+
+def named_inputs(shape: Sequence[int]) -> str:
+    """Returns what samples of a `sample_shape` are: `images`, `vectors` or `texts`."""
+    return {3: "images", 1: "vectors", 0: "texts"}[len(shape)]
 
 
 def samples_of(inputs: np.ndarray, targets: torch.Tensor, *, divisor: float) -> TensorSamples:

@@ -15,8 +15,9 @@ import torch
 from streams.benchmark import make_benchmark, shape_facts, split_digest
 from streams.errors import StreamDataError
 from streams.options import InstalledSplitOptions
-from streams.samples import samples_of
+from streams.samples import TensorSamples, samples_of
 from streams.stream import Stream
+from streams.text_samples import TextSamples
 
 # Which samples are held out is part of the data, not of a run: the same test and validation samples for every seed,
 # scenario and number of experiences, so that runs are compared on the same data.
@@ -28,20 +29,22 @@ TEST_FRACTION = 0.2
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """A whole data set of images or vectors, as its reader hands it over.
+    """A whole data set of images, vectors or texts, as its reader hands it over.
 
     Attributes:
         dataset: the data set's name.
         source: where it was found.
         files: checksums of what was read, by file.
-        inputs: images `[n, C, H, W]` uint8, or vectors `[n, F]` float16 or float32; in memory, or in a mapped file.
+        inputs: images `[n, C, H, W]` uint8, vectors `[n, F]` float16 or float32, or the bytes of all texts one after
+            the other; in memory, or in a mapped file.
         targets: `[n]`, classes numbered from zero.
-        divisor: the largest value that an image may hold; 1 for vectors.
+        divisor: the largest value that an image may hold; 1 for others.
         class_names: one per class.
         n_test: size of the official test set, which is the last `n_test` samples; 0 where there is none.
         test_fraction: share of each class that is held out as the test set where there is no official one.
         domains: `[n]`, domains numbered from zero; None where there are none.
         domain_names: one per domain.
+        offsets: `[n + 1]`, where each text begins in `inputs`, and where the last one ends; None of images and vectors.
     """
 
     dataset: str
@@ -55,6 +58,14 @@ class LabelledData:
     test_fraction: float = TEST_FRACTION
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
+    offsets: np.ndarray | None = None
+
+    def samples(self, labels: np.ndarray) -> TensorSamples | TextSamples:
+        """Returns all samples with their labels `[n]`, as a model sees these."""
+        targets = torch.from_numpy(labels)
+        if self.offsets is not None:
+            return TextSamples(self.inputs, self.offsets, targets)
+        return samples_of(self.inputs, targets, divisor=self.divisor)
 
 
 def build_split_stream(name: str, data: LabelledData, options: InstalledSplitOptions, *, seed: int) -> Stream:
@@ -86,7 +97,7 @@ def build_split_stream(name: str, data: LabelledData, options: InstalledSplitOpt
     split = split_data(data, data.targets, options.validation_fraction)
     check_classes(data, split, experience_of)
     experiences = experience_of[data.targets]
-    samples = samples_of(data.inputs, torch.from_numpy(label_of[data.targets]), divisor=data.divisor)
+    samples = data.samples(label_of[data.targets])
     return Stream(
         name=name,
         scenario=options.scenario,

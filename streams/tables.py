@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from streams.errors import StreamDataError
 from streams.feature_files import BATCH, DOMAINS, LABELS, Batch, FeatureFile, choose
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
 
@@ -21,33 +24,61 @@ def read_csv(file: FeatureFile) -> Iterator[Batch]:
     Raises:
         StreamDataError: naming file, column and row of what cannot be read.
     """
-    separator = "\t" if ".tsv" in file.path.suffixes else ","
     first = 0
-    try:
-        header = list(pd.read_csv(file.path, sep=separator, nrows=0).columns)
+    with told_as("CSV", file.path):
+        header = csv_header(file.path)
         labels, domains, features = _columns(file, header)
-        # All columns are read: pandas, asked for some, drops the fields of a row that the header does not name.
-        frames = pd.read_csv(
-            file.path,
-            sep=separator,
-            dtype=dict.fromkeys(set(header) - set(features), str),
-            keep_default_na=False,
-            chunksize=BATCH,
-        )
-        for frame in frames:
-            if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
-                raise StreamDataError(
-                    f"{file.path}: rows have more fields than the first line has names ({len(header)}): "
-                    "name every column, a column of row numbers too"
-                )
+        for frame in csv_frames(file.path, header, set(header) - set(features)):
             vectors = np.stack([_numbers(frame[name], file, first) for name in features], axis=1)
             of_domains = None if domains is None else frame[domains].to_numpy()
             yield Batch(vectors, frame[labels].to_numpy(), of_domains, features)
             first += len(frame)
-    except (OSError, ValueError, EOFError, pd.errors.ParserError) as error:
-        if isinstance(error, StreamDataError):
-            raise
-        raise StreamDataError(f"{file.path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
+
+
+def csv_header(path: Path) -> list[str]:
+    """Returns the names of a CSV file's columns, which its first line holds."""
+    return list(pd.read_csv(path, sep=_separator(path), nrows=0).columns)
+
+
+def csv_frames(path: Path, header: Sequence[str], as_text: Iterable[str]) -> Iterator[pd.DataFrame]:
+    """Yields the rows of a CSV file, some at a time, in which no cell is taken for a missing value.
+
+    Args:
+        path: of the file; tabs separate the cells of a .tsv.
+        header: names of its columns.
+        as_text: those that stay as they are written.
+
+    Raises:
+        StreamDataError: rows have more cells than there are names.
+    """
+    # All columns are read: pandas, asked for some, drops the fields of a row that the header does not name.
+    frames = pd.read_csv(
+        path, sep=_separator(path), dtype=dict.fromkeys(as_text, str), keep_default_na=False, chunksize=BATCH
+    )
+    for frame in frames:
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
+            raise StreamDataError(
+                f"{path}: rows have more fields than the first line has names ({len(header)}): "
+                "name every column, a column of row numbers too"
+            )
+        yield frame
+
+
+def _separator(path: Path) -> str:
+    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+
+
+@contextmanager
+def told_as(kind: str, path: Path) -> Iterator[None]:
+    """Tells in one line what a reader of a kind of file fails on."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except StreamDataError:
+        raise
+    except (OSError, ValueError, EOFError, pd.errors.ParserError, pa.ArrowException) as error:
+        raise StreamDataError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
 
 
 def _numbers(column: Any, file: FeatureFile, first: int) -> np.ndarray:
@@ -71,23 +102,19 @@ def read_parquet(file: FeatureFile) -> Iterator[Batch]:
     Raises:
         StreamDataError: naming file, column and row of what cannot be read.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     first = 0
-    try:
-        with pq.ParquetFile(file.path) as table:
-            labels, domains, features = _columns(file, table.schema_arrow.names)
-            names = [*features, *(name for name in (labels, domains) if name is not None)]
-            for rows in table.iter_batches(BATCH, columns=names):
-                vectors = np.concatenate(
-                    [vectors_of(rows.column(name), name, str(file.path), first) for name in features], axis=1
-                )
-                of_domains = None if domains is None else texts_of(rows.column(domains))
-                yield Batch(vectors, texts_of(rows.column(labels)), of_domains, features)
-                first += rows.num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise StreamDataError(f"{file.path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
+    with told_as("Parquet", file.path), pq.ParquetFile(file.path) as table:
+        labels, domains, features = _columns(file, table.schema_arrow.names)
+        names = [*features, *(name for name in (labels, domains) if name is not None)]
+        for rows in table.iter_batches(BATCH, columns=names):
+            vectors = np.concatenate(
+                [vectors_of(rows.column(name), name, str(file.path), first) for name in features], axis=1
+            )
+            of_domains = None if domains is None else texts_of(rows.column(domains))
+            yield Batch(vectors, texts_of(rows.column(labels)), of_domains, features)
+            first += rows.num_rows
 
 
 def vectors_of(column: pa.Array, name: str, where: str, first: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a stream looks like: sizes and balance as a table, an example in words, images as a contact sheet."""
+"""What a stream looks like: sizes and balance as a table, examples of texts, images as a contact sheet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.metric_names import evenly
 from cl_ovq.report.table import Column, Table
 from streams import SequenceSamples, TensorSamples, rows_of
+from streams.text_samples import TextSamples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ EXAMPLES = 5  # experiences of which a sequence is printed
 CLASSES = 10  # that are counted one by one
 VECTORS = 1000  # of which the range of values is told
 CHARACTERS = 400  # of a decoded example
+TEXTS = 4  # of an experience that are printed
 
 
 def print_stream(stream: Stream, console: Console, output: Path) -> None:
@@ -48,9 +51,11 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
         experiences = list(stream.benchmark.streams["train"])
         for number in evenly(len(experiences), EXAMPLES):
             text = stream.samples.decode(int(rows_of(experiences[number - 1].dataset)[0]))
-            shortened = text[:CHARACTERS] + (" ..." if len(text) > CHARACTERS else "")
             console.print(f"\n[bold]{escape(stream.class_names[number - 1])}[/], a training sequence:")
-            console.print(shortened, markup=False, highlight=False)
+            console.print(shortened(text), markup=False, highlight=False)
+        return
+    if isinstance(stream.samples, TextSamples):
+        print_texts(stream, stream.samples, console)
         return
     if len(cast("TensorSamples", stream.samples).sample_shape) == 1:
         return
@@ -60,6 +65,28 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
     except OSError as error:
         raise UserError(f"output: cannot write {output}: {error.strerror}") from error
     console.print(f"contact sheet: {output}", soft_wrap=True, markup=False)
+
+
+def print_texts(stream: Stream, samples: TextSamples, console: Console) -> None:
+    """Print a few training texts of some experiences, of each class in turn."""
+    experiences = list(stream.benchmark.streams["train"])
+    for number in evenly(len(experiences), EXAMPLES):
+        console.print(f"\n[bold]experience {number}[/], training texts:")
+        rows = one_of_each(rows_of(experiences[number - 1].dataset), samples.targets)[:TEXTS]
+        for row, text in zip(rows.tolist(), samples.texts(rows), strict=True):
+            name = class_name(stream, number - 1, int(samples.targets[row]))
+            console.print(f"{name}: {shortened(' '.join(text.split()))}", markup=False, highlight=False)
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text."""
+    return text[:CHARACTERS] + (" ..." if len(text) > CHARACTERS else "")
+
+
+def class_name(stream: Stream, experience: int, label: int) -> str:
+    """Return the name of a class, which a label stands for in an experience, numbered from zero."""
+    labels = dict(zip(stream.classes_per_experience[experience], stream.original_classes[experience], strict=True))
+    return stream.class_names[labels.get(label, label)]
 
 
 def stream_table(stream: Stream) -> Table:
@@ -83,9 +110,8 @@ def stream_table(stream: Stream) -> Table:
 def balance(stream: Stream, experience: int, targets: Tensor) -> str:
     """Return how targets are distributed, in words: samples of each class, or the share of the commonest token."""
     if stream.kind == "classes":
-        labels = dict(zip(stream.classes_per_experience[experience], stream.original_classes[experience], strict=True))
-        samples = Counter(targets.tolist())
-        named = {stream.class_names[labels.get(label, label)]: count for label, count in sorted(samples.items())}
+        counted = sorted(Counter(targets.tolist()).items())
+        named = {class_name(stream, experience, label): count for label, count in counted}
         more = [f"{len(named) - CLASSES} more classes"] if len(named) > CLASSES else []
         return ", ".join([*(f"{name}: {count}" for name, count in list(named.items())[:CLASSES]), *more])
     if stream.kind == "values":
@@ -109,6 +135,12 @@ def shape_of(stream: Stream) -> str:
             return f"vectors of {samples.sample_shape[0]} features, values {span}; {stream.n_classes} outputs"
         channels, height, width = samples.sample_shape
         return f"images of {channels} x {height} x {width}, values 0 to 1; {stream.n_classes} outputs"
+    if isinstance(samples, TextSamples):
+        lengths = np.diff(samples.offsets)
+        return (
+            f"texts of {lengths.min()} to {lengths.max():,} bytes, half of them of {int(np.median(lengths))} or less; "
+            f"{stream.n_classes} outputs"
+        )
     assert isinstance(samples, SequenceSamples)
     tokens = samples.inputs.shape[1]
     if samples.features is not None:

@@ -15,18 +15,30 @@ from cl_ovq.registry import Part, Registry
 
 RANDOM = "random"  # in the place of weights: drawn anew, the same for every run
 NOT_DECIDING = ("name", "sha256", "batch_size", "cache", "cache_dir")  # options that change no feature
+IMAGES, TEXTS = "images", "texts"  # what encoders read
 Recipe = dict[str, Any]
 
 
 @dataclass
-class EncoderOptions:
-    """What every encoder has."""
+class AnyEncoderOptions:
+    """What every encoder has, whatever it reads."""
+
+    sha256: str | None = option(
+        None, "checksum of the weights; the run fills it in, and refuses other weights where it is given"
+    )
+    batch_size: int = option(32, "samples that are encoded at a time", minimum=1, maximum=COUNT)
+    cache: bool = option(True, "keep the features of a frozen encoder on disk; false: compute them for every run")
+    cache_dir: str | None = option(
+        None, "folder of kept features; cl-ovq/features in XDG_CACHE_HOME or ~/.cache if null"
+    )
+
+
+@dataclass
+class EncoderOptions(AnyEncoderOptions):
+    """What every encoder of images has."""
 
     weights: str | None = option(
         None, "weights: a file (.pth, .safetensors), a name of published ones, or random; the usual ones if null"
-    )
-    sha256: str | None = option(
-        None, "checksum of the weights; the run fills it in, and refuses other weights where it is given"
     )
     layer: str | None = option(
         None, "module whose output is the features, e.g. layer3; what the classifier gets if null"
@@ -70,11 +82,6 @@ class EncoderOptions:
     lora_modules: list[str] = option(  # noqa: RUF009 - option makes a field
         [], "names, or ends of names, of the modules that get them; all linear layers if empty"
     )
-    batch_size: int = option(32, "images that are encoded at a time", minimum=1, maximum=COUNT)
-    cache: bool = option(True, "keep the features of a frozen encoder on disk; false: compute them for every run")
-    cache_dir: str | None = option(
-        None, "folder of kept features; cl-ovq/features in XDG_CACHE_HOME or ~/.cache if null"
-    )
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,8 @@ class Source:
 
     Attributes:
         files: that decide its weights, those to be read first; empty for random ones.
-        recipe: what else decides it, as JSON can hold it: `preprocessing`, see `Preprocess`, and what the part's
-            `build` needs to make the network again without these files.
+        recipe: what else decides it, as JSON can hold it: of images `preprocessing`, see `Preprocess`, and what the
+            part's `build` needs to make the network again without these files.
         weights: how many of the files hold weights; the others are code or settings.
     """
 
@@ -97,7 +104,7 @@ class Built(NamedTuple):
     """A network without its classifier, weights random.
 
     Attributes:
-        network: maps preprocessed images to features.
+        network: maps preprocessed images to features, or a list of strings to features `[B, F]`.
         classifier: names of the modules that were left out.
     """
 
@@ -117,11 +124,13 @@ class Encoder(Part[Callable[[Any, Recipe], Built]]):
         find: finds its weights; None for the part that is none.
         load: puts what was found into a network; None where the files are read as tensors by name.
         packages: whose versions a result tells.
+        reads: what its samples are, `images` or `texts`.
     """
 
     find: Find | None = None
     load: Callable[[Built, Source], None] | None = None
     packages: tuple[str, ...] = ()
+    reads: str = IMAGES
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", Encoder)
@@ -131,12 +140,18 @@ def _nothing(options: Any, recipe: Recipe) -> Built:
     raise TypeError("there is no encoder to build")
 
 
-ENCODERS.add("none", "no encoder: models read the samples of the stream", build=_nothing, options=NoOptions)
+ENCODERS.add("none", "no encoder: models read the samples of the stream", build=_nothing, options=NoOptions, reads="")
 
 
-def encoder_of(section: Any) -> EncoderOptions | None:
+def encoder_of(section: Any) -> AnyEncoderOptions | None:
     """Return the section `encoder` of a configuration; None where it names no encoder."""
-    return section if isinstance(section, EncoderOptions) else None
+    return section if isinstance(section, AnyEncoderOptions) else None
+
+
+def encoders_of(inputs: str) -> str:
+    """Return the names of the encoders that read such inputs, or that there are none, to be told in a message."""
+    known = ENCODERS.having(lambda part: part.reads == inputs)
+    return f"known: {', '.join(known)}" if known else "use encoder.name=none"
 
 
 def needed(package: str, extra: str, error: ImportError) -> UserError:
@@ -144,6 +159,6 @@ def needed(package: str, extra: str, error: ImportError) -> UserError:
     return UserError(f"encoder.name: needs the package {package}: pip install 'cl-ovq[{extra}]' ({error})")
 
 
-def facts_of(options: EncoderOptions) -> dict[str, Any]:
+def facts_of(options: AnyEncoderOptions) -> dict[str, Any]:
     """Return the options that decide what an encoder maps an image to."""
     return {key: value for key, value in vars(options).items() if key not in NOT_DECIDING}

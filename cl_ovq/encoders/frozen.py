@@ -13,8 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.encoders.base import ENCODERS, Built, EncoderOptions, Recipe, Source, facts_of
-from cl_ovq.encoders.network import EncoderNetwork
+from cl_ovq.encoders.base import (
+    ENCODERS,
+    IMAGES,
+    TEXTS,
+    AnyEncoderOptions,
+    Built,
+    EncoderOptions,
+    Recipe,
+    Source,
+    facts_of,
+)
+from cl_ovq.encoders.network import AnyEncoderNetwork, EncoderNetwork, TextEncoderNetwork
 from cl_ovq.encoders.preprocessing import Preprocessing
 from cl_ovq.encoders.weights import checksum, load_weights, read_weights
 from cl_ovq.errors import UserError, called, check_built
@@ -24,7 +34,7 @@ from streams.cache import cache_root, digest_of, remembered
 SEED = 0  # of weights that are drawn: one encoder for all runs
 
 
-def features_root(options: EncoderOptions) -> Path | None:
+def features_root(options: AnyEncoderOptions) -> Path | None:
     """Return the folder where features are kept; None where they are not."""
     if not options.cache:
         return None
@@ -45,7 +55,7 @@ class NamedEncoder:
     """
 
     name: str
-    options: EncoderOptions
+    options: AnyEncoderOptions
     recipe: Recipe
     sha256: str | None
     missing: str | None = None
@@ -54,17 +64,20 @@ class NamedEncoder:
     @property
     def preprocessing(self) -> Preprocessing:
         """What is done with images before the network gets them."""
+        assert isinstance(self.options, EncoderOptions)
         return Preprocessing.of(self.recipe["preprocessing"], self.options)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a result must say of it, and what tells it from others: values that JSON can hold."""
-        options = facts_of(self.options)
-        found = {"name": self.name, "sha256": self.sha256}
-        found |= {key: value for key, value in options.items() if key not in (*self.preprocessing.facts, "crop")}
-        if self.sha256 is not None and "weights" in found:
-            found["weights"] = Path(str(self.options.weights)).name if self.options.weights else None
-        return found | {"preprocessing": self.preprocessing.facts}
+        found = {"name": self.name, "sha256": self.sha256, **facts_of(self.options)}
+        if ENCODERS[self.name].reads == IMAGES:
+            preprocessing = self.preprocessing.facts
+            found = {key: value for key, value in found.items() if key not in (*preprocessing, "crop")}
+            found["preprocessing"] = preprocessing
+        if self.sha256 is not None and found.get("weights"):
+            found["weights"] = Path(found["weights"]).name
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -80,7 +93,7 @@ class NamedEncoder:
             found["state"] = digest.hexdigest()
         return found
 
-    def network(self) -> EncoderNetwork:
+    def network(self) -> AnyEncoderNetwork:
         """Return the encoder with its weights, in evaluation mode on the CPU.
 
         Raises:
@@ -100,11 +113,11 @@ class NamedEncoder:
             load_weights(built.network, tensors, built.classifier, what)
         return self._wrapped(built)
 
-    def bare(self) -> EncoderNetwork:
+    def bare(self) -> AnyEncoderNetwork:
         """Return the encoder with random weights, which others are to take the place of."""
         return self._wrapped(self._built())
 
-    def restored(self, state: Mapping[str, Tensor]) -> EncoderNetwork:
+    def restored(self, state: Mapping[str, Tensor]) -> AnyEncoderNetwork:
         """Return the encoder with weights that a trained model was saved with."""
         network = self.bare()
         network.load_state_dict(state)
@@ -118,8 +131,11 @@ class NamedEncoder:
             check_built(what, found, Built, "Built(network, classifier)")
             return found
 
-    def _wrapped(self, built: Built) -> EncoderNetwork:
+    def _wrapped(self, built: Built) -> AnyEncoderNetwork:
         options = self.options
+        if ENCODERS[self.name].reads == TEXTS:
+            return TextEncoderNetwork(built.network, precision=getattr(options, "precision", "float32")).eval()
+        assert isinstance(options, EncoderOptions)
         network = EncoderNetwork(
             built.network,
             self.preprocessing,
@@ -131,7 +147,7 @@ class NamedEncoder:
         return network.eval()
 
 
-def named_encoder(name: str, options: EncoderOptions, root: Path | None) -> NamedEncoder:
+def named_encoder(name: str, options: AnyEncoderOptions, root: Path | None) -> NamedEncoder:
     """Return the encoder that a configuration names.
 
     Args:
@@ -168,7 +184,7 @@ def remember(encoder: NamedEncoder, root: Path) -> None:
         remembered(name, root, lambda: facts)
 
 
-def known_sha256(name: str, options: EncoderOptions, root: Path | None) -> str | None:
+def known_sha256(name: str, options: AnyEncoderOptions, root: Path | None) -> str | None:
     """Return the checksum of an encoder's weights where that can be told without making or fetching anything."""
     try:
         return checksum(_find(name, options, download=False).files)
@@ -182,7 +198,7 @@ def package_versions(name: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in ENCODERS[name].packages}
 
 
-def _find(name: str, options: EncoderOptions, *, download: bool) -> Source:
+def _find(name: str, options: AnyEncoderOptions, *, download: bool) -> Source:
     find = ENCODERS[name].find
     assert find is not None
     found = called(f"encoder.name: '{name}'", find, options, download)
@@ -190,12 +206,13 @@ def _find(name: str, options: EncoderOptions, *, download: bool) -> Source:
     return found
 
 
-def _memory(name: str, options: EncoderOptions) -> str:
-    weights = options.weights and str(Path(options.weights).absolute())
+def _memory(name: str, options: AnyEncoderOptions) -> str:
+    given = getattr(options, "weights", None)
+    weights = given and str(Path(given).absolute())
     return digest_of("encoder", name, facts_of(options), weights)
 
 
-def _remembered(name: str, options: EncoderOptions, root: Path | None) -> dict[str, Any] | None:
+def _remembered(name: str, options: AnyEncoderOptions, root: Path | None) -> dict[str, Any] | None:
     if root is None:
         return None
     try:

@@ -9,13 +9,14 @@ from cl_ovq.encoders.base import needed
 from cl_ovq.errors import UserError, first_line
 
 
-def hub_folder(name: str, patterns: Sequence[str], *, download: bool) -> Path:
+def hub_folder(name: str, patterns: Sequence[str], *, download: bool, offline: str = "efficientnet_lite0") -> Path:
     """Return the folder of a repository's files on this machine.
 
     Args:
         name: `owner/name`.
         patterns: of the files that are wanted.
         download: whether they may be fetched.
+        offline: an encoder that needs no such files, for the message.
 
     Raises:
         UserError: the library is not there, or the files are not and cannot be fetched.
@@ -35,5 +36,5 @@ def hub_folder(name: str, patterns: Sequence[str], *, download: bool) -> Path:
         raise UserError(
             f"encoder.weights: '{name}' is not on this machine, and cannot be downloaded: {first_line(error)}: fetch "
             f"it elsewhere (hf download {name} --local-dir FOLDER), and name the folder or file as encoder.weights; "
-            "offline there is encoder.name=efficientnet_lite0"
+            f"offline there is encoder.name={offline}"
         ) from error

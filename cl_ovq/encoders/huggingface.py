@@ -69,7 +69,7 @@ def find_huggingface(options: HuggingFaceOptions, download: bool) -> Source:
     if not weights:
         raise UserError(f"encoder.weights: '{name}' has no weights as .safetensors: save_pretrained writes them")
     settings = [folder / file for file in (CONFIG, PROCESSOR) if (folder / file).is_file()]
-    recipe = {"preprocessing": _preprocessing(folder).facts, "config": _read(folder / CONFIG)}
+    recipe = {"preprocessing": _preprocessing(folder).facts, "config": read_settings(folder / CONFIG)}
     return Source((*weights, *settings), recipe, len(weights))
 
 
@@ -79,10 +79,18 @@ def load_huggingface(built: Built, source: Source) -> None:
     Raises:
         UserError: some are missing.
     """
+    built.network.load_state_dict(HiddenStates(read_model(source.files[0].parent)).state_dict())
+
+
+def read_model(folder: Path) -> Any:
+    """Return the model of a folder with its weights, as transformers reads it; no code in it is run.
+
+    Raises:
+        UserError: it cannot be read, or weights are missing.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
-    folder = source.files[0].parent
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -99,7 +107,7 @@ def load_huggingface(built: Built, source: Source) -> None:
     missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))  # which nobody asks
     if missing:
         raise UserError(f"encoder.weights: {folder} lacks '{missing[0]}' and {len(missing) - 1} more")
-    built.network.load_state_dict(HiddenStates(model).state_dict())
+    return model
 
 
 @ENCODERS.enter(
@@ -116,22 +124,30 @@ def build_huggingface(options: HuggingFaceOptions, recipe: Recipe) -> Built:
     Raises:
         UserError: the library is not installed, or knows no such model.
     """
+    return Built(HiddenStates(model_of(recipe["config"])))
+
+
+def model_of(settings: dict[str, Any]) -> Any:
+    """Return a model with the settings of its `config.json`, weights random.
+
+    Raises:
+        UserError: the library is not installed, or knows no such model.
+    """
     try:
         from transformers import CONFIG_MAPPING, AutoModel
     except ImportError as error:
         raise needed("transformers", "transformers", error) from error
-    settings = dict(recipe["config"])
     kind = settings.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"encoder.weights: transformers knows no model of the type '{kind}'")
-    return Built(HiddenStates(AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(settings))))
+    return AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(dict(settings)))
 
 
 def _preprocessing(folder: Path) -> Preprocessing:
     """Return what the settings beside the weights say of images."""
     if not (folder / PROCESSOR).is_file():
         raise UserError(f"encoder.weights: {folder} has no {PROCESSOR}, which says how images are preprocessed")
-    facts = _read(folder / PROCESSOR)
+    facts = read_settings(folder / PROCESSOR)
     whole = _side(facts.get("size")) if facts.get("do_resize", True) else None
     size = _side(facts.get("crop_size")) if facts.get("do_center_crop", False) else whole
     mean, std = (tuple(facts.get(f"image_{name}") or ()) for name in ("mean", "std"))
@@ -147,7 +163,12 @@ def _side(size: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""An encoder as a module: from images to a vector of features each."""
+"""An encoder as a module: from images or texts to a vector of features each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -72,6 +72,43 @@ class EncoderNetwork(nn.Module):
         return x[:, 0] if self.pool == "first" and not map_like else x.mean(1)
 
 
+class TextEncoderNetwork(nn.Module):
+    """An encoder of texts, which stays in evaluation mode.
+
+    Args:
+        backbone: maps a list of strings to features `[B, F]`; it may have a method `truncation`, see there.
+        precision: `float32`, or what is computed with where that is possible.
+    """
+
+    def __init__(self, backbone: nn.Module, *, precision: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.precision = precision
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Map texts to features `[B, F]`, float32."""
+        device = next((x.device.type for x in self.parameters()), "cpu")
+        with torch.autocast(device, HALF.get(self.precision), enabled=self.precision in HALF):
+            output = self.backbone(list(texts))
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(texts):
+            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UserError(f"encoder.name: of {len(texts)} texts it makes {found}, and must make [texts, features]")
+        return output.float()
+
+    def truncation(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return how much of a text is read, and of how many of these texts the rest is not; nothing if all is."""
+        find = getattr(self.backbone, "truncation", None)
+        return {} if find is None else find(list(texts))
+
+    def train(self, mode: bool = True) -> TextEncoderNetwork:
+        """Stay in evaluation mode."""
+        super().train(False)
+        return self
+
+
+AnyEncoderNetwork = EncoderNetwork | TextEncoderNetwork
+
+
 class _Reached(Exception):
     """Carries the output of the layer that features are taken from past what would be computed after it."""
 
@@ -121,22 +158,22 @@ def without(network: nn.Module, names: Iterable[str]) -> nn.Module:
 
 
 class EncodedModel(nn.Module):
-    """A model with the frozen encoder whose features it was trained on: it reads images.
+    """A model with the frozen encoder whose features it was trained on: it reads images, or texts.
 
     Args:
-        encoder: of images.
+        encoder: of images or texts.
         model: of features, and of task labels where it takes them.
     """
 
-    def __init__(self, encoder: EncoderNetwork, model: nn.Module) -> None:
+    def __init__(self, encoder: AnyEncoderNetwork, model: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.model = model
 
-    def forward(self, images: Tensor, *task_labels: Any) -> Tensor:
-        """Map images `[B, channels, height, width]` in 0 to 1 to logits `[B, n_classes]`."""
+    def forward(self, inputs: Any, *task_labels: Any) -> Tensor:
+        """Map images `[B, channels, height, width]` in 0 to 1, or a list of texts, to logits `[B, n_classes]`."""
         with torch.no_grad():
-            features = self.encoder(images)
+            features = self.encoder(inputs)
         if self.encoder.precision in HALF:
             features = features.half().float()  # as they were kept
         return self.model(features, *task_labels)

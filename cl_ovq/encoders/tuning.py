@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.encoders.base import EncoderOptions, needed
+from cl_ovq.encoders.base import AnyEncoderOptions, EncoderOptions, needed
 from cl_ovq.encoders.network import EncoderNetwork, named_module
 from cl_ovq.errors import UserError, first_line
 
 WHOLE = "all"  # in the place of a layer: the whole encoder is trained
 
 
-def is_tuned(options: EncoderOptions) -> bool:
-    """Return whether an encoder is trained; one that is not is frozen."""
-    return options.train_from is not None or options.lora_rank is not None
+def is_tuned(options: AnyEncoderOptions) -> TypeGuard[EncoderOptions]:
+    """Return whether an encoder is trained; one that is not is frozen, as all are that read texts."""
+    return isinstance(options, EncoderOptions) and (options.train_from is not None or options.lora_rank is not None)
 
 
-def check_tuning(options: EncoderOptions) -> None:
+def check_tuning(options: AnyEncoderOptions) -> None:
     """Check that options of training fit each other.
 
     Raises:
         UserError: they do not.
     """
+    if not isinstance(options, EncoderOptions):
+        return
     if options.train_from is not None and options.lora_rank is not None:
         raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
     if options.lora_modules and options.lora_rank is None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from cl_ovq.mixers import Mixer, StackOptions, build_mixers
 from cl_ovq.registry import Part, Registry
+from streams.samples import named_inputs
 
 if TYPE_CHECKING:
     from streams import Stream, TensorSamples
@@ -67,10 +68,10 @@ class Model(Part[ModelBuilder]):
 
 
 def inputs_of(stream: Stream) -> str:
-    """Return what the samples of a stream are, one of `INPUTS`."""
+    """Return what the samples of a stream are, one of `INPUTS`, or `texts`, which no model reads."""
     if stream.kind != "classes":
         return "sequences"
-    return "images" if len(cast("TensorSamples", stream.samples).sample_shape) == 3 else "vectors"
+    return named_inputs(cast("TensorSamples", stream.samples).sample_shape)
 
 
 # Puts the head on a network whose `head` is linear; given the section `model`, which has the head's options, the

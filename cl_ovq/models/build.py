@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from cl_ovq.encoders import EncoderNetwork, EncoderOptions, encoder_of
+from cl_ovq.encoders.base import TEXTS, encoders_of
 from cl_ovq.encoders.frozen import NamedEncoder, named_encoder
 from cl_ovq.encoders.tuning import TunedModel, is_tuned, tuned, width_of
 from cl_ovq.errors import UserError, called, first_line
@@ -83,6 +84,10 @@ def build_model(
     encoder = encoder_of(config.encoder)
     trunk = None if encoder is None or not is_tuned(encoder) else _trunk(config.encoder.name, encoder, recipe)
     has = inputs_of(stream) if trunk is None else "vectors"
+    if has == TEXTS:
+        raise UserError(
+            f"encoder.name: '{stream.name}' has texts, which models read the features of: {encoders_of(has)}"
+        )
     if not part.takes(has):
         reads = part.reads if isinstance(part.reads, str) else " and ".join(part.reads or ())
         raise UserError(
@@ -131,6 +136,7 @@ def build_model(
 def _trunk(name: str, options: EncoderOptions, recipe: dict[str, Any] | None) -> tuple[EncoderNetwork, dict[str, Any]]:
     """Return an encoder that is to be trained, and what it is made of."""
     if recipe is not None:
-        return tuned(NamedEncoder(name, options, recipe, options.sha256).bare(), options), recipe
+        bare = NamedEncoder(name, options, recipe, options.sha256).bare()
+        return tuned(cast("EncoderNetwork", bare), options), recipe
     encoder = named_encoder(name, options, None)
-    return tuned(encoder.network(), options), encoder.recipe
+    return tuned(cast("EncoderNetwork", encoder.network()), options), encoder.recipe

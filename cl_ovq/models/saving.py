@@ -19,7 +19,7 @@ from cl_ovq.imports import digests, stored_hint
 from cl_ovq.models.gradient_free import GradientFreeHead
 
 if TYPE_CHECKING:
-    from cl_ovq.encoders import EncoderOptions
+    from cl_ovq.encoders import AnyEncoderOptions
     from streams import Stream, TensorSamples
 
 
@@ -30,7 +30,8 @@ class SavedModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         config: the configuration that it was built from.
-        sample_shape: channels, height and width of its inputs, or the features of vectors; None of sequences.
+        sample_shape: channels, height and width of its inputs, or the features of vectors; empty of texts, None of
+            sequences.
         n_classes: its outputs.
         task_labels: whether it takes the samples' task labels as its second argument.
     """
@@ -46,7 +47,7 @@ def save_model(path: Path, model: nn.Module, config: ExperimentConfig, stream: S
     """Write a model's weights and dictionaries with what it takes to build it again; no code is in the file.
 
     Where it learned from the features of a frozen encoder the encoder is in the file, too: what is read back takes
-    images.
+    images or texts.
 
     Raises:
         UserError: the encoder's weights are not there any more.
@@ -99,7 +100,7 @@ def _subclasses(kind: type[Any]) -> list[type[Any]]:
 
 
 def _saved_encoder(stream: EncodedStream) -> dict[str, Any]:
-    encoder, shape = stream.encoder, cast("TensorSamples", stream.images.samples).sample_shape
+    encoder, shape = stream.encoder, cast("TensorSamples", stream.raw.samples).sample_shape
     return {"state": state_of(encoder.network()), "recipe": encoder.recipe, "sample_shape": shape}
 
 
@@ -130,7 +131,7 @@ def load_model(path: Path) -> SavedModel:
         _put_head(model, config, **head)
     model.load_state_dict(saved["state"])
     if (encoder := saved.get("encoder")) is not None:
-        options = cast("EncoderOptions", config.encoder)
+        options = cast("AnyEncoderOptions", config.encoder)
         named = NamedEncoder(config.encoder.name, options, encoder["recipe"], options.sha256)
         model, shape = EncodedModel(named.restored(encoder["state"]), model), encoder["sample_shape"]
     return SavedModel(model.eval(), config, shape, saved["n_classes"], saved["scenario"] == "task_incremental")

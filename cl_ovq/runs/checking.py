@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cl_ovq.config import ExperimentConfig, check_schema
-from cl_ovq.encoders import encoder_of
+from cl_ovq.encoders import ENCODERS, encoder_of
 from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
@@ -108,7 +108,8 @@ def _check_encoder(config: ExperimentConfig) -> None:
         raise UserError(f"encoder.{key}: {why} not train the encoder: leave it out, and its features are computed once")
     stream, name = config.stream.name, config.model.name
     if STREAMS[stream].kind != "classes":
-        raise UserError(f"encoder.name: '{config.encoder.name}' reads images, and '{stream}' has sequences")
+        reads = ENCODERS[config.encoder.name].reads
+        raise UserError(f"encoder.name: '{config.encoder.name}' reads {reads}, and '{stream}' has sequences")
     if not MODELS[name].takes("vectors"):
         raise UserError(
             f"model.name: '{name}' reads {MODELS[name].reads}, and an encoder gives it features: use model.name=pixels "

@@ -199,7 +199,7 @@ def finished_lengths(
 
 
 def trained_model(name: str) -> torch.nn.Module:
-    """Return the model of a checkpoint, in evaluation mode on the CPU; it reads images, with its encoder if it has one.
+    """Return the model of a checkpoint, in evaluation mode on the CPU, with its encoder if it has one.
 
     Args:
         name: see `evaluate_finished`.

@@ -24,6 +24,7 @@ from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
 from cl_ovq.tracking import NullTracker, RunKey, StoreCheck, Tracker
 from cl_ovq.tracking.notes import run_note
 from cl_ovq.training import quantity_of
+from streams.samples import named_inputs
 
 if TYPE_CHECKING:
     from streams import Stream
@@ -145,13 +146,12 @@ def log_model(
 
     path = directory / "model.pt"
     save_model(path, model, config, stream)
-    samples = (stream.images if isinstance(stream, EncodedStream) else stream).samples
+    samples = (stream.raw if isinstance(stream, EncodedStream) else stream).samples
     shape = getattr(samples, "sample_shape", None)
     if shape is None or CUSTOM in (config.model.name, config.stream.name):
         tracker.log_file(path)
         return
-    name = "images" if len(shape) == 3 else "vectors"
-    inputs: dict[str, Any] = {name: [-1, *shape]}
+    inputs: dict[str, Any] = {named_inputs(shape): [-1, *shape]}
     if stream.scenario == "task_incremental":
         inputs["task_labels"] = [-1]
     tracker.log_model(path, inputs=inputs, outputs=stream.n_classes)

@@ -51,7 +51,7 @@ def describe(config: ExperimentConfig) -> str:
 
 
 def load_stream(config: ExperimentConfig, *, learned: bool = True) -> Stream:
-    """Build the configured stream: of features, where a frozen encoder makes some of its images.
+    """Build the configured stream: of features, where a frozen encoder makes some of its images or texts.
 
     Args:
         config: names the stream, and what it is for.

@@ -29,7 +29,7 @@ def log_model(uri: str, experiment_id: str, run_id: str, path: Path, record: Map
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    types: dict[str, np.dtype[Any]] = {"task_labels": np.dtype(np.int64)}
+    types: dict[str, np.dtype[Any]] = {"task_labels": np.dtype(np.int64), "texts": np.dtype(np.str_)}
     named = len(record["inputs"]) > 1  # MLflow takes a bare array where there is one input without a name
     inputs: list[Any] = [
         TensorSpec(types.get(name, np.dtype(np.float32)), shape, name if named else None)

@@ -67,6 +67,16 @@ def test_vectors_with_domains_and_a_test_split(kind):
     assert (found.n_test, found.divisor) == (10, 1.0)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_texts(kind):
+    texts = [f"cup {row}, größer" for row in range(N)]
+    table = pa.table({"text": pa.array(texts).cast(kind), "label": LABELS})
+    found = read(table, table.slice(0, 10), class_names=NAMES)
+    samples = found.samples(found.targets)
+    assert samples.texts(torch.arange(N + 10)) == texts + texts[:10]
+    assert (found.n_test, found.class_names) == (10, tuple(NAMES))
+
+
 def test_what_is_wrong_with_a_table_is_told_in_a_line():
     cells = [{"bytes": png(one), "path": None} for one in PIXELS]
     cells[20] = {"bytes": b"no image", "path": None}
@@ -87,9 +97,14 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line():
         (flat, (None, None, None), r"samples differ: one is \[1\], and others are \[2\]"),
         (pa.table({"x": [[1.0, None]], "label": [0]}), (None, None, None), "'cups': feature 2 of row 1 is nan"),
         (
-            pa.table({"x": ["a"], "label": [0]}),
+            pa.table({"x": [b"a"], "label": [0]}),
             (None, None, None),
-            "'cups': column 'x' holds string, which is no number",
+            "'cups': column 'x' holds binary, which is no number",
+        ),
+        (
+            pa.table({"text": ["a", " "], "label": [0, 1]}),
+            (None, None, None),
+            "column 'text', row 2: the text is missing",
         ),
         (pa.table({"x": [[1.0]], "label": [None]}), (None, None, None), "column 'label', row 1: the label is missing"),
         (images().slice(0, 0), (None, None, None), "data: 'cups' has no samples"),

@@ -50,7 +50,7 @@ def config(files, tmp_path):
 def test_features_are_those_of_the_encoder_called_by_hand(config, files):
     stream = load_stream(config("encoder.layer=null", "encoder.batch_size=7"))
     assert isinstance(stream, EncodedStream)
-    images = stream.images.samples.gather(torch.arange(len(stream.images.samples)))
+    images = stream.raw.samples.gather(torch.arange(len(stream.raw.samples)))
     network_without_head = by_hand(files[1], images)
     weights = torch.load(files[1], weights_only=True)
     assert stream.samples.sample_shape == (12,)
@@ -74,7 +74,7 @@ def test_features_are_those_of_the_encoder_called_by_hand(config, files):
 )
 def test_the_stream_is_the_same_but_for_its_samples(config, files, overrides):
     stream = load_stream(config(*overrides, "encoder.layer=null"))
-    raw = stream.images
+    raw = stream.raw
     assert list(stream.benchmark.streams) == list(raw.benchmark.streams)
     for name, experiences in raw.benchmark.streams.items():
         for ours, theirs in zip(stream.benchmark.streams[name], experiences, strict=True):
@@ -183,7 +183,7 @@ def test_a_trained_model_reads_images(config, tmp_path, precision):
     stream = load_stream(config(f"encoder.precision={precision}"))
     model = cl_ovq.load(tmp_path / "run").model()
     rows = rows_of(stream.benchmark.streams["test"][1].dataset)
-    images, targets = stream.images.samples.gather(rows), stream.samples.targets[rows]
+    images, targets = stream.raw.samples.gather(rows), stream.samples.targets[rows]
     with torch.no_grad():
         accuracy = float((model(images).argmax(1) == targets).float().mean())
     assert accuracy == pytest.approx(result.matrix[-1][1])
@@ -211,7 +211,7 @@ def test_mlflow_answers_from_images(config, files, store, tmp_path, monkeypatch,
     (logged,) = MlflowClient(tracking_uri=store).get_run(result.run_id).outputs.model_outputs
     mlflow.set_tracking_uri(store)
     loaded = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
-    images, labels = stream.images.samples.gather(torch.arange(20)), torch.arange(20) % 2
+    images, labels = stream.raw.samples.gather(torch.arange(20)), torch.arange(20) % 2
     task = scenario == "task_incremental"
     with torch.no_grad():
         wanted = expected(images, labels) if task else expected(images)
