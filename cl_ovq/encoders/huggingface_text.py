@@ -54,7 +54,7 @@ class TextModel(nn.Module):
     """A tokenizer, a model, and what makes one vector of its last hidden states.
 
     Args:
-        model: of transformers; of an encoder and a decoder the encoder is taken.
+        model: of transformers.
         tokenizer: of transformers.
         pool: `mean` or `first`.
         max_length: tokens of a text that are read.
@@ -137,8 +137,10 @@ def build_huggingface_text(options: HuggingFaceTextOptions, recipe: Recipe) -> B
         UserError: the library is not installed, knows no such model or tokenizer, or the model reads fewer tokens.
     """
     model = model_of(recipe["config"])
+    if model.main_input_name != "input_ids":
+        raise UserError(f"encoder.weights: a model of the type '{model.config.model_type}' reads no text")
     tokenizer = _tokenizer(recipe)
-    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+    limits = (tokenizer.model_max_length, getattr(_encoder(model).config, "max_position_embeddings", None))
     limit = min(length for length in limits if length)
     if (options.max_length or 0) > limit:
         raise UserError(f"encoder.max_length: {options.max_length} is too large: the model reads {limit} tokens")
@@ -166,7 +168,8 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 
 def _encoder(model: Any) -> Any:
-    return model.get_encoder() if model.config.is_encoder_decoder else model
+    """Return what of a model reads text: the encoder where there is a decoder, and that half of CLIP and its kin."""
+    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
 
 
 def _text(path: Path) -> str:

@@ -92,7 +92,7 @@ class SavedModel(_Model):
 
     kind: Literal["model"]
     path: Text
-    inputs: dict[Literal["images", "vectors", "task_labels"], list[Annotated[int, Field(ge=-1, lt=2**31)]]]
+    inputs: dict[Literal["images", "vectors", "texts", "task_labels"], list[Annotated[int, Field(ge=-1, lt=2**31)]]]
     outputs: Annotated[int, Field(ge=1, lt=2**31)]
 
 
