@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from streams.errors import StreamDataError
 from streams.files import named_path, read_data, states_of
 from streams.image_folder import ImageForm
-from streams.own_options import CacheOptions, CutOptions
+from streams.own_options import TEXTS, CacheOptions, CutOptions
 from streams.shared_data import providable
-from streams.text_files import TEXTS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,6 +8,8 @@ from typing import Any
 from streams.options import SCENARIOS, blur_option, validation_option
 
 DEFAULT_EXPERIENCES = 5
+# What the column of texts is called where its name is not given, the first that is there.
+TEXTS = ("text", "texts", "sentence", "sentences", "content", "document", "review", "question", "utterance")
 
 
 def test_option() -> Any:

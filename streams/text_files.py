@@ -15,9 +15,8 @@ from streams.class_folders import SampleFile, files_by_class
 from streams.errors import StreamDataError
 from streams.feature_files import BATCH, DOMAINS, LABELS, choose
 from streams.files import kind_of, read_data
+from streams.own_options import TEXTS
 
-# What the column of texts is called where its name is not given, the first that is there.
-TEXTS = ("text", "texts", "sentence", "sentences", "content", "document", "review", "question", "utterance")
 SUFFIXES = frozenset((".txt", ".text"))  # of files that hold one text
 AT_ONCE = 256  # files of one text that are read at once
 

@@ -124,7 +124,7 @@ def gaussian_classes(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def methods(setting: Setting) -> dict[str, Callable[[], Method]]:
     """Return what makes each method, by name, peers after what is compared with them."""
-    shape = {"features": setting.features, "classes": setting.classes}
+    shape: dict[str, Any] = {"features": setting.features, "classes": setting.classes}
 
     def ours(make: Callable[[], MemoryHead | GradientFreeHead], beside: str | None = None) -> Method:
         torch.manual_seed(0)

@@ -61,6 +61,11 @@ class EncoderOptions(AnyEncoderOptions):
         exclusive_minimum=0,
         maximum=1,
     )
+    normalize: bool = option(
+        True,
+        "subtract the mean of each channel and divide by its deviation, as the weights were trained; false: values "
+        "stay in 0 to 1, as some published protocols have them",
+    )
     precision: str = option(
         "float32",
         "what is computed with; features of half precision are kept as float16",

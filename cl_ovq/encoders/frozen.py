@@ -73,7 +73,7 @@ class NamedEncoder:
         found = {"name": self.name, "sha256": self.sha256, **facts_of(self.options)}
         if ENCODERS[self.name].reads == IMAGES:
             preprocessing = self.preprocessing.facts
-            found = {key: value for key, value in found.items() if key not in (*preprocessing, "crop")}
+            found = {key: value for key, value in found.items() if key not in (*preprocessing, "crop", "normalize")}
             found["preprocessing"] = preprocessing
         if self.sha256 is not None and found.get("weights"):
             found["weights"] = Path(found["weights"]).name
@@ -147,7 +147,7 @@ class NamedEncoder:
         return network.eval()
 
 
-def named_encoder(name: str, options: AnyEncoderOptions, root: Path | None) -> NamedEncoder:
+def named_encoder(name: str, options: AnyEncoderOptions, root: Path | None, *, download: bool = True) -> NamedEncoder:
     """Return the encoder that a configuration names.
 
     Args:
@@ -155,12 +155,13 @@ def named_encoder(name: str, options: AnyEncoderOptions, root: Path | None) -> N
         options: the section.
         root: folder where features are kept, which remembers encoders too; None for none. Where weights are not there
             any more, those that were there last are meant: their features may be.
+        download: whether the weights may be fetched.
 
     Raises:
         UserError: there are no such weights, or they are others than the configuration says.
     """
     try:
-        source = _find(name, options, download=True)
+        source = _find(name, options, download=download)
         found = NamedEncoder(name, options, source.recipe, checksum(source.files), by_file=source.weights > 0)
     except UserError as error:
         facts = _remembered(name, options, root)

@@ -35,11 +35,20 @@ class Preprocessing:
 
     @classmethod
     def of(cls, facts: dict[str, Any], options: EncoderOptions) -> Preprocessing:
-        """Return what was found with a part, and what the options say in its place."""
+        """Return what was found with a part, and what the options say in its place.
+
+        Raises:
+            UserError: there is nothing that `normalize` would leave out.
+        """
         found = cls(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
         size = options.size or found.size
         crop = found.crop if options.crop is None else options.crop
-        return cls(size, found.mean, found.std, found.interpolation, crop)
+        mean, std = found.mean, found.std
+        if not options.normalize:
+            if not mean:
+                raise UserError("encoder.normalize: these weights have no mean and deviation: leave it out")
+            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+        return cls(size, mean, std, found.interpolation, crop)
 
     @property
     def facts(self) -> dict[str, Any]:

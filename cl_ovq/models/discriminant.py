@@ -25,11 +25,13 @@ class Centred(NamedTuple):
 class NearestMean(GradientFreeHead):
     """Nearest class mean (Mensink et al. 2013): the class whose running mean is nearest.
 
-    The score of a class is `-|x - mean|^2 / 2`.
+    The score of a class is `-|x - mean|^2 / 2`, or with `cosine` `x mean / |mean|`, which is largest where the cosine
+    of the two is.
 
     Args:
         features: F.
         classes: C, the most that can come.
+        distance: `euclidean` or `cosine`.
 
     Buffers:
         counts: `[C]` int64, samples of each class.
@@ -39,8 +41,9 @@ class NearestMean(GradientFreeHead):
     counts: Tensor
     means: Tensor
 
-    def __init__(self, *, features: int, classes: int) -> None:
+    def __init__(self, *, features: int, classes: int, distance: str = "euclidean") -> None:
         super().__init__(features=features, classes=classes)
+        self.distance = distance
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(classes, features, dtype=torch.float64))
 
@@ -55,6 +58,9 @@ class NearestMean(GradientFreeHead):
         self.means += away / self.counts.clamp(min=1)[:, None]
 
     def _prepare(self) -> Centred:
+        if self.distance == "cosine":
+            directions = torch.nn.functional.normalize(self.means, dim=1)
+            return Centred(torch.zeros_like(self.means[0], dtype=torch.float32), directions.mT, 0 * directions[:, 0])
         origin = (self.counts.double() @ self.means / self.tokens).float()
         means = self.means - origin
         return Centred(origin, means.mT, means.square().sum(1) / 2)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cl_ovq.errors import UserError
-from cl_ovq.options import COUNT, WIDEST, NoOptions, option
+from cl_ovq.options import COUNT, WIDEST, option
 from cl_ovq.strategies.base import STRATEGIES, Context
 
 if TYPE_CHECKING:
@@ -43,14 +43,29 @@ def build_slda(options: SLDAOptions, context: Context) -> SupervisedTemplate:
     return with_head(StreamingDiscriminant, context, shrinkage=options.shrinkage)
 
 
+@dataclass
+class NCMOptions:
+    """What is near."""
+
+    distance: str = option(
+        "euclidean",
+        "what is near: the mean at the smallest distance, or the one at the smallest angle from zero (cosine), which "
+        "suits many pretrained features",
+        choices=("euclidean", "cosine"),
+    )
+
+
 @STRATEGIES.enter(
-    "ncm", "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained", **HEAD
+    "ncm",
+    "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained",
+    options=NCMOptions,
+    **HEAD,
 )
-def build_ncm(options: NoOptions, context: Context) -> SupervisedTemplate:
+def build_ncm(options: NCMOptions, context: Context) -> SupervisedTemplate:
     """Build nearest class mean."""
     from cl_ovq.models.discriminant import NearestMean
 
-    return with_head(NearestMean, context)
+    return with_head(NearestMean, context, distance=options.distance)
 
 
 @dataclass

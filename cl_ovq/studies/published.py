@@ -11,8 +11,9 @@ A file under `experiments/published/` is one row:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from rich.console import Console
 from cl_ovq.config.files import as_mapping, files_by_name, find_file, read_mapping, shipped_folders
 from cl_ovq.config.load import EXPERIMENTS, PUBLISHED, is_text_below
 from cl_ovq.config.reading import Step
+from cl_ovq.encoders import encoder_of
+from cl_ovq.encoders.frozen import features_root, named_encoder
 from cl_ovq.errors import UserError, unknown
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.metric_names import known_metrics
@@ -64,7 +67,7 @@ class Reproduction:
     Attributes:
         target: the published number.
         measured: ours; None where there is none.
-        missing: why there is no data for it; None where there is.
+        missing: why there is no data or encoder for it; None where there is.
         diverged: runs that diverged, which are not in `measured`.
     """
 
@@ -75,7 +78,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `too low`, `too high`, `diverged`, `failed` where no run ended, or `not run` without data."""
+        """`reproduced`, `too low`, `too high`, `diverged`, `failed` if no run ended, or `not run` if none could."""
         if self.diverged:
             return "diverged"
         if self.measured is None:
@@ -169,23 +172,34 @@ def reproduce(
 
 
 def _missing(targets: Sequence[Target]) -> dict[str, str]:
-    """Return why there is no data for a target, by its name; each data set is looked for once."""
+    """Return why there is no data or encoder for a target, by its name; each one is looked for once."""
     looked: dict[tuple[Any, ...], str | None] = {}
     missing: dict[str, str] = {}
-    for target in targets:
-        stream = target.row.config({}, 0, "test").stream
-        read = STREAMS[stream.name].read
-        if read is None:  # generated
-            continue
-        key = read, getattr(stream.options, "data_dir", None), getattr(stream.options, "data", None)
+
+    def reason(key: tuple[Any, ...], find: Callable[[], Any]) -> str | None:
         if key not in looked:
             try:
-                read(stream.options)
+                find()
                 looked[key] = None
-            except StreamDataError as error:
+            except (StreamDataError, UserError) as error:
                 looked[key] = str(error)
-        if reason := looked[key]:
-            missing[target.name] = reason
+        return looked[key]
+
+    for target in targets:
+        config = target.row.config({}, 0, "test")
+        options, read, encoder = config.stream.options, STREAMS[config.stream.name].read, encoder_of(config.encoder)
+        told = []
+        if read is not None:  # it is not generated
+            key = getattr(options, "data_dir", None), getattr(options, "data", None)
+            told.append(reason((read, *key), partial(read, options)))
+        if encoder is not None:
+            name = config.encoder.name
+            key = getattr(encoder, "model", None), getattr(encoder, "weights", None)
+            download = not any(told)  # there is no use for weights without data
+            find = partial(named_encoder, name, encoder, features_root(encoder), download=download)
+            told.append(reason((name, *key, download), find))
+        if found := [line for line in told if line is not None]:
+            missing[target.name] = "; ".join(found)
     return missing
 
 

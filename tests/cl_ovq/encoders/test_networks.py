@@ -216,6 +216,16 @@ def test_preprocessing_keeps_the_whole_image_by_default(images):
     assert close(found, torchvision.transforms.functional.normalize(whole, TRANSFORMS.mean, TRANSFORMS.std))
 
 
+def test_values_may_stay_as_they_are(images):
+    found = Preprocess(encoder(weights="random", size=64, normalize=False).preprocessing)
+    assert close(found(images), torchvision.transforms.functional.resize(images, [64, 64], antialias=True))
+    assert found(images[:, :1]).shape[1] == 3
+    plain, same = (encoder(weights="random", normalize=normalize).identity for normalize in (False, True))
+    assert plain != same == encoder(weights="random").identity
+    with pytest.raises(UserError, match=r"encoder\.normalize: these weights have no mean"):
+        Preprocessing.of(Preprocessing().facts, ENCODERS["torchvision"].Options(normalize=False))
+
+
 def test_grey_images_become_colour():
     grey = torch.rand(2, 1, 8, 8)
     how = Preprocessing(8, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))

@@ -28,6 +28,7 @@ def ranpac(**options):
 
 HEADS = {
     "ncm": lambda: NearestMean(features=FEATURES, classes=CLASSES),
+    "ncm, cosine": lambda: NearestMean(features=FEATURES, classes=CLASSES, distance="cosine"),
     "slda": lambda: StreamingDiscriminant(features=FEATURES, classes=CLASSES),
     "ridge": lambda: RidgeHead(features=FEATURES, classes=CLASSES, strength=0.5),
     "ridge, strength chosen": lambda: RidgeHead(features=FEATURES, classes=CLASSES),

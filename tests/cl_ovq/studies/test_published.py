@@ -71,6 +71,21 @@ def test_data_that_is_not_there_is_said_and_the_rest_is_measured(row, tmp_path):
     assert found[1].measured == Aggregate(found[1].measured.mean, None, None, 1)
 
 
+def test_an_encoder_that_is_not_there_is_said(row, tmp_path):
+    path, both = row("weights"), row("both")
+    encoder = f"encoder.name: torchvision, encoder.weights: {tmp_path / 'none.pth'}, model.name: pixels"
+    part = "{{stream.name: {}, {}}}"
+    text = "title: t\nsource: s\ntarget: {accuracy: 0.5, within: 0.01}\nexperiment: encoder_digits\nset: "
+    path.write_text(text + part.format("split_digits", encoder))
+    both.write_text(text + part.format(f"split_mnist, stream.data_dir: {tmp_path}", encoder))
+    found = reproduce(load_published([path, both]), 1, tmp_path / "runs", Console(file=io.StringIO()))
+    assert [one.verdict for one in found] == ["not run", "not run"]
+    assert found[0].missing.startswith(f"encoder.weights: there is no file {tmp_path / 'none.pth'}")
+    assert "MNIST was not found" in found[1].missing
+    assert "; encoder.weights: there is no file" in found[1].missing
+    assert "\n" not in found[1].missing
+
+
 def test_a_run_that_fails_is_no_missing_data(row, tmp_path):
     broken = row("broken")
     broken.write_text(broken.read_text().replace("set: {", "set: {model.patch_size: 3, "))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quick_settings import fitting
 from scipy.optimize import minimize
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 from torch import nn
 from torch.nn import functional
@@ -259,3 +260,15 @@ def test_ncm_is_the_nearest_centroid(batch):
         head.observe(x[part], y[part])
     expected = NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())
     assert (head(x).argmax(1).numpy() == expected).all()
+
+
+def test_ncm_by_cosine_is_the_mean_at_the_smallest_angle():
+    x, y = samples()
+    x = x + 1  # not around zero, from which angles are
+    head = NearestMean(features=6, classes=5, distance="cosine")
+    for part in torch.arange(200).split(7):
+        head.observe(x[part], y[part])
+    means = np.stack([x[y == label].numpy().mean(0) for label in range(4)])
+    expected = cosine_similarity(x.numpy(), means).argmax(1)
+    assert (head(x).argmax(1).numpy() == expected).all()
+    assert (expected != NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())).any()
