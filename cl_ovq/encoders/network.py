@@ -80,20 +80,23 @@ class TextEncoderNetwork(nn.Module):
         precision: `float32`, or what is computed with where that is possible.
     """
 
+    place: Tensor
+
     def __init__(self, backbone: nn.Module, *, precision: str) -> None:
         super().__init__()
         self.backbone = backbone
         self.precision = precision
+        self.register_buffer("place", torch.empty(0), persistent=False)  # is where features go: texts are nowhere
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Map texts to features `[B, F]`, float32."""
-        device = next((x.device.type for x in self.parameters()), "cpu")
-        with torch.autocast(device, HALF.get(self.precision), enabled=self.precision in HALF):
+        device = self.place.device
+        with torch.autocast(device.type, HALF.get(self.precision), enabled=self.precision in HALF):
             output = self.backbone(list(texts))
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(texts):
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"encoder.name: of {len(texts)} texts it makes {found}, and must make [texts, features]")
-        return output.float()
+        return output.to(device, torch.float32)
 
     def truncation(self, texts: Sequence[str]) -> dict[str, int]:
         """Return how much of a text is read, and of how many of these texts the rest is not; nothing if all is."""
