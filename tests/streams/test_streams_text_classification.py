@@ -84,11 +84,11 @@ def test_a_folder_of_files(folder, cached, tmp_path):
     assert [data.class_names[label] for label in data.targets] == [LABELS[row] for row in order]
     assert [data.domain_names[domain] for domain in data.domains] == [PLACES[row] for row in order]
     for part, row in (("train", 0), ("train", 1), ("test", 2)):
-        place = tmp_path / "parts" / part / f"0{row % 2}"  # named as it is: 00 and 01 are no numbers
+        place = tmp_path / "parts" / part / f"{row % 2}.50"  # named as it is, and no number
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{row}.TXT").write_text(TEXTS[row])
     data = load_texts(options(tmp_path / "parts", cache=cached))
-    assert (data.n_test, data.class_names, data.domains) == (1, ("00", "01"), None)
+    assert (data.n_test, data.class_names, data.domains) == (1, ("0.50", "1.50"), None)
     assert data.samples(data.targets).texts(torch.arange(3)) == TEXTS[:3]
 
 

@@ -112,8 +112,8 @@ def test_a_batch_of_one_gives_the_features_of_a_large_one(bert):
 
 @torch.no_grad()
 def test_a_model_that_continues_text_has_no_padding_of_its_own(transformers, bert, tmp_path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(bert[0])
-    tokenizer.pad_token, tokenizer.padding_side = None, "left"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert[0], padding_side="left")
+    tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(1)
     config = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
