@@ -57,7 +57,7 @@ def print_stream(stream: Stream, console: Console, output: Path) -> None:
     if isinstance(stream.samples, TextSamples):
         print_texts(stream, stream.samples, console)
         return
-    if len(cast("TensorSamples", stream.samples).sample_shape) == 1:
+    if len(_sample_shape(stream)) == 1:
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -127,25 +127,23 @@ def balance(stream: Stream, experience: int, targets: Tensor) -> str:
 def shape_of(stream: Stream) -> str:
     """Return in words what a sample is and what a model has to say of it."""
     samples = stream.samples
-    if isinstance(samples, TensorSamples):
-        if len(samples.sample_shape) == 1:
-            rows = torch.linspace(0, len(samples) - 1, min(VECTORS, len(samples))).long()
-            found = samples.gather(rows)
-            span = f"{found.min():.3g} to {found.max():.3g}, mean {found.mean():.3g}"
-            return f"vectors of {samples.sample_shape[0]} features, values {span}; {stream.n_classes} outputs"
-        channels, height, width = samples.sample_shape
-        return f"images of {channels} x {height} x {width}, values 0 to 1; {stream.n_classes} outputs"
     if isinstance(samples, TextSamples):
         lengths = np.diff(samples.offsets)
         return (
             f"texts of {lengths.min()} to {lengths.max():,} bytes, half of them of {int(np.median(lengths))} or less; "
             f"{stream.n_classes} outputs"
         )
-    assert isinstance(samples, SequenceSamples)
-    tokens = samples.inputs.shape[1]
-    if samples.features is not None:
-        return f"sequences of {tokens} tokens of {samples.features} features; a number at those that are asked for"
-    return f"sequences of {tokens} tokens; {stream.n_classes} different, and as many outputs at every token"
+    if isinstance(samples, SequenceSamples):
+        tokens = samples.inputs.shape[1]
+        if samples.features is not None:
+            return f"sequences of {tokens} tokens of {samples.features} features; a number at those that are asked for"
+        return f"sequences of {tokens} tokens; {stream.n_classes} different, and as many outputs at every token"
+    found = samples.gather(torch.linspace(0, len(samples) - 1, min(VECTORS, len(samples))).long())
+    if found.dim() == 2:
+        span = f"{found.min():.3g} to {found.max():.3g}, mean {found.mean():.3g}"
+        return f"vectors of {found.shape[1]} features, values {span}; {stream.n_classes} outputs"
+    values = "0 to 1" if isinstance(samples, TensorSamples) else f"{found.min():.3g} to {found.max():.3g}"
+    return f"images of {' x '.join(map(str, found.shape[1:]))}, values {values}; {stream.n_classes} outputs"
 
 
 def contact_sheet(stream: Stream) -> Figure:
@@ -156,10 +154,9 @@ def contact_sheet(stream: Stream) -> Figure:
     from cl_ovq.evaluation.drawing import new_figure
 
     samples = stream.samples
-    assert isinstance(samples, TensorSamples)
     parts = list(stream.benchmark.streams["train"])
     told = evenly(len(parts), EXPERIENCES)
-    channels, height, width = samples.sample_shape
+    channels, height, width = _sample_shape(stream)
     channels = 3 if channels >= 3 else 1  # alpha is not drawn
     scale = min(1.0, TILE / max(height, width))
     height, width = max(1, round(scale * height)), max(1, round(scale * width))
@@ -180,6 +177,10 @@ def contact_sheet(stream: Stream) -> Figure:
     axes.set_ylabel("experience")
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _sample_shape(stream: Stream) -> tuple[int, ...]:
+    return cast("TensorSamples", stream.samples).sample_shape  # which those of a benchmark of Avalanche's have as well
 
 
 def one_of_each(rows: Tensor, targets: Tensor) -> Tensor:

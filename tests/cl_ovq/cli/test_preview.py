@@ -4,12 +4,17 @@ import io
 
 import numpy as np
 import pytest
+import torch
+from avalanche.benchmarks import nc_benchmark
 from PIL import Image
 from rich.console import Console
 from scipy import stats
+from torch.utils.data import TensorDataset
 
+from cl_ovq.cli.preview import print_stream
 from cl_ovq.config import load_config
 from cl_ovq.runs.run import run_experiment
+from streams import Stream
 
 
 def test_images_are_counted_by_class_and_drawn(call, tmp_path):
@@ -20,6 +25,23 @@ def test_images_are_counted_by_class_and_drawn(call, tmp_path):
     assert "images of 1 x 8 x 8, values 0 to 1; 10 outputs" in out
     sheet = Image.open(tmp_path / "runs" / "streams" / "split_digits.png")
     assert len(sheet.convert("L").getcolors()) > 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((3, 8, 8), "images of 3 x 8 x 8, values -"), ((5,), "vectors of 5 features")]
+)
+def test_a_benchmark_of_avalanche(tmp_path, shape, words):
+    def part(seed):
+        x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(seed))
+        data = TensorDataset(x, torch.arange(40) % 4)
+        data.targets = data.tensors[1].tolist()
+        return data
+
+    stream = Stream.from_avalanche(nc_benchmark(part(0), part(1), n_experiences=2, task_labels=False))
+    console = Console(file=io.StringIO(), width=200)
+    print_stream(stream, console, tmp_path / "sheet.png")
+    assert words in console.file.getvalue()
+    assert (tmp_path / "sheet.png").exists() == (len(shape) == 3)
 
 
 def test_domain_incremental_classes_go_by_their_names(call):
