@@ -82,7 +82,8 @@ results-memory: setup
 
 # The weights that `learner.weights=pretrained` reads: five minutes on one core.
 pretrained: setup
-	$(BIN)/cl-ovq pretrain in_context_digits learner.weights=gaussian_classes --output cl_ovq/in_context/pretrained.pt
+	$(BIN)/cl-ovq pretrain in_context_digits learner.weights=gaussian_classes learner.samples=30 learner.steps=4000 \
+		--output cl_ovq/in_context/pretrained.pt
 
 # Classes learned in the state alone, in docs/RESULTS.md: an hour and a half on one core, once the typefaces of docs/data.md are installed;
 # what is done is skipped. The small encoder of characters is learned first, and its features are written to two files.
@@ -104,8 +105,9 @@ $(GLYPHS)/meta_test.npz: $(GLYPHS)/glyph_encoder.pth
 
 # Heads on features that stay, at equal bytes, in docs/RESULTS.md: about three hours on one core; what is done is skipped.
 JOBS ?= 1
-results-heads: setup
+results-heads: setup $(GLYPHS)/meta_test.npz
 	$(BIN)/cl-ovq study features_digits --jobs $(JOBS) --output docs/results
+	$(BIN)/cl-ovq study features_glyphs --jobs $(JOBS) --output docs/results
 	$(BIN)/cl-ovq study features_fashion --jobs $(JOBS) --output docs/results
 
 # The tables of dictionaries that persist in docs/RESULTS.md: about two hours on one core; what is done is skipped.

@@ -27,9 +27,7 @@ def test_images_are_counted_by_class_and_drawn(call, tmp_path):
     assert len(sheet.convert("L").getcolors()) > 10
 
 
-@pytest.mark.parametrize(
-    ("shape", "words"), [((3, 8, 8), "images of 3 x 8 x 8"), ((5,), "vectors of 5 features")]
-)
+@pytest.mark.parametrize(("shape", "words"), [((3, 8, 8), "images of 3 x 8 x 8"), ((5,), "vectors of 5 features")])
 def test_a_benchmark_of_avalanche(tmp_path, shape, words):
     def part(seed):
         x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(seed))

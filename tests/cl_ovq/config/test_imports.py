@@ -295,7 +295,7 @@ def test_a_part_that_cannot_be_one_is_refused_where_it_is_entered(lab, call, tex
         (
             "from cl_ovq.mixers import MIXERS\nMIXERS.enter('mine', '')(lambda options: None)",
             ("model.mixer=mine",),
-            "model: PatchTransformer does not take a batch of the stream 'split_digits': TypeError: 'NoneType' object",
+            "mixer 'mine' is built as a NoneType, and must be a cl_ovq.mixers.Mixer",
         ),
         (
             f"{OPTION}int = 3\nfrom streams import STREAMS, StreamEntry\n"
