@@ -83,9 +83,11 @@ def pretrain(
     from cl_ovq.config import load_config
     from cl_ovq.in_context import ReadOptions, build_learner, deciding, write_weights
     from cl_ovq.runs.checking import check_config
+    from cl_ovq.runs.setup import take_threads
 
     loaded = load_config(config, overrides or (), allow_env=allow_env)
     check_config(loaded)
+    take_threads(loaded)
     options = loaded.learner
     if options is None:
         raise UserError(f"pretrain: strategy.name={loaded.strategy.name} has no learner: use strategy.name=in_context")
@@ -112,9 +114,11 @@ def features(
     from cl_ovq.config import load_config
     from cl_ovq.runs.checking import check_config
     from cl_ovq.runs.hand_over import write_features
+    from cl_ovq.runs.setup import take_threads
 
     loaded = load_config(config, overrides or (), allow_env=allow_env)
     check_config(loaded)
+    take_threads(loaded)
     samples, size = write_features(loaded, output)
     Console().print(f"written: {output}, {samples:,} samples of {size} features", soft_wrap=True, markup=False)
 

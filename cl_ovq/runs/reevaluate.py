@@ -29,7 +29,7 @@ from cl_ovq.runs.checkpoints import NAME
 from cl_ovq.runs.checkpoints.schema import read_run
 from cl_ovq.runs.provenance import warn_of_changed_imports
 from cl_ovq.runs.result import Result
-from cl_ovq.runs.setup import build_strategy, load_stream, quiet
+from cl_ovq.runs.setup import build_strategy, load_stream, quiet, take_threads
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.training import OBJECTIVES, seed_everything
 from streams import Stream, TensorSamples
@@ -232,8 +232,7 @@ def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Experim
     run = _read(path)
     quiet()
     config = _configuration(run, overrides)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    take_threads(config)
     return run, config, find_device(config.device)
 
 

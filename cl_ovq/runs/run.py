@@ -30,7 +30,7 @@ from cl_ovq.runs.provenance import reset_peak_memory, warn_of_changed_imports
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.reuse import complete
 from cl_ovq.runs.run_logging import check_store, open_tracker
-from cl_ovq.runs.setup import build_strategy, describe, load_stream, quiet
+from cl_ovq.runs.setup import build_strategy, describe, load_stream, quiet, take_threads
 from cl_ovq.runs.summary import Recorders, stream_metrics, warn
 from cl_ovq.seeding import unchanged_randomness
 from cl_ovq.strategies import STRATEGIES
@@ -233,8 +233,7 @@ class Run:
 
         if config.tracking.enabled:
             warm_up()  # MLflow is imported over there while data and model are made here
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        take_threads(config)
         self.device = find_device(config.device)
         self.stream = load_stream(config)
         seed_everything(config.seed, "model")

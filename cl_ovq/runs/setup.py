@@ -50,6 +50,12 @@ def describe(config: ExperimentConfig) -> str:
     return f"{model} {config.strategy.name} seed {config.seed}"
 
 
+def take_threads(config: ExperimentConfig) -> None:
+    """Let PyTorch compute in as many threads as a configuration says, if it does."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def load_stream(config: ExperimentConfig, *, learned: bool = True) -> Stream:
     """Build the configured stream: of features, where a frozen encoder makes some of its images or texts.
 

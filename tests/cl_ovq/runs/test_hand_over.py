@@ -69,3 +69,18 @@ def test_mistakes(call, trained, tmp_path, arguments, line):
     assert code == 2
     assert line in error
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("features", "quickstart", "--output", "x.npz"),
+        ("pretrain", "in_context_digits", "learner.weights=gaussian_classes", "learner.steps=1", "--output", "x.pt"),
+    ],
+)
+def test_threads_are_those_of_the_configuration(call, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    assert call(*command, "threads=3")[0] == 0
+    assert told == [3]
