@@ -83,4 +83,4 @@ def test_threads_are_those_of_the_configuration(call, monkeypatch, tmp_path, com
     told = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     assert call(*command, "threads=3")[0] == 0
-    assert told == [3]
+    assert told[0] == 3  # kernels take fewer for small work, and give them back
