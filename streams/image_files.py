@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ def find_images(root: Path, option: str) -> list[SampleFile]:
     """
     if root.is_file():
         return _listed(root, option)
+    if not root.exists():
+        raise StreamDataError(f"{option}: there is no folder or list '{root}'")
     if not root.is_dir():
         raise StreamDataError(f"{option}: '{root}' is neither a folder of images nor a list of them")
     return files_by_class(root, SUFFIXES, option, "images")
@@ -129,7 +132,8 @@ def decode_all(items: Iterable[tuple[str, Read]], form: Form) -> Iterator[tuple[
             content = item[1]()
             return content, decode(content, form)
         except Exception as error:  # of whatever kind: a damaged file makes decoders fail anywhere
-            return b"", " ".join(str(error).split()) or type(error).__name__
+            words = re.sub(r" <_io\.\w+ object at \w+>", "", " ".join(str(error).split()))
+            return b"", words or type(error).__name__
 
     remaining = iter(items)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:

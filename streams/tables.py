@@ -36,7 +36,15 @@ def read_csv(file: FeatureFile) -> Iterator[Batch]:
 
 
 def csv_header(path: Path) -> list[str]:
-    """Returns the names of a CSV file's columns, which its first line holds."""
+    """Returns the names of a CSV file's columns, which its first line holds.
+
+    Raises:
+        StreamDataError: two have the same name, which pandas would change.
+    """
+    written = pd.read_csv(path, sep=_separator(path), header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = written.iloc[0].tolist()
+    if twice := [name for number, name in enumerate(names) if name in names[:number] and name]:
+        raise StreamDataError(f"{path}: two columns are called '{twice[0]}': give each a name of its own")
     return list(pd.read_csv(path, sep=_separator(path), nrows=0).columns)
 
 
@@ -77,6 +85,10 @@ def told_as(kind: str, path: Path) -> Iterator[None]:
         yield
     except StreamDataError:
         raise
+    except pd.errors.EmptyDataError as error:
+        raise StreamDataError(f"{path}: is empty") from error
+    except UnicodeDecodeError as error:
+        raise StreamDataError(f"{path}: is no text in UTF-8: {error.reason} at byte {error.start}") from error
     except (OSError, ValueError, EOFError, pd.errors.ParserError, pa.ArrowException) as error:
         raise StreamDataError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
 

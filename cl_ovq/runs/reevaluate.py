@@ -262,8 +262,9 @@ def _load(model: torch.nn.Module, run: dict[str, Any], path: Path) -> None:
 
 
 def _data(stream: Stream) -> list[Any]:
-    """What tells a stream's data from another's: sequences are generated, and their rows alone say little."""
-    return [stream.provenance.get(name) for name in ("split_sha256", "sequences_sha256")]
+    """What tells a stream's data from another's: sequences are generated, and rows alone say little, so files count."""
+    files = sorted(json.dumps(facts, sort_keys=True) for facts in stream.provenance.get("files", {}).values())
+    return [files, *(stream.provenance.get(name) for name in ("split_sha256", "sequences_sha256"))]
 
 
 def find_checkpoint_file(name: str, uri: str | None = None) -> Path:
@@ -309,6 +310,13 @@ def _check_fit(own: Stream, other: Stream) -> None:
         )
     if other.n_classes > own.n_classes:
         raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, and the model {own.n_classes}")
+    if other.name == own.name:  # of other streams nobody expects that classes are the same
+        for number, (name, learned) in enumerate(zip(other.class_names, own.class_names, strict=False)):
+            if name != learned:
+                raise UserError(
+                    f"stream: class {number} is '{name}', and the model learned '{learned}' under that number: give "
+                    "data with the same classes"
+                )
     if other.scenario == "task_incremental" != own.scenario:
         raise UserError("stream.scenario: the model was built without task labels")
 

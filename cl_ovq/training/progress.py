@@ -48,9 +48,7 @@ class ExperienceProgress(SupervisedPlugin):
             console=self.console,
         )
         number, steps = self._seen + 1, strategy.train_epochs * len(strategy.dataloader)
-        done = strategy.clock.train_exp_iterations  # more than none where a run goes on within an experience
-        text = f"experience {number}/{self.experiences}"
-        self._task = self._bar.add_task(text, total=steps, completed=done, loss=self._loss)
+        self._task = self._bar.add_task(f"experience {number}/{self.experiences}", total=steps, loss=self._loss)
         self._bar.start()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

@@ -219,7 +219,7 @@ def test_what_is_wrong_with_folders_is_told_in_a_line(tmp_path):
         ("flat", r"data: images of '.*flat' must all lie in class/ or all in domain/class/, and there is 'x.png'"),
         ("mixed", r"data: images of '.*mixed' must .* and there is 'cat/x.png' and 'photo/cat/x.png'"),
         ("empty", r"data: '.*empty' has no images in it"),
-        ("nothing", r"data: '.*nothing' is neither a folder of images nor a list of them"),
+        ("nothing", r"data: there is no folder or list '.*nothing'"),
         ("gone.csv", r"gone.csv, line 1: there is no file '.*a.png'"),
         ("short.csv", r"short.csv, line 2: 'short/x.png' is not path,label or"),
         ("none.csv", r"data: the list '.*none.csv' is empty"),

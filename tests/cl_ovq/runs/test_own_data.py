@@ -82,6 +82,20 @@ def test_a_run_is_evaluated_again_and_its_model_answers_alike(table, tmp_path, s
     assert result.metrics["accuracy"] > 0.9
 
 
+def test_other_data_is_evaluated_as_what_it_is(table, tmp_path):
+    """By the names of its classes: their numbers are another data set's."""
+    result = run_experiment(config(table, tmp_path / "run", "memory.capacity=60"), QUIET)
+    rows = pd.read_csv(table)
+    half, fewer = tmp_path / "half.csv", tmp_path / "fewer.csv"
+    rows[::2].to_csv(half, index=False)
+    rows[rows.label > 2].to_csv(fewer, index=False)
+    assert evaluate_finished(result.output_dir).own
+    found = evaluate_finished(result.output_dir, [f"stream.data={half}"])
+    assert (found.own, found.metrics["accuracy"] > 0.9) == (False, True)
+    with pytest.raises(UserError, match=r"^stream: class 0 is '3', and the model learned '0' under that number"):
+        evaluate_finished(result.output_dir, [f"stream.data={fewer}", "stream.experiences=3"])
+
+
 def test_resuming_changes_nothing_even_where_the_samples_are_in_memory(table, tmp_path):
     whole = run_experiment(config(table, tmp_path / "whole", "stream.experiences=3"), QUIET)
     own = Checkpoints.after_training_exp
