@@ -59,7 +59,7 @@ class InContextLearner(nn.Module):
         self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=0.0) for mixer in mixers)
         # Without it a question is most like itself, and what it would learn from that is nothing: attention cannot be
         # sharp then, and classes of many modes blur.
-        self.question = nn.Parameter(torch.randn(width))
+        self.question = nn.Parameter(torch.zeros(width))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, code)
         self.temperature = nn.Parameter(torch.tensor(8.0))

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 
 def rows_along(rows: Sequence[RowResult]) -> list[RowResult]:
-    """Return the rows that are evaluated after some experiences; runs that diverged are left out."""
-    return [row for row in rows if row.sound and row.sound[0].config["evaluation"].get("rows")]
+    """Return the rows that are evaluated after some experiences, where any is after several: one point is no curve.
+
+    Runs that diverged are left out.
+    """
+    found = [row for row in rows if row.sound and row.sound[0].config["evaluation"].get("rows")]
+    return found if any(len(row.sound[0].config["evaluation"]["rows"]) > 1 for row in found) else []
 
 
 def along(row: RowResult) -> dict[int, Aggregate]:

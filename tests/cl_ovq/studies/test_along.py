@@ -75,4 +75,5 @@ def test_only_a_study_with_such_rows_writes_it(found, tmp_path):
     written = {path.name for path in found.write(tmp_path)}
     assert {"along_along.png", "along_along.csv"} <= written
     assert "after experiences" in (tmp_path / "along.md").read_text()
-    assert rows_along([row for row in found.rows if row.labels["method"] == "whole"]) == []
+    for method in ("whole", "nearest mean"):  # after every experience, and at the end alone
+        assert rows_along([row for row in found.rows if row.labels["method"] == method]) == []
