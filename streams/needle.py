@@ -5,7 +5,7 @@
     variable_tracking   w [let k3 4 1 7] w [let k5 = k3] w ? k5 4 1 7       names handed on; the last is asked for
 
 The digits of the answer are the targets. RULER asks for the names that have a value; here the value of a name is asked
-for, so that all tasks are answered alike. Its text are essays; ours is drawn from a Markov chain of words, the same for
+for, so that all tasks are answered alike. Its texts are essays; ours are drawn from a Markov chain of words, the same for
 all seeds: each word has a few that may follow it.
 """
 
@@ -36,7 +36,7 @@ FOLLOWERS = 8  # words that may come after a word
 class NeedleOptions:
     """Needles in a haystack of text."""
 
-    tasks: list[str] = field(
+    task_types: list[str] = field(
         default_factory=lambda: list(TASKS), metadata={"help": f"tasks, an experience each: {', '.join(TASKS)}"}
     )
     length: int = count_option(256, "tokens of a sequence", minimum=16)
@@ -100,11 +100,11 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
     from streams.generated import distinct
     from streams.sequences import LENGTH_DRAWS, concatenate, sequence_stream
 
-    for task in options.tasks:
+    for task in options.task_types:
         if task not in TASKS:
-            raise StreamDataError(f"tasks: unknown task '{task}': known: {', '.join(TASKS)}")
-    if not options.tasks:
-        raise StreamDataError(f"tasks: name at least one of {', '.join(TASKS)}")
+            raise StreamDataError(f"task_types: unknown task '{task}': known: {', '.join(TASKS)}")
+    if not options.task_types:
+        raise StreamDataError(f"task_types: name at least one of {', '.join(TASKS)}")
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
 
     def generated(task: str, count: int, length: int, *purpose: str | int) -> Generated:
@@ -112,7 +112,7 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
         return distinct(partial(generate, task, options, length), count, hint, "needle", task, *purpose)
 
     parts: dict[str, list[SequenceSamples]] = {name: [] for name in sizes}
-    for number, task in enumerate(options.tasks):
+    for number, task in enumerate(options.task_types):
         whole = generated(task, sum(sizes.values()), options.length, seed, number)
         first = 0
         for name, size in sizes.items():
@@ -120,9 +120,9 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
             first += size
 
     def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
-        each = -(-count // len(options.tasks))
+        each = -(-count // len(options.task_types))
         purpose = LENGTH_DRAWS[split]
-        found = [generated(task, each, tokens, seed, i, purpose, tokens) for i, task in enumerate(options.tasks)]
+        found = [generated(task, each, tokens, seed, i, purpose, tokens) for i, task in enumerate(options.task_types)]
         return concatenate([sequences.samples(slice(each)) for sequences in found])
 
     return sequence_stream(
@@ -130,7 +130,7 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
         parts,
         kind="tokens",
         outputs=Vocabulary(options.keys, options.words).size,
-        experience_names=list(options.tasks),
+        experience_names=list(options.task_types),
         provenance={"dataset": "needle", "source": "generated", "files": {}},
         blur=options.blur,
         seed=seed,

@@ -67,7 +67,7 @@ def test_the_answer_is_in_the_text(length, needles, hops, digits, seed):
 def test_words_have_few_followers_and_are_the_same_for_all_seeds():
     after = {}
     for seed in (0, 1):
-        stream = build_stream("needle", NeedleOptions(length=200, tasks=["single"], words=64, **SMALL), seed=seed)
+        stream = build_stream("needle", NeedleOptions(length=200, task_types=["single"], words=64, **SMALL), seed=seed)
         for row in range(len(stream.samples)):
             tokens, _ = words_of(stream.samples, row)
             for word, following in itertools.pairwise(tokens):
@@ -93,8 +93,8 @@ def test_other_lengths_hold_every_task():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"tasks": ["double"]}, "tasks: unknown task 'double': known: single, multi_key, variable_tracking"),
-        ({"tasks": []}, "tasks: name at least one of single"),
+        ({"task_types": ["double"]}, "task_types: unknown task 'double': known: single, multi_key, variable_tracking"),
+        ({"task_types": []}, "task_types: name at least one of single"),
         ({"length": 24, "needles": 4}, "length=24: 4 needles of multi_key and a question need at least 25 tokens"),
         ({"keys": 3, "needles": 4}, "keys=3: too few for 4 needles of multi_key"),
     ],

@@ -169,7 +169,7 @@ def test_what_is_wrong_is_told_in_a_line(folder, tmp_path):
         (write("b.csv", head + "x,a\n ,b\n"), {}, r"b\.csv: column 'text', row 2: the text is missing"),
         (write("c.csv", head + "x,a\ny,\n"), {}, r"c\.csv: column 'label', row 2: the label is missing"),
         (write("d.csv", head), {}, r"d\.csv: holds no texts"),
-        (write("e.csv", head.encode() + b"\xff\xfe,a\n"), {}, r"e\.csv: cannot be read as CSV: 'utf-8' codec"),
+        (write("e.csv", head.encode() + b"\xff\xfe,a\n"), {}, r"e\.csv: is no text in UTF-8"),
         (write("f.csv", head + "x,a,b,c\n"), {}, r"rows have more fields than the first line has names"),
         (write("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"\n'), {}, r"a\.jsonl, line 2: is no JSON: Expect"),
         (

@@ -120,7 +120,7 @@ def test_what_was_not_imported_is_named_where_a_run_that_needs_it_is_read(own):
     (own / "plain.yaml").write_text(
         CONFIG.replace("imports: [./own_parts.py]\n", "").replace("mlp", "patch_transformer")
     )
-    run = ("run", "plain.yaml", "model.mixer=same", "model.heads=1", "model.patch_size=4", "output_dir=out")
+    run = ("run", "plain.yaml", "model.mixer=same", "model.patch_size=4", "output_dir=out")
     forked(*run, "--import", "mixer.py")
     for command in ("evaluate", "out"), ("weights", "out", "--output", "x.pth"):
         refused = ForkedCommand(*command).wait()
