@@ -25,6 +25,7 @@ from cl_ovq.sweeps.space import read_space
 PIXELS = 120 * drawing.INCHES
 
 
+@pytest.mark.slow
 def test_a_thousand_experiences_take_less_than_200_mb(tmp_path):
     script = Path(long_figures.__file__)
     done = subprocess.run(

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_trials_share_features(sweep_file, start, tmp_path):
     features = tmp_path / "features"
     fixed = {

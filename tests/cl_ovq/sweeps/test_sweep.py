@@ -122,6 +122,7 @@ def test_a_sweep_that_has_ended_runs_nothing_when_it_goes_on(broken, start):
     assert read_records(folder) == {record.trial: record for record in again.records}
 
 
+@pytest.mark.slow
 def test_from_python_it_is_the_same_sweep(sweep_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = sweep_file(space={"optimizer.learning_rate": {"choice": [1e-3, 1e-2]}}, selection={"test_seeds": 1})
@@ -199,6 +200,7 @@ def faulty(monkeypatch):
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.mark.slow
 def test_trials_that_raise_or_run_over_are_failed_and_the_sweep_goes_on(
     faulty, sweep_file, start, tmp_path, monkeypatch
 ):
