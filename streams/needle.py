@@ -5,8 +5,8 @@
     variable_tracking   w [let k3 4 1 7] w [let k5 = k3] w ? k5 4 1 7       names handed on; the last is asked for
 
 The digits of the answer are the targets. RULER asks for the names that have a value; here the value of a name is asked
-for, so that all tasks are answered alike. Its texts are essays; ours are drawn from a Markov chain of words, the same for
-all seeds: each word has a few that may follow it.
+for, so that all tasks are answered alike. Its texts are essays; ours are drawn from a Markov chain of words, the same
+for all seeds: each word has a few that may follow it.
 """
 
 from __future__ import annotations
