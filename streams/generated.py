@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,11 @@ class Generated:
         return SequenceSamples(
             self.inputs[rows], self.targets[rows].astype("int64"), names=self.name, distances=self.distances[rows]
         )
+
+    def parts(self, sizes: Mapping[str, int]) -> dict[str, SequenceSamples]:
+        """Returns so many of them for each name, one after the other."""
+        ends = np.cumsum([0, *sizes.values()]).tolist()
+        return {name: self.samples(slice(*ends[i : i + 2])) for i, name in enumerate(sizes)}
 
 
 def distinct(draw: Callable[[int, Draws], Generated], count: int, hint: str, *purpose: str | int) -> Generated:

@@ -114,16 +114,16 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
     parts: dict[str, list[SequenceSamples]] = {name: [] for name in sizes}
     for number, task in enumerate(options.task_types):
         whole = generated(task, sum(sizes.values()), options.length, seed, number)
-        first = 0
-        for name, size in sizes.items():
-            parts[name].append(whole.samples(slice(first, first + size)))
-            first += size
+        for name, found in whole.parts(sizes).items():
+            parts[name].append(found)
 
     def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
         each = -(-count // len(options.task_types))
         purpose = LENGTH_DRAWS[split]
-        found = [generated(task, each, tokens, seed, i, purpose, tokens) for i, task in enumerate(options.task_types)]
-        return concatenate([sequences.samples(slice(each)) for sequences in found])
+        of_tasks = [
+            generated(task, each, tokens, seed, i, purpose, tokens) for i, task in enumerate(options.task_types)
+        ]
+        return concatenate([sequences.samples(slice(each)) for sequences in of_tasks])
 
     return sequence_stream(
         "needle",

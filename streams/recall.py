@@ -92,10 +92,8 @@ def build_recall(rule: str, options: RecallOptions, *, seed: int) -> Stream:
     parts: dict[str, list[SequenceSamples]] = {name: [] for name in sizes}
     for experience, setting in enumerate(settings):
         whole = distinct_sequences(setting, sum(sizes.values()), rule, seed, experience)
-        first = 0
-        for name, size in sizes.items():
-            parts[name].append(whole.samples(slice(first, first + size)))
-            first += size
+        for name, found in whole.parts(sizes).items():
+            parts[name].append(found)
 
     def at_length(tokens: int, count: int, split: str) -> SequenceSamples:
         purpose = LENGTH_DRAWS[split]

@@ -14,19 +14,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def without_presets(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the layers of a configuration with the keys that presets stand for; keys of the same layer beat them.
+    """Return the layers of a configuration with the keys that a preset stands for; keys of the same layer beat them.
+
+    A preset, or null, puts those of the layers below out of force.
 
     Raises:
         UserError: there is no such preset.
     """
-    return [_expanded(layer) for layer in layers]
+    naming = [number for number, layer in enumerate(layers) if _named(layer)]
+    return [
+        _expanded(layer, in_force=number == naming[-1]) if number in naming else layer
+        for number, layer in enumerate(layers)
+    ]
 
 
-def _expanded(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+def _named(layer: Mapping[str, Any]) -> bool:
     given = layer.get("dictionary")
-    if not isinstance(given, Mapping) or "preset" not in given:
-        return layer
-    name = str(given["preset"])
-    if name not in PRESETS:
-        raise unknown("dictionary.preset", name, PRESETS)
-    return {**layer, "dictionary": PRESETS[name] | {key: value for key, value in given.items() if key != "preset"}}
+    return isinstance(given, Mapping) and "preset" in given
+
+
+def _expanded(layer: Mapping[str, Any], *, in_force: bool) -> Mapping[str, Any]:
+    name = layer["dictionary"]["preset"]
+    if name is not None and name not in PRESETS:
+        raise unknown("dictionary.preset", str(name), PRESETS)
+    own = {key: value for key, value in layer["dictionary"].items() if key != "preset"}
+    return {**layer, "dictionary": PRESETS[name] | own if in_force and name is not None else own}

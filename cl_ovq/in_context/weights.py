@@ -133,7 +133,8 @@ def _check(learner: InContextLearner) -> None:
     Raises:
         UserError: one cannot be used.
     """
-    tokens = torch.zeros(1, 2, learner.features)
+    # Tokens that differ: a mixer that looks ahead is told by that, and one that forgets.
+    tokens = torch.randn(1, 2, learner.features, generator=torch.Generator().manual_seed(0))
     with (
         own_code("learner: a mixer does not take tokens", learner),
         checked_mixers(learner, "learner", states=True),

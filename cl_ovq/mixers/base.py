@@ -188,4 +188,6 @@ def build_mixers(model: StackOptions, dictionary: Any = None) -> list[Mixer]:
         part = MIXERS[name]
         made.append(called(f"mixer '{name}'", part.build, model, *([dictionary] if part.sections else [])))
         check_built(f"mixer '{name}'", made[-1], Mixer, "a cl_ovq.mixers.Mixer")
+        if made[-1].options is None:
+            made[-1].options = model
     return made

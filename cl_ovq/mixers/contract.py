@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ def _check_pieces(mixer: nn.Module, x: Tensor, y: Tensor, what: str, states: boo
         except TypeError as error:
             raise UserError(f"{what}: {error}") from error
         second, _ = mixer(x[:, cut:], state=state, return_state=True)
+        cast(Mixer, mixer).state_bytes(cut)  # which would fail once all is trained
     if not _alike(second, y[:, cut:]):
         raise UserError(
             f"{what} does not go on from its state: tokens that come in two calls get other outputs than in one; with "

@@ -81,7 +81,7 @@ class _Interrupted(KeyboardInterrupt):
 
 def _check_directory(sweep: Sweep, directory: Path, *, resume: bool) -> None:
     path = directory / DEFINITION
-    if not path.exists():
+    if not path.exists() or not read_records(directory):  # the latter failed before its first trial
         if resume:
             raise UserError(f"--resume: there is no sweep in {directory}")
         return

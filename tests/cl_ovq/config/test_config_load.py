@@ -81,6 +81,7 @@ def test_a_preset_is_the_keys_that_it_stands_for(write):
     path = write(STREAM | {"dictionary": {"preset": "paper"}}, "preset.yaml")
     assert load_config(path, ["dictionary.growth=all"]).dictionary.growth == "all"
     assert operator_options(load_config(path).dictionary) == DictionaryOptions(capacity=512, chunk_size=64, **PAPER)
+    assert load_config(path, ["dictionary.preset=null"]) == load_config(write(STREAM))
     with pytest.raises(UserError, match=r"^unknown dictionary\.preset 'papers': did you mean 'paper'"):
         load_config(path, ["dictionary.preset=papers"])
     with pytest.raises(UserError, match="'softmax' does not use it"):

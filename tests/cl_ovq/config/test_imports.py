@@ -15,7 +15,7 @@ from sklearn.naive_bayes import GaussianNB
 
 import cl_ovq
 from cl_ovq.config import from_stored
-from cl_ovq.imports import VARIABLE
+from cl_ovq.imports import VARIABLE, as_options
 from cl_ovq.models.saving import load_model, save_model
 from cl_ovq.runs.setup import load_stream
 from streams import rows_of
@@ -193,6 +193,35 @@ def test_processes_of_a_study_and_a_logged_model_inherit_them(lab, store):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # it inherits the variable
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.endswith("(3, 10)\n")
+
+
+BLOBS = """
+import torch
+from avalanche.benchmarks import nc_benchmark
+from torch.utils.data import TensorDataset
+from cl_ovq import Stream
+from cl_ovq.options import NoOptions
+from streams import STREAMS, StreamEntry
+
+def build(options, *, seed):
+    def part(count):
+        data = TensorDataset(torch.rand(count, 1, 8, 8), torch.arange(count) % 4)
+        data.targets = data.tensors[1].tolist()
+        return data
+    return Stream.from_avalanche(nc_benchmark(part(40), part(20), n_experiences=2, task_labels=False))
+
+STREAMS["blobs"] = StreamEntry(build, NoOptions, "noise")
+"""
+
+
+def test_a_model_of_an_avalanche_benchmark_of_ones_own_is_registered(lab, store):
+    (lab / "blobs.py").write_text(BLOBS)
+    cl_ovq.import_parts(["./blobs.py"])
+    overrides = ["strategy.name=naive", "model.name=mlp", "tracking.enabled=true", f"tracking.uri={store}"]
+    config = {"stream": {"name": "blobs"}, "figures": False, "output_dir": "out"}
+    run = mlflow.MlflowClient(tracking_uri=store).get_run(cl_ovq.run(config, overrides, quiet=True).run_id)
+    assert len(run.outputs.model_outputs) == 1
+    assert as_options() == ["--import", str(lab / "blobs.py")]  # of a command that trains it again
 
 
 @pytest.mark.slow

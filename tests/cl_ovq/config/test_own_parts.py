@@ -164,6 +164,11 @@ def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
         ),
         ("x, {}", "learner: mixer Scale: a mixer's state holds a dict"),
         ("x / nothing, None", "learner: a mixer does not take tokens: NameError: name 'nothing'"),
+        (
+            "x.mean(1, keepdim=True).expand_as(x), None",
+            "learner: mixer Scale is not causal: the first 1 outputs change",
+        ),
+        ("x.cumsum(1), None", "learner: mixer Scale does not go on from its state"),
     ],
 )
 def test_a_mixer_that_a_learner_in_context_cannot_have(own, tiny, returned, line):
@@ -188,6 +193,7 @@ LINE = "    def forward(self, x, *, mask=None, state=None, return_state=False): 
         (("cumsum(1)", "mean(1, keepdim=True).expand_as(x)"), " is not causal"),
         (("total[:, -1] if", "None if"), " does not go on from its state"),
         (("state[:, None])", "state['x'][:, None])"), ": a mixer's state holds a dict"),
+        (("return total", "self.options = 3; return total"), "AttributeError: 'int' object has no attribute 'width'"),
         (("", ""), None),
     ],
 )
@@ -204,8 +210,16 @@ def test_a_mixer_that_is_not_causal_or_forgets(own, change, line):
     if line is None:
         assert build_model(config, stream, check=check).state_bytes(16) == 2 * 32 * 4
         return
-    with pytest.raises(UserError, match=f"^{re.escape(f'model: mixer Scale{line}')}"):
+    place = "model: mixer Scale" if line.startswith((" ", ":")) else "model: SequenceModel does not take a batch .*: "
+    with pytest.raises(UserError, match=f"^{place}{re.escape(line)}"):
         build_model(config, stream, check=check)
+
+
+def test_a_mixer_that_passes_no_options_on_has_them(own, tiny):
+    own(MIXER.replace("    def forward", "    def __init__(self, options): super().__init__()\n\n    def forward", 1))
+    config = tiny("model.mixer=scale", "model.scale=3", "model.width=16")
+    (layer, *_) = build_mixers(config.model)
+    assert (layer(torch.ones(1, 1, 16))[0][0, 0, 0], layer.state_bytes(4)) == (3, 0)
 
 
 def test_an_option_that_means_two_things_at_once(own, tiny):

@@ -143,6 +143,15 @@ def test_from_python_it_is_the_same_sweep(sweep_file, tmp_path, monkeypatch):
     assert [record.left for record in again.records] == [record.left for record in outcome.records]  # none ran again
 
 
+@pytest.mark.slow
+def test_a_sweep_that_failed_before_its_first_trial_leaves_nothing_in_the_way(sweep_file, start, tmp_path):
+    path = sweep_file(space={"strategy.batch_size": {"choice": [8]}})
+    stream = ("stream.name=features", "model.name=pixels")
+    for name in ("first.csv", "second.csv"):  # the second is not told that it is another one, or to resume
+        with pytest.raises(UserError, match=name):
+            start(path, tmp_path / "sweep", *stream, f"stream.data={name}")
+
+
 def test_a_directory_with_a_sweep_is_not_taken_for_another(broken, start):
     _, _, path, folder, _ = broken
     with pytest.raises(UserError, match="holds a sweep already: add --resume"):
