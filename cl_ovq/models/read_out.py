@@ -68,7 +68,11 @@ def magnitude(x: Tensor, *, rows: bool = False) -> Tensor:
         x: `[B, F]`.
         rows: whether each row has its own, `[B, 1]`.
     """
-    largest = x.abs().amax(1, keepdim=True) if rows else x.abs().max() if len(x) else x.new_zeros(())
+    if len(x) == 0:
+        largest = x.new_zeros((0, 1) if rows else ())
+    else:  # `abs` and `aminmax` of few long rows take two and five times as long
+        high, low = (x.amax(1, keepdim=True), x.amin(1, keepdim=True)) if rows else (x.max(), x.min())
+        largest = torch.maximum(high, -low)
     return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent.clamp(-126, 127))
 
 

@@ -22,6 +22,7 @@ GROWTH = ("plateau", "all", "linear", "dirichlet")  # `novelty` comes by itself:
 
 _LEVELS = 255  # steps of int8 storage
 _LOWEST = -128
+_TOGETHER = 2**20  # numbers that are compared with at a time
 _GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927  # multiples modulo one fill [0, 1) evenly
 
 
@@ -128,33 +129,65 @@ class ClassSlots(nn.Module):
 
     def _choose(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
         """Slot of each sample `[L]`: a new one, or the nearest of its class, the chunk's new ones included."""
-        classes, s = self.counts.shape
+        labels, which = y.unique(return_inverse=True)
+        of_class = which[:, None] == torch.arange(len(labels), device=y.device)  # [L, K]
         size = (self.counts > 0).sum(1)
-        of_class = nn.functional.one_hot(y, classes)
-        after = seen[y] + (of_class.cumsum(0) * of_class).sum(1)  # samples of the class up to and including this one
+        after = seen[y] + _rank(of_class)  # samples of the class up to and including this one
         # Merging may have left more slots than the schedule asks for.
         seeds = target_size(after, self.options) > target_size(after - 1, self.options).maximum(size[y])
-        nth = ((of_class * seeds[:, None]).cumsum(0) * of_class).sum(1)
-        slots = y * s + size[y] + nth - 1
-        for label in y[~seeds].unique().tolist():
-            members, new = (y == label) & ~seeds, (y == label) & seeds
-            old = torch.arange(label * s, label * s + int(size[label]), device=y.device)
-            known, mu = torch.cat([old, slots[new]]), torch.cat([self._load(old), x[new]])
-            origin = x[members].mean(0)  # squares far from zero would drown the differences
-            away, mu = x[members] - origin, mu - origin
-            scale = magnitude(torch.cat([away, mu]))
-            away, mu = away / scale, mu / scale
-            similarity = away @ mu.mT - mu.square().sum(1) / 2
-            slots[members] = known[similarity.argmax(1)]
+        slots = y * self.counts.shape[1] + size[y] + _rank(of_class & seeds[:, None]) - 1
+        # Classes are looked at together, as many as fit into a cache.
+        together = max(1, _TOGETHER // (self.means.shape[2] * int(size[labels].max() + len(y))))
+        for some in torch.arange(len(labels), device=y.device).split(together):
+            self._give_to_nearest(slots, x, labels[some], of_class[:, some], seeds, size[labels[some]])
         return slots
+
+    def _give_to_nearest(
+        self, slots: Tensor, x: Tensor, labels: Tensor, of_class: Tensor, seeds: Tensor, size: Tensor
+    ) -> None:
+        """Write into `slots [L]` where the samples of these classes `[K]` go that are no seeds.
+
+        Args:
+            slots: of the seeds; the rest is written.
+            x: `[L, F]`.
+            labels: `[K]`.
+            of_class: bool `[L, K]`.
+            seeds: bool `[L]`.
+            size: `[K]` slots in use before.
+        """
+        members = of_class & ~seeds[:, None]
+        sample, row = members.nonzero(as_tuple=True)
+        if len(sample) == 0:
+            return
+        seed, seed_row = (of_class & seeds[:, None]).nonzero(as_tuple=True)
+        first = labels * self.counts.shape[1]
+        used = size + torch.bincount(seed_row, minlength=len(labels))
+        column = torch.arange(int(used.max()), device=x.device)
+        known = (first[:, None] + column).clamp(max=self.counts.numel() - 1)  # [K, S]
+        mu = self._load(known.flatten()).view(*known.shape, -1)
+        mu[seed_row, slots[seed] - first[seed_row]] = x[seed]
+        place = _rank(members)[sample] - 1
+        samples = members.sum(0)
+        away = x.new_zeros(len(labels), int(samples.max()), x.shape[1])
+        away[row, place] = x[sample]
+        origin = away.sum(1) / samples[:, None].clamp(min=1)  # squares far from zero would drown the differences
+        away[row, place] -= origin[row]
+        filled = column < used[:, None]
+        mu.sub_(origin[:, None]).mul_(filled[..., None])
+        scale = torch.maximum(magnitude(away.flatten(1), rows=True), magnitude(mu.flatten(1), rows=True))[..., None]
+        away, mu = away.div_(scale), mu.div_(scale)
+        similarity = away @ mu.mT - (torch.linalg.vector_norm(mu, dim=2).square() / 2)[:, None]
+        nearest = similarity.masked_fill(~filled[:, None], -torch.inf).argmax(2)
+        slots[sample] = known[row, nearest[row, place]]
 
     def _load(self, slots: Tensor) -> Tensor:
         """Means `[n, F]` fp32 of slots `[n]`."""
-        means, ranges = self.means.flatten(0, 1)[slots].float(), self.ranges.flatten(0, 1)[slots]
+        means = self.means.flatten(0, 1).index_select(0, slots).float()
+        ranges = self.ranges.flatten(0, 1).index_select(0, slots)
         if self.means.dtype == torch.int8:
             low, step = ranges.split(1, 1)
-            return low + step * (means - _LOWEST)
-        return means + ranges if self.means.dtype == torch.float16 else means
+            return means.sub_(_LOWEST).mul_(step).add_(low)
+        return means.add_(ranges) if self.means.dtype == torch.float16 else means
 
     def _store(self, slots: Tensor, means: Tensor, turn: int) -> None:
         """Keep means `[n, F]` fp32 of slots `[n]`."""
@@ -175,3 +208,8 @@ class ClassSlots(nn.Module):
             self.ranges.flatten(0, 1)[slots] = origin
             means = means - origin
         self.means.flatten(0, 1)[slots] = means.to(self.means.dtype)
+
+
+def _rank(members: Tensor) -> Tensor:
+    """Return of each sample `[L]` how many of its column of bool `[L, K]` there are up to and including it."""
+    return (members.cumsum(0) * members).sum(1)

@@ -141,6 +141,33 @@ def test_a_sample_goes_to_the_nearest_slot_of_its_class():
     assert head.slots.read()[0].tolist() == [[0.5, 0.25], [10, 0]]
 
 
+@pytest.mark.parametrize("together", [1, 2**20])
+def test_every_sample_of_a_chunk_goes_to_the_nearest_slot_of_its_class(together, monkeypatch):
+    monkeypatch.setattr("cl_ovq.models.slots._TOGETHER", together)
+    x, y = samples(600, classes=9)
+    y[x[:, 0] > 1] = 8  # classes of unequal size; the last one's slots are the last of all
+    slots = ClassSlots(features=6, classes=9, options=DictionaryOptions(capacity=12), storage="float32")
+    seen, others = torch.zeros(9, dtype=torch.int64), 0
+    for turn, (a, b) in enumerate(zip(x.split(40), y.split(40), strict=True)):
+        means, size, n = slots.read().double(), (slots.counts > 0).sum(1), seen.clone()
+        begins = []  # the samples at which the schedule of their class steps up
+        for sample, label in zip(a.double(), b.tolist(), strict=True):
+            n[label] += 1
+            begins.append(max(1, int(n[label]) * 12 // (int(n[label]) + 12)) > int(size[label]))
+            if begins[-1]:
+                means[label, size[label]] = sample
+                size[label] += 1
+        for sample, label, slot, new in zip(a.double(), b, slots._choose(a, b, seen), begins, strict=True):
+            distances = (means[label, : size[label]] - sample).norm(dim=1)
+            assert slot // 12 == label
+            assert distances[slot % 12] < (1e-9 if new else distances.min() + 1e-5)
+            others += not new
+        slots.write(a, b, seen, turn)
+        seen += torch.bincount(b, minlength=9)
+        assert torch.equal((slots.counts > 0).sum(1), size)
+    assert others > 400
+
+
 def test_growth_resumes_with_new_classes_and_plateaus_on_known_ones():
     x, y = samples(4000)
     head, sizes = plain(features=6, classes=4, capacity=80), []

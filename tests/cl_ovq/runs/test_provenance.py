@@ -72,7 +72,7 @@ def test_where_git_does_not_answer_nothing_is_claimed(repository):
 
 
 def hold_and_release(mebibytes):
-    """Fill new memory and give it back: the C library may serve a tensor from what the process freed but still holds."""
+    """Fill new memory and give it back: a tensor may be given what the process has freed but the C library holds."""
     with mmap.mmap(-1, mebibytes * MIB) as block:
         for _ in range(mebibytes):
             block.write(bytes(MIB))
