@@ -36,7 +36,7 @@ def ovq_attention(
     h // (H / G), which are not copied.
 
     Args:
-        q: `[B, T, H, Dk]`, normalised here.
+        q: `[B, T, H, Dk]`, normalised here unless `options.query_norm` is False.
         k: `[B, T, G, Dk]`, normalised here; H is a multiple of G.
         v: `[B, T, G, Dv]`.
         beta: `[H]` inverse temperature, positive.

@@ -52,6 +52,8 @@ class DictionaryOptions:
         rate: rho, the learning rate per token of `constant` and `floored`.
         read_out: logit of a slot: `raw` (`beta q.mu + log c`), `unit` (mu scaled to length one), `gmr`
             (`beta (q.mu - |mu|^2 / 2) + log c`).
+        query_norm: whether queries are scaled to length one, as the paper's are. If not, a query's length is a factor
+            of its products with keys and means: with `raw` and `unit`, an inverse temperature of its own.
         seed: seed of the random choices of `random` and `kmeans++`.
 
     Raises:
@@ -70,6 +72,7 @@ class DictionaryOptions:
     learning_rate: str = "adaptive"
     rate: float = 0.05
     read_out: str = "raw"
+    query_norm: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class DictionaryOptions:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        if not isinstance(self.query_norm, bool):
+            raise ValueError(f"query_norm must be True or False, got {self.query_norm!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         for field, known in (

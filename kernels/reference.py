@@ -61,7 +61,7 @@ def read(
     """One query's output: one softmax over the slots and the chunk's tokens so far.
 
     Args:
-        q: `[Dk]` normalised.
+        q: `[Dk]`, normalised where `options` say so.
         slots: as they stood when the chunk began.
         tokens: normalised keys `[Dk]` and values `[Dv]` of the valid tokens of the chunk up to and including the
             query's own.
@@ -279,7 +279,7 @@ def attention(x: Arguments) -> tuple[Tensor, DictionaryState]:
                 chunk.append((key, value, bool(valid[row, s])))
                 tokens = [(key, value) for key, value, is_valid in chunk if is_valid]
                 for i in range(head * group, (head + 1) * group) if s >= p else ():
-                    query = normalise(q[row, s - p, i])
+                    query = normalise(q[row, s - p, i]) if options.query_norm else q[row, s - p, i]
                     o = (
                         read(query, slots, tokens, beta[i], slot_bias[i], options)
                         if valid[row, s]

@@ -53,7 +53,8 @@ def read_backward(job: Job, dictionary: Seen, chunk: Chunk, d_means: Tensor | No
     beta = block.head_view(call.x.beta)
     scale = beta[:, :, None]
     positions = call.grid.queries(chunk.number)
-    q, inverse = load_queries(block.view_queries(call.x.q)[:, :, positions], scale, valid, scratch)
+    norm = call.x.options.query_norm
+    q, inverse = load_queries(block.view_queries(call.x.q)[:, :, positions], scale, valid, scratch, norm=norm)
     x = sources(call, block, dictionary, chunk, scratch)
     n = x.mu.shape[1]
     d_out = scratch.take("d_out", kv, *q.shape[:4], d_o.shape[-1])
@@ -75,8 +76,8 @@ def read_backward(job: Job, dictionary: Seen, chunk: Chunk, d_means: Tensor | No
         logits = reading.attend_backward(flat_d_out[:, tile], flat_q[:, tile], seen, scratch, flat_d_q[:, tile], add)
         if of_logits is not None:
             of_logits[..., : logits.shape[-1]] += logits.view(*kv.shape[:2], -1, group, logits.shape[-1]).sum(2)
-    unit = q / scale
-    d_beta = (d_q * unit).sum((2, 4))
+    unscaled = q / scale
+    d_beta = (d_q * unscaled).sum((2, 4))
     if of_logits is not None:
         of_slots, of_tokens = of_logits[..., :n], of_logits[..., n:]
         if call.x.slot_bias is not None:
@@ -94,7 +95,8 @@ def read_backward(job: Job, dictionary: Seen, chunk: Chunk, d_means: Tensor | No
             d_mu = normalise_backward(x.mu, inverse_mu, d_mu)
         d_means[..., :dk] += d_mu.view(dictionary.keys.shape)
     _by_query_head(block, grads.beta).add_(d_beta)
-    block.view_queries(grads.q)[:, :, positions] = normalise_backward(unit, inverse, scale * d_q)
+    d_q = scale * d_q if inverse is None else normalise_backward(unscaled, inverse, scale * d_q)
+    block.view_queries(grads.q)[:, :, positions] = d_q
 
 
 def _by_query_head(block: Block, x: Tensor) -> Tensor:

@@ -10,13 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cl_ovq.mixers.base import MIXERS, AttentionOptions, Mixer
+from cl_ovq.errors import UserError
+from cl_ovq.mixers.base import MIXERS, Mixer
 from cl_ovq.mixers.convolution import ShortConvolution
 from cl_ovq.mixers.dictionary import PersistentDictionary
 from cl_ovq.mixers.dictionary_options import DictionaryConfig, SharedOptions, operator_options
+from cl_ovq.mixers.scalable import ScalableOptions, log_length
 from cl_ovq.options import WIDEST, option
 from cl_ovq.seeding import derive_seed
 from kernels import IMPLEMENTATIONS, DictionaryOptions, DictionaryState, ovq_attention
+from kernels.numerics import normalise
 
 
 class OVQState(NamedTuple):
@@ -55,10 +58,12 @@ class OVQAttention(Mixer):
             learns its own. If None it counts for all tokens that were written.
         half_life: of a shared dictionary's counts, see `PersistentDictionary`.
         sums: whether a shared dictionary keeps sums by task, see `PersistentDictionary`.
+        scalable_softmax: whether a query's inverse temperature grows with the logarithm of the tokens that it sees, see
+            `scalable`; with the read-outs `raw` and `unit`.
         implementation: of the operator: `auto`, `reference`, `chunked` or `triton`.
 
     Raises:
-        ValueError: sizes do not divide each other.
+        ValueError: sizes do not divide each other, or the read-out `gmr` is to be scalable.
 
     A shared dictionary is the initial state of every sequence, and what a sequence adds to it in closed chunks is
     private and gone afterwards. Short sequences are best read whole (`chunk_size` at least their length). Its counts
@@ -79,6 +84,7 @@ class OVQAttention(Mixer):
         dictionary_weight: float | None = 1.0,
         half_life: int | None = None,
         sums: bool = False,
+        scalable_softmax: bool = False,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -89,6 +95,13 @@ class OVQAttention(Mixer):
         if heads % self.key_value_heads:
             raise ValueError(f"key_value_heads={key_value_heads} does not divide heads={heads}")
         self.head_dim = head_dim or width // heads
+        if scalable_softmax and options.read_out == "gmr":
+            raise ValueError(
+                "scalable_softmax needs the read-out raw or unit: with gmr a query's length is no temperature"
+            )
+        self.scalable_softmax = scalable_softmax
+        if scalable_softmax:
+            options = dataclasses.replace(options, query_norm=False)
         self.options = options
         self.implementation = implementation
         features = (heads + 2 * self.key_value_heads) * self.head_dim
@@ -139,6 +152,9 @@ class OVQAttention(Mixer):
                 held = initial.counts[0].sum(-1).clamp(min=1)  # [G], tokens that the dictionary's counts stand for
                 bias = self.log_weight - held.repeat_interleave(self.heads // self.key_value_heads).log()
             self.dictionary.observe(k, v, mask, training=self.training)
+        if self.scalable_softmax:
+            before = 0 if initial is None else initial.tokens + initial.pending_mask.sum(-1)
+            q = normalise(q) * log_length(before, mask, q)[..., None, None]
         y, final = ovq_attention(
             q,
             k,
@@ -185,7 +201,7 @@ def seed_dictionaries(model: nn.Module, seed: int) -> None:
 
 
 @dataclass
-class OVQOptions(AttentionOptions):
+class OVQOptions(ScalableOptions):
     """The options of an OVQ layer beside those of its dictionary."""
 
     key_value_heads: int | None = option(
@@ -206,7 +222,13 @@ class OVQOptions(AttentionOptions):
     sharpens=True,
 )
 def build_ovq(options: OVQOptions, dictionary: DictionaryConfig) -> OVQAttention:
-    """Build an OVQ layer."""
+    """Build an OVQ layer.
+
+    Raises:
+        UserError: a scalable softmax with the read-out `gmr`.
+    """
+    if options.scalable_softmax and dictionary.read_out == "gmr":
+        raise UserError("scalable_softmax needs dictionary.read_out=raw or unit, not gmr")
     shared = dictionary if isinstance(dictionary, SharedOptions) else None
     return OVQAttention(
         width=options.width,
@@ -217,6 +239,7 @@ def build_ovq(options: OVQOptions, dictionary: DictionaryConfig) -> OVQAttention
         dictionary_weight=shared.weight if shared else None,
         half_life=shared.half_life if shared else None,
         sums=shared is not None and shared.sums,
+        scalable_softmax=options.scalable_softmax,
         persistent=shared is not None,
         implementation=options.implementation,
     )

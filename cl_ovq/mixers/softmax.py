@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_ovq.mixers.base import MIXERS, AttentionOptions
+from cl_ovq.mixers.base import MIXERS
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
 from cl_ovq.mixers.rotary import rotate
+from cl_ovq.mixers.scalable import ScalableOptions, log_length
 from cl_ovq.options import option
 
 
@@ -22,13 +23,17 @@ class SoftmaxAttention(ProjectedMixer):
         heads: attention heads (H); divides `width`.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
         rotary: whether queries and keys carry rotary positions; needs heads of even size.
+        scalable_softmax: whether logits grow with the logarithm of the tokens that a query sees, see `scalable`.
     """
 
-    def __init__(self, *, width: int, heads: int, convolution: int = 0, rotary: bool = False) -> None:
+    def __init__(
+        self, *, width: int, heads: int, convolution: int = 0, rotary: bool = False, scalable_softmax: bool = False
+    ) -> None:
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
         self.head_dim = width // heads
         self.rotary = rotary
+        self.scalable_softmax = scalable_softmax
 
     def mix(self, features: Tensor, x: Tensor, mask: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
         """Attend; the memory is the cache of keys, values `[B, H, S, D]` and mask `[B, S]`."""
@@ -37,6 +42,9 @@ class SoftmaxAttention(ProjectedMixer):
         first = 0 if memory is None else memory[0].shape[2]
         if self.rotary:
             q, k = rotate(q, first), rotate(k, first)
+        if self.scalable_softmax:
+            before = 0 if memory is None else memory[2].sum(-1)
+            q = q * log_length(before, mask, features)[:, None, :, None]
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=features.device) if mask is None else mask
         if memory is not None:
             k, v, valid = torch.cat((memory[0], k), 2), torch.cat((memory[1], v), 2), torch.cat((memory[2], valid), 1)
@@ -61,7 +69,7 @@ class SoftmaxAttention(ProjectedMixer):
 
 
 @dataclass
-class SoftmaxOptions(AttentionOptions):
+class SoftmaxOptions(ScalableOptions):
     """The options of softmax attention."""
 
     position: str = option("none", "positions that queries and keys carry", choices=("none", "rotary"))
@@ -81,4 +89,5 @@ def build_softmax(options: SoftmaxOptions) -> SoftmaxAttention:
         heads=options.heads,
         convolution=options.convolution,
         rotary=options.position == "rotary",
+        scalable_softmax=options.scalable_softmax,
     )

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ovq.errors import UserError
-from cl_ovq.mixers.base import MIXERS, AttentionOptions, is_recomputed, statistics
+from cl_ovq.mixers.base import MIXERS, is_recomputed, statistics
 from cl_ovq.mixers.dictionary_options import ChunkOptions
 from cl_ovq.mixers.projected import Memory, ProjectedMixer
+from cl_ovq.mixers.scalable import ScalableOptions, log_length
 from cl_ovq.options import COUNT, option
 from kernels.numerics import normalise
 from kernels.state import statistics_dtype
@@ -42,6 +43,7 @@ class VQAttention(ProjectedMixer):
         decay: of the running means, per training step.
         commitment: weight of the mean squared distance of keys to their codes in the loss.
         convolution: tokens that a short causal convolution of queries, keys and values sees; 0 for none.
+        scalable_softmax: whether logits grow with the logarithm of the tokens that a query sees, see `scalable`.
     """
 
     codebook: Tensor
@@ -61,6 +63,7 @@ class VQAttention(ProjectedMixer):
         decay: float = 0.99,
         commitment: float = 1e-2,
         convolution: int = 0,
+        scalable_softmax: bool = False,
     ) -> None:
         super().__init__(width=width, features=3 * width, output=width, convolution=convolution)
         self.heads = heads
@@ -69,6 +72,7 @@ class VQAttention(ProjectedMixer):
         self.chunk_size = chunk_size
         self.decay = decay
         self.commitment = commitment
+        self.scalable_softmax = scalable_softmax
         self.log_beta = nn.Parameter(torch.full((heads,), 0.5 * math.log(self.head_dim)))
         dtype = statistics_dtype(torch.get_default_dtype())
         size = (heads, codebook_size, self.head_dim)
@@ -97,6 +101,8 @@ class VQAttention(ProjectedMixer):
             sums = v.new_zeros(batch, self.heads, self.codebook_size, self.head_dim)
         else:
             counts, sums = memory
+        if self.scalable_softmax:
+            q = q * log_length(counts[:, 0].sum(-1), mask, features)[:, None, :, None]
         outputs, chosen = [], []
         for start in range(0, tokens, self.chunk_size):
             part = slice(start, start + self.chunk_size)
@@ -199,7 +205,7 @@ def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
 
 
 @dataclass
-class VQOptions(AttentionOptions):
+class VQOptions(ScalableOptions):
     """The options of vector-quantized attention."""
 
     codebook_size: int = option(512, "codes of a head's codebook", minimum=1, maximum=COUNT)
@@ -226,4 +232,5 @@ def build_vq(options: VQOptions, dictionary: ChunkOptions) -> VQAttention:
         decay=options.code_decay,
         commitment=options.commitment,
         convolution=options.convolution,
+        scalable_softmax=options.scalable_softmax,
     )

@@ -158,6 +158,8 @@ def _check_learner(config: ExperimentConfig) -> None:
             "dictionary.scope: in_context carries dictionaries from experience to experience in its sequence's state: "
             "use dictionary.scope=sequence"
         )
+    if learner.log_length_scaling and getattr(learner, "scalable_softmax", False):
+        raise UserError("learner.log_length_scaling: learner.scalable_softmax scales by length already: leave one out")
     if learner.log_length_scaling and not any(MIXERS[name].sharpens for name in mixers):
         raise UserError(
             f"learner.log_length_scaling: changes nothing for {', '.join(dict.fromkeys(mixers))}: mixers that it does: "
@@ -190,6 +192,8 @@ def check_generalization(config: ExperimentConfig) -> None:
         raise UserError(
             "evaluation.log_length_scaling: changes nothing without evaluation.lengths: name lengths, or leave it out"
         )
+    if config.evaluation.log_length_scaling and getattr(config.model, "scalable_softmax", False):
+        raise UserError("evaluation.log_length_scaling: model.scalable_softmax scales by length already: leave one out")
     if not config.evaluation.capacities:
         return
     stream, scope = config.stream.name, scope_of(config.dictionary)

@@ -79,6 +79,7 @@ class Call:
             "JOIN_SEEDS": options.assignment == "all",
             "LEARNING_RATE": options.learning_rate,
             "READ_OUT": options.read_out,
+            "QUERY_NORM": options.query_norm,
             "DTYPE": TYPES[self.dtype],
             "PRECISION": precision(self.device),
             "L": self.length,

@@ -148,7 +148,7 @@ def shapes(dtypes: Iterable[str], heads: Iterable[int], chunks: Iterable[int], *
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"choices": (("read_out", "gmr"),), "biased": True},
-    {"choices": (("read_out", "unit"),), "group": 4},
+    {"choices": (("read_out", "unit"), ("query_norm", False)), "group": 4},
     {"choices": (("learning_rate", "floored"), ("seeds", "random"))},
     {"choices": (("growth", "novelty"), ("assignment", "old"))},
 )

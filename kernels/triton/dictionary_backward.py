@@ -103,6 +103,7 @@ def dictionary_backward(
     FINAL: tl.constexpr,
     INITIAL: tl.constexpr,
     READ_OUT: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
     LEARNING_RATE: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -229,7 +230,7 @@ def dictionary_backward(
                 asked = (place < stop) & (position >= P)
                 answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
                 queries, lengths = load_queries(
-                    q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K
+                    q, row, position - P, query_head, answer, q_row, q_token, q_head, QUERY_NORM, DK, BLOCK_K
                 )
                 scale = tl.load(beta + query_head)
                 bias = scale

@@ -100,6 +100,7 @@ def read(
     SHARED: tl.constexpr,
     KEEP: tl.constexpr,
     READ_OUT: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     L: tl.constexpr,
@@ -133,7 +134,9 @@ def read(
     )
     asked = inside & (position >= P)
     query_head = head * GROUP + member
-    queries, inverse = load_queries(q, row, position - P, query_head, asked, q_row, q_token, q_head, DK, BLOCK_K)
+    queries, inverse = load_queries(
+        q, row, position - P, query_head, asked, q_row, q_token, q_head, QUERY_NORM, DK, BLOCK_K
+    )
     scale = tl.load(beta + query_head)
     bias = scale
     if BIASED:

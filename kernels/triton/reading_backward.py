@@ -85,6 +85,7 @@ def queries_backward(
     TRACED: tl.constexpr,
     SHARED: tl.constexpr,
     READ_OUT: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     L: tl.constexpr,
@@ -113,7 +114,9 @@ def queries_backward(
     asked = inside & (position >= P)
     query_head = head * GROUP + member
     answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
-    queries, inverse = load_queries(q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K)
+    queries, inverse = load_queries(
+        q, row, position - P, query_head, answer, q_row, q_token, q_head, QUERY_NORM, DK, BLOCK_K
+    )
     scale = tl.load(beta + query_head)
     bias = scale
     if BIASED:
@@ -178,8 +181,9 @@ def queries_backward(
     if BIASED:
         tl.store(d_bias + at_query, of_bias, mask=asked)
     d_queries = d_queries * scale[:, None]
-    d_queries -= queries * tl.sum(d_queries * queries, 1)[:, None]
-    d_queries = normalise(d_queries, inverse)
+    if QUERY_NORM:
+        d_queries -= queries * tl.sum(d_queries * queries, 1)[:, None]
+        d_queries = normalise(d_queries, inverse)
     at = at_query[:, None] * DK + tl.arange(0, BLOCK_K)[None, :]
     tl.store(d_q + at, narrow(d_queries, d_q.dtype.element_ty), mask=columns(asked, DK, BLOCK_K))
 
@@ -217,6 +221,7 @@ def tokens_backward(
     PENDING: tl.constexpr,
     SHARED: tl.constexpr,
     READ_OUT: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     L: tl.constexpr,
@@ -275,7 +280,9 @@ def tokens_backward(
             position = place
         asked = (place < stop) & (position >= P)
         answer = where_tokens(mask, pending_mask, row, position, asked, T, P, pending_row, MASKED, False)
-        queries, inverse = load_queries(q, row, position - P, query_head, answer, q_row, q_token, q_head, DK, BLOCK_K)
+        queries, inverse = load_queries(
+            q, row, position - P, query_head, answer, q_row, q_token, q_head, QUERY_NORM, DK, BLOCK_K
+        )
         scale = tl.load(beta + query_head)
         at_query = (row.to(tl.int64) * T + position - P) * (G * GROUP) + query_head
         gradient = narrow(load_rows(d_o, at_query, answer, DV, DV, BLOCK_V).to(tl.float32), DTYPE)

@@ -70,16 +70,23 @@ def places_of_tokens(begin, end, line, G, S, SHARED: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def load_queries(q, row, time, query_head, asked, q_row, q_token, q_head, DK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Normalised queries `[m, BLOCK_K]` in fp32, and their inverse norms."""
+def load_queries(
+    q, row, time, query_head, asked, q_row, q_token, q_head, QUERY_NORM: tl.constexpr, DK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Queries `[m, BLOCK_K]` in fp32, and their inverse norms: one where they are not normalised."""
     d = tl.arange(0, BLOCK_K)[None, :]
     at = row.to(tl.int64) * q_row + time.to(tl.int64) * q_token + query_head.to(tl.int64) * q_head
     held = asked[:, None]
     if DK != BLOCK_K:
         held = held & (d < DK)
     x = tl.load(q + at[:, None] + d, mask=held, other=0.0).to(tl.float32)
-    inverse = inverse_norm(x)
-    return normalise(x, inverse), inverse
+    if QUERY_NORM:
+        inverse = inverse_norm(x)
+        x = normalise(x, inverse)
+    else:
+        inverse = tl.zeros([x.shape[0]], tl.float32) + 1.0
+    return x, inverse
 
 
 @triton.jit

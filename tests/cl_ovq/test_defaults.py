@@ -39,7 +39,7 @@ from kernels import DictionaryOptions
 GROWTH = (LinearGrowthOptions, DirichletGrowthOptions, NoveltyGrowthOptions, RateOptions)
 # Arguments that have another name in the configuration, and those that the platform decides.
 NAMES = {"dictionary_weight": "weight", "decay": "code_decay", "seeds": "slot_init"}
-OWN = {"head_dim", "persistent", "rotary", "seed"}
+OWN = {"head_dim", "persistent", "query_norm", "rotary", "seed"}
 SAME = {
     OVQAttention: (OVQOptions, SharedOptions),
     DictionaryOptions: (DictionaryConfig, *GROWTH),

@@ -148,6 +148,7 @@ def all_options(draw, **fixed) -> DictionaryOptions:
         "learning_rate": draw(st.sampled_from(LEARNING_RATES)),
         "rate": draw(st.sampled_from([0.05, 0.5])),
         "read_out": draw(st.sampled_from(READ_OUTS)),
+        "query_norm": draw(st.booleans()),
         "seed": draw(st.integers(0, 9)),
     }
     return DictionaryOptions(**{**fields, **fixed})

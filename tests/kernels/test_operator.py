@@ -128,7 +128,7 @@ def test_gradcheck(group, biased):
     inputs = random_inputs(t=11, dk=3, dv=2, masked=0.15, group=group, biased=biased)
     inputs = inputs.on_tokens(torch.nan_to_num)
     for read_out in READ_OUTS:
-        options = DictionaryOptions(capacity=3, chunk_size=4, read_out=read_out)
+        options = DictionaryOptions(capacity=3, chunk_size=4, read_out=read_out, query_norm=read_out != "unit")
 
         def run(*leaves, options=options):
             o, final = inputs.with_leaves(leaves).run(options, "chunked")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -161,8 +162,9 @@ def gaussian_mixture_regression(x, weights, means, values, beta):
     return responsibilities @ np.array(values)
 
 
+@pytest.mark.parametrize("query_norm", [True, False])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_the_read_out_is_gaussian_mixture_regression(implementation):
+def test_the_read_out_is_gaussian_mixture_regression(implementation, query_norm):
     """`gmr` for any means, and `raw` where means have length one; tokens of the chunk are components of weight one."""
     g = torch.Generator().manual_seed(0)
     n, dk, dv, t, beta = 5, 3, 2, 4, 3.0
@@ -176,16 +178,31 @@ def test_the_read_out_is_gaussian_mixture_regression(implementation):
             values=torch.randn(1, 1, n, dv, generator=g, dtype=torch.float64),
             size=torch.tensor([[n]]),
         )
-        options = DictionaryOptions(capacity=n, chunk_size=8, read_out=read_out)
+        options = DictionaryOptions(capacity=n, chunk_size=8, read_out=read_out, query_norm=query_norm)
         same = Inputs(inputs.q, inputs.k, inputs.v, torch.tensor([beta]), inputs.mask)
         dtype, tolerance = dtype_of(implementation), 1e-3 if implementation == "triton" else 1e-10
         o, _ = same.to(dtype).run(options, implementation, state.to(dtype=dtype))
         for s in range(t):
             components = [*mu.numpy(), *normalize(inputs.k[0, : s + 1, 0], dim=-1).numpy()]
             values = [*state.values[0, 0].numpy(), *inputs.v[0, : s + 1, 0].numpy()]
-            x = normalize(inputs.q[0, s, 0], dim=-1).numpy()
+            query = inputs.q[0, s, 0]
+            x = (normalize(query, dim=-1) if query_norm else query).numpy()
             expected = gaussian_mixture_regression(x, [*counts.tolist(), *[1] * (s + 1)], components, values, beta)
             np.testing.assert_allclose(o[0, s, 0].numpy(), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("read_out", ["raw", "unit"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_length_of_a_query_is_a_temperature_of_its_own(implementation, read_out):
+    inputs, tolerance = random_inputs(t=9, masked=0.2), 1e-3 if implementation == "triton" else 1e-10
+    lengths = torch.linspace(0.5, 3, 9, dtype=torch.float64)
+    options = DictionaryOptions(capacity=4, chunk_size=3, read_out=read_out)
+    scaled = replace(inputs, q=normalize(inputs.q, dim=-1) * lengths[:, None, None])
+    dtype = dtype_of(implementation)
+    o, _ = scaled.to(dtype).run(replace(options, query_norm=False), implementation)
+    for s in range(9):
+        sharper, _ = replace(inputs, beta=inputs.beta * lengths[s]).run(options, "reference")
+        torch.testing.assert_close(o[:, s].double(), sharper[:, s], rtol=tolerance, atol=tolerance)
 
 
 def test_the_update_is_a_newton_step():

@@ -118,7 +118,7 @@ def test_native_sizes(t, h, group, d, n, length):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize("choices", [{}, {"read_out": "gmr", "learning_rate": "floored"}], ids=str)
+@pytest.mark.parametrize("choices", [{}, {"read_out": "gmr", "learning_rate": "floored", "query_norm": False}], ids=str)
 def test_narrow_inputs(dtype, tolerance, choices):
     """Within their rounding of the specification in fp64; statistics keep the precision of fp32."""
     options = DictionaryOptions(capacity=16, chunk_size=16, **choices)
