@@ -17,7 +17,7 @@ def ovq_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    beta: Tensor,
+    beta: Tensor | float,
     options: DictionaryOptions,
     *,
     mask: Tensor | None = None,
@@ -39,7 +39,8 @@ def ovq_attention(
         q: `[B, T, H, Dk]`, normalised here unless `options.query_norm` is False.
         k: `[B, T, G, Dk]`, normalised here; H is a multiple of G.
         v: `[B, T, G, Dv]`.
-        beta: `[H]` inverse temperature, positive.
+        beta: inverse temperature, `[H]`, or a number for all heads. Meant to be positive, which is not checked: zero
+            sees all alike, a negative one prefers what is unlike the query, and NaN makes all outputs NaN.
         options: of the dictionary.
         mask: `[B, T]` bool, True for valid tokens. A masked token is neither read nor written, and its output is zero.
         initial_state: where to go on from; of B rows, or of one row that all rows start from.
@@ -59,6 +60,8 @@ def ovq_attention(
     read-out and through the means of all later chunks; the choice of slots carries none.
     """
     check_name("implementation", implementation, IMPLEMENTATIONS)
+    if not isinstance(beta, Tensor):
+        beta = torch.full(q.shape[2:3], float(beta), device=q.device)
     b, g, dk, dv = _check(q, k, v, beta, slot_bias, mask)
     implementation = choose(implementation, q, k, v, options)
     dtype = statistics_dtype(q.dtype, k.dtype, v.dtype)
@@ -117,7 +120,12 @@ def _check(
         )
     b, t, g, dk = k.shape
     h = q.shape[2]
-    if h != g and (g == 0 or h % g):
+    if not h or not g or not dk or not v.shape[-1]:
+        raise ValueError(
+            "heads and their features must be at least one, got q, k and v of "
+            f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+        )
+    if h % g:
         raise ValueError(f"q has {h} heads, k and v have {g}: the query heads must be a multiple of the others")
     if beta.shape != (h,):
         raise ValueError(f"beta must have shape [{h}], one inverse temperature per head, got {list(beta.shape)}")

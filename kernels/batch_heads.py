@@ -167,23 +167,25 @@ def load_tokens(call: Call, block: Block, index: int, out: Tensor) -> Chunk:
 
 
 def load_queries(
-    q: Tensor, scale: Tensor, valid: Tensor | None, scratch: Scratch, *, norm: bool
+    q: Tensor, valid: Tensor | None, dtype: torch.dtype, scratch: Scratch, *, norm: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Queries `q [X, Y, s, g, Dk]` times `scale`, contiguous, and their inverse norms; zero if not valid.
+    """Queries `q [X, Y, s, g, Dk]`, contiguous, zero where not valid, and their inverse norms.
 
     Args:
         q: of any layout.
-        scale: broadcasts against `[X, Y, 1, g, 1]`.
         valid: of the chunk, bool, broadcasts against `[X, Y, m]` with the queries last; None if all are.
+        dtype: of what is returned.
         scratch: buffers.
         norm: whether to normalise them; None takes the place of the inverse norms if not.
     """
-    q = q.to(scale.dtype)
+    q = q.to(dtype)
     if valid is not None:
         q = q.masked_fill(~valid[..., -q.shape[2] :, None, None], 0.0)
-    inverse = inverse_norm(q) if norm else None
     out = scratch.take("queries", q, *q.shape)
-    return torch.mul(q, scale if inverse is None else inverse * scale, out=out), inverse
+    if not norm:
+        return out.copy_(q), None
+    inverse = inverse_norm(q)
+    return torch.mul(q, inverse, out=out), inverse
 
 
 def segments(count: int, length: int) -> Iterator[range]:

@@ -8,17 +8,17 @@ _BITS = 0xFFFFFFFF
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """`1 / |x|` over the last dimension, kept as size one; zero where the squared norm underflows or overflows."""
-    squared = x.square().sum(-1, keepdim=True)
+    """`1 / |x|` over the last dimension, kept as size one; zero for vectors shorter than the smallest normal number."""
+    squared = x.double().square().sum(-1, keepdim=True)  # holds the square of every number of fp32
     # The inverse of infinity is zero and so is its derivative, which no multiple of the true one's infinity would be.
-    return squared.masked_fill(squared == 0, torch.inf).rsqrt()
+    return squared.masked_fill(squared <= torch.finfo(x.dtype).tiny ** 2, torch.inf).rsqrt().to(x.dtype)
 
 
 def normalise(x: Tensor) -> Tensor:
     """`x / |x|` over the last dimension; a zero vector stays zero and gets a zero gradient.
 
-    A vector whose squared norm underflows or overflows counts as zero: no finite input makes a NaN, forward or
-    backward.
+    A vector shorter than the smallest normal number counts as zero, and so does one of fp64 whose squared norm
+    underflows or overflows: no finite input makes a NaN, forward or backward.
     """
     return x * inverse_norm(x)
 

@@ -2,9 +2,11 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from numbers import Integral
 
 from kernels.growth import GROWTH
 
@@ -76,14 +78,14 @@ class DictionaryOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("capacity", "chunk_size"):
+        for field, least, most in (("capacity", 1, math.inf), ("chunk_size", 1, math.inf), ("seed", 0, 2**32 - 1)):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                allowed = "an integer from 0 to 2^32 - 1" if least == 0 else "a positive integer"
+                raise ValueError(f"{field} must be {allowed}, got {value!r}")
+            object.__setattr__(self, field, int(value))  # NumPy's integers too
         if not isinstance(self.query_norm, bool):
             raise ValueError(f"query_norm must be True or False, got {self.query_norm!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         for field, known in (
             ("growth", GROWTH),
             ("seeds", SEEDS),

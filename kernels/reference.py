@@ -296,7 +296,7 @@ def attention(x: Arguments) -> tuple[Tensor, DictionaryState]:
     def by_position(vectors: list[Tensor], like: Tensor, positions: int) -> Tensor:
         """Vectors in order of row, head and position as `[B, positions, G, D]`, those of a group side by side."""
         if not vectors:
-            return like[:, :positions]
+            return like.new_zeros(b, positions, heads, like.shape[-1])
         return torch.stack(vectors).view(b, heads, positions, -1).transpose(1, 2)
 
     final = _collect(dictionaries, state).replace(
@@ -334,6 +334,8 @@ def update(
 def _collect(dictionaries: list[Slots], state: DictionaryState) -> DictionaryState:
     """The state that the heads' dictionaries, row after row, make; pending tokens are left as they are in `state`."""
     b, h, n = state.counts.shape
+    if not dictionaries:
+        return state
 
     def stacked(vectors: list[list[Tensor]], like: Tensor) -> Tensor:
         zero = torch.zeros_like(like[0, 0, 0])

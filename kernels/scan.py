@@ -120,7 +120,8 @@ def read_chunk(call: Call, block: Block, chunk: Chunk, x: Sources, scratch: Scra
     positions, valid = call.grid.queries(chunk.number), chunk.valid
     beta = block.head_view(call.x.beta)[:, :, None]
     norm = call.x.options.query_norm
-    q, _ = load_queries(block.view_queries(call.x.q)[:, :, positions], beta, valid, scratch, norm=norm)
+    q, _ = load_queries(block.view_queries(call.x.q)[:, :, positions], valid, beta.dtype, scratch, norm=norm)
+    q *= beta
     out = scratch.take("out", q, *q.shape[:4], o.shape[-1])
 
     def read(x: Sources, cuts: list[int]) -> None:

@@ -54,7 +54,9 @@ def read_backward(job: Job, dictionary: Seen, chunk: Chunk, d_means: Tensor | No
     scale = beta[:, :, None]
     positions = call.grid.queries(chunk.number)
     norm = call.x.options.query_norm
-    q, inverse = load_queries(block.view_queries(call.x.q)[:, :, positions], scale, valid, scratch, norm=norm)
+    queries = block.view_queries(call.x.q)[:, :, positions]
+    unscaled, inverse = load_queries(queries, valid, beta.dtype, scratch, norm=norm)
+    q = torch.mul(unscaled, scale, out=scratch.take("scaled", unscaled, *unscaled.shape))
     x = sources(call, block, dictionary, chunk, scratch)
     n = x.mu.shape[1]
     d_out = scratch.take("d_out", kv, *q.shape[:4], d_o.shape[-1])
@@ -76,7 +78,6 @@ def read_backward(job: Job, dictionary: Seen, chunk: Chunk, d_means: Tensor | No
         logits = reading.attend_backward(flat_d_out[:, tile], flat_q[:, tile], seen, scratch, flat_d_q[:, tile], add)
         if of_logits is not None:
             of_logits[..., : logits.shape[-1]] += logits.view(*kv.shape[:2], -1, group, logits.shape[-1]).sum(2)
-    unscaled = q / scale
     d_beta = (d_q * unscaled).sum((2, 4))
     if of_logits is not None:
         of_slots, of_tokens = of_logits[..., :n], of_logits[..., n:]

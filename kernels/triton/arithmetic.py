@@ -71,10 +71,16 @@ def dot_wide(a, b, accumulator, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def inverse_norm(x):
-    """`1 / |x|` of rows `[m, D]`, fp32; zero where the squared norm underflows or overflows, NaN where x has one."""
+    """`1 / |x|` of rows `[m, D]`, fp32; zero for those shorter than 2^-127, NaN where x has one.
+
+    Rows are multiplied by a power of two that puts their largest number in [1, 2): no square under- or overflows.
+    """
+    exponent = tl.max(tl.abs(x), 1).to(tl.int32, bitcast=True) & 0x7F800000
+    scale = (0x7F000000 - tl.minimum(exponent, 0x7E800000)).to(tl.float32, bitcast=True)
+    x = x * scale[:, None]
     squared = tl.sum(x * x, 1)
-    sound = (squared > 0) & (squared < float("inf"))
-    inverse = tl.where(sound, 1.0 / tl.sqrt(tl.where(sound, squared, 1.0)), 0.0)
+    sound = (squared >= 1.0) & (squared < float("inf"))
+    inverse = tl.where(sound, scale / tl.sqrt(tl.where(sound, squared, 1.0)), 0.0)
     return tl.where(squared == squared, inverse, squared)
 
 

@@ -1,5 +1,6 @@
 """Numerically hard cases: what real streams contain sooner or later."""
 
+import numpy as np
 import pytest
 import torch
 from kernel_helpers import (
@@ -99,22 +100,48 @@ def test_opposite_keys_cancel(read_out):
         assert all(g.isfinite().all() for g in grads)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("read_out", READ_OUTS)
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
-def test_keys_and_queries_without_a_norm(scale, read_out, implementation):
-    """Zero, or a squared norm that fp32 cannot hold: they count as zero, forward and backward."""
+def some_scaled(scale):
     inputs = random_inputs(t=20, dtype=torch.float32)
     inputs.k[:, 3::4] *= scale
     inputs.q[:, 2::4] *= scale
     inputs.k[:, :1] *= scale  # the first slot too
+    return inputs
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("scale", [0.0, 1e-44])
+def test_keys_and_queries_without_a_norm(scale, read_out, implementation):
+    """Zero, or shorter than any normal number: they count as zero, forward and backward."""
     options = DictionaryOptions(capacity=5, chunk_size=6, read_out=read_out)
-    o, final, grads = outputs_and_gradients(inputs, options, implementation)
+    o, final, grads = outputs_and_gradients(some_scaled(scale), options, implementation)
     assert o.isfinite().all()
     assert all(g.isfinite().all() for g in grads)
     assert not grads[0][:, 2::4].any()
     assert not grads[1][:, 3::4].any()
     assert int(final.tokens) == 18
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-64, 2.0**64, 2.0**124])
+def test_keys_and_queries_whose_square_fp32_cannot_hold(scale, read_out, implementation):
+    """Their direction is all that counts."""
+    options = DictionaryOptions(capacity=5, chunk_size=6, read_out=read_out)
+    inputs = some_scaled(scale)
+    assert inputs.k.isfinite().all()
+    o, final, grads = outputs_and_gradients(inputs, options, implementation)
+    plain_o, plain_final, plain_grads = outputs_and_gradients(some_scaled(1.0), options, implementation)
+    torch.testing.assert_close(o, plain_o, **tolerance_of(implementation))
+    torch.testing.assert_close(final.keys, plain_final.keys, **tolerance_of(implementation))
+    assert torch.equal(final.counts, plain_final.counts)
+    if scale > 2.0**-100:  # where it is larger than fp32 can hold it is only finite
+        for which, rows in ((0, slice(2, None, 4)), (1, slice(3, None, 4))):
+            grads[which][:, rows] *= scale
+        grads[1][:, :1] *= scale
+        for found, expected in zip(grads, plain_grads, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert all(g.isfinite().all() for g in grads)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -226,3 +253,43 @@ def test_what_a_masked_token_holds_does_not_matter():
         torch.testing.assert_close(o, expected)
         torch.testing.assert_close(grads, expected_grads)
         assert all(not g[~inputs.mask].any() for g in grads[:3])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("beta", [0.0, -2.0])
+def test_beta_that_is_not_positive(beta, implementation):
+    """Zero sees all alike, its gradients are those of the reference, and a number stands for all heads."""
+    options = DictionaryOptions(capacity=5, chunk_size=6)
+    inputs = random_inputs(t=20, dtype=torch.float32)
+    inputs.beta[:] = beta
+    o, _, grads = outputs_and_gradients(inputs, options, implementation)
+    expected, _, expected_grads = outputs_and_gradients(inputs.to(torch.float64), options, "reference")
+    for found, right in zip((o, *grads), (expected, *expected_grads), strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-3, atol=1e-4)
+    if beta == 0:
+        mean = inputs.v.cumsum(1) / torch.arange(1, 21)[None, :, None, None]
+        torch.testing.assert_close(o, mean, rtol=1e-4, atol=1e-5)
+    for number in (beta, np.float32(beta)):
+        same, _ = ovq_attention(inputs.q, inputs.k, inputs.v, number, options, implementation=implementation)
+        assert torch.equal(same, o)
+    nan, _ = ovq_attention(inputs.q, inputs.k, inputs.v, float("nan"), options, implementation=implementation)
+    assert nan.isnan().all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("b", "t"), [(0, 5), (2, 0), (0, 0)])
+def test_no_rows_and_no_tokens(b, t, implementation):
+    q, k, v = (torch.zeros(b, t, heads, size) for heads, size in ((4, 3), (2, 3), (2, 5)))
+    options = DictionaryOptions(capacity=5, chunk_size=3)
+    o, state = ovq_attention(q, k, v, 1.0, options, output_final_state=True, implementation=implementation)
+    assert o.shape == (b, t, 4, 5)
+    assert state.batch == b
+    assert state.pending == t % 3
+
+
+@pytest.mark.parametrize("shapes", [((2, 0), (2, 3)), ((2, 3), (2, 0)), ((0, 3), (0, 3))], ids=["Dk", "Dv", "heads"])
+def test_no_features_and_no_heads_are_refused(shapes):
+    (heads, dk), (_, dv) = shapes
+    q, v = torch.zeros(1, 4, heads, dk), torch.zeros(1, 4, heads, dv)
+    with pytest.raises(ValueError, match="heads and their features must be at least one"):
+        ovq_attention(q, q, v, 1.0, DictionaryOptions(capacity=5))

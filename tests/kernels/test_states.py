@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -225,11 +226,20 @@ def test_target_size_is_between_one_and_the_capacity_and_never_falls(growth):
         ("rate", 0.0, r"rate must lie in \(0, 1\], got 0.0"),
         ("rate", float("nan"), r"rate must lie in \(0, 1\], got nan"),
         ("seed", -1, "seed must be an integer"),
+        ("seed", 2**32, "seed must be an integer"),
+        ("capacity", True, "capacity must be a positive integer, got True"),
+        ("query_norm", 1, "query_norm must be True or False, got 1"),
     ],
 )
 def test_options_name_the_field_the_value_and_the_choices(field, value, message):
     with pytest.raises(ValueError, match=message):
         DictionaryOptions(**{"capacity": 4, field: value})
+
+
+def test_integers_of_numpy_are_integers():
+    options = DictionaryOptions(capacity=np.int64(8), chunk_size=np.int32(4), seed=np.uint8(3))
+    assert options == DictionaryOptions(capacity=8, chunk_size=4, seed=3)
+    assert options.text == DictionaryOptions(capacity=8, chunk_size=4, seed=3).text
 
 
 def test_the_package_offers_what_it_promises():
