@@ -4,13 +4,18 @@ import torch
 from torch import Tensor
 
 from kernels import chunked, reference
+from kernels.native import library
+from kernels.native.support import unserved as unserved_by_native
 from kernels.options import DictionaryOptions, check_name
 from kernels.schema import Arguments
 from kernels.state import DictionaryState, statistics_dtype
-from kernels.triton.support import on_gpu, unserved
+from kernels.triton.support import on_gpu
+from kernels.triton.support import unserved as unserved_by_triton
 from kernels.writing import check_fits
 
-IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "native", "triton")
+
+library.load()
 
 
 def ovq_attention(
@@ -81,6 +86,10 @@ def ovq_attention(
         from kernels.triton import operator
 
         return chunked.attention(x, output_final_state, operator.NAME)
+    if implementation == "native":
+        from kernels.native import operator as native_operator
+
+        return chunked.attention(x, output_final_state, native_operator.NAME)
     if implementation == "chunked":
         return chunked.attention(x, output_final_state)
     with torch.autocast(q.device.type, enabled=False):
@@ -91,20 +100,25 @@ def ovq_attention(
 
 
 def choose(implementation: str, q: Tensor, k: Tensor, v: Tensor, options: DictionaryOptions) -> str:
-    """The implementation that serves a call: `auto` takes Triton's kernels on a GPU wherever they serve it.
+    """The implementation that serves a call.
+
+    `auto` takes Triton's kernels on a GPU and native code on a CPU, wherever they serve it and the latter is compiled.
 
     Raises:
-        ValueError: if `triton` is asked for and cannot.
+        ValueError: if `triton` or `native` is asked for and cannot.
     """
-    if implementation not in ("auto", "triton"):
+    if implementation in ("chunked", "reference"):
         return implementation
-    if implementation == "auto" and not on_gpu(q):
-        return "chunked"
-    reason = unserved(q, k, v, options)
+    name = implementation
+    if implementation == "auto":
+        name = "triton" if on_gpu(q) else "native"
+        if name == "native" and not library.is_loaded():
+            return "chunked"
+    reason = (unserved_by_triton if name == "triton" else unserved_by_native)(q, k, v, options)
     if reason is None:
-        return "triton"
-    if implementation == "triton":
-        raise ValueError(f"implementation 'triton' cannot serve this call: {reason}; 'chunked' and 'reference' can")
+        return name
+    if implementation == name:
+        raise ValueError(f"implementation {name!r} cannot serve this call: {reason}; 'chunked' and 'reference' can")
     return "chunked"
 
 

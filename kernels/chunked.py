@@ -109,7 +109,7 @@ def _call(x: Arguments, full_chunks: int) -> tuple[Call, list[Block], int]:
 
 def _forward(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     """Outputs, and where chunks are filled the rest of a `ScanResult`; its last three only to `differentiate`."""
-    result = _outputs(x, full_chunks, differentiate)
+    result = outputs(x, full_chunks, differentiate)
     if not x.q.numel() and not x.v.numel():
         return result
     # Statistics stay fp32 whatever surrounds the call.
@@ -120,7 +120,7 @@ def _forward(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     return result
 
 
-def _outputs(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
+def outputs(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     """Outputs of the right shapes, to be filled."""
     (b, t, g, dk), dv, state = x.k.shape, x.v.shape[-1], x.state
     n, length = x.options.capacity, x.options.chunk_size
@@ -141,9 +141,10 @@ def _outputs(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     )
 
 
-def _backward(
+def backward(
     x: Arguments, full_chunks: int, result: ScanResult, d_o: Tensor, d_means: Tensor | None, wants_means: bool
 ) -> Gradients:
+    """Gradients of the arguments, see `registration.Operator`."""
     grads = Gradients.empty(x, full_chunks, wants_means)
     if not x.q.numel() and not x.v.numel():
         return grads
@@ -159,4 +160,4 @@ def _backward(
     return grads
 
 
-register(Operator("attention", ScanResult, ("slots", "united", "snapshots"), _forward, _outputs, _backward))
+register(Operator("attention", ScanResult, ("slots", "united", "snapshots"), _forward, outputs, backward))

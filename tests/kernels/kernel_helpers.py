@@ -18,29 +18,31 @@ from kernels import (
     ovq_attention,
 )
 
-IMPLEMENTATIONS = ("reference", "chunked", "triton")
+IMPLEMENTATIONS = ("reference", "chunked", "native", "triton")
 ON_GPU = torch.cuda.is_available()
 
 
 def dtype_of(implementation: str) -> torch.dtype:
     """The most exact dtype that an implementation serves."""
-    return torch.float32 if implementation == "triton" else torch.float64
+    return torch.float32 if implementation in ("native", "triton") else torch.float64
 
 
 def tolerance_of(implementation: str) -> dict[str, float]:
     """How close to the exact result an implementation comes in that dtype; a GPU's fp32 products are less exact."""
-    if implementation != "triton":
+    if implementation not in ("native", "triton"):
         return {}
-    return {"rtol": 1e-3, "atol": 1e-4} if ON_GPU else {"rtol": 1e-4, "atol": 1e-5}
+    on_gpu = ON_GPU and implementation == "triton"
+    return {"rtol": 1e-3, "atol": 1e-4} if on_gpu else {"rtol": 1e-4, "atol": 1e-5}
 
 
 def served(options: DictionaryOptions, implementation: str) -> DictionaryOptions:
     """The options, without what the implementation cannot do."""
-    if implementation != "triton":
+    if implementation not in ("native", "triton"):
         return options
+    known = ("spread", "random") if implementation == "triton" else ("spread",)
     return replace(
         options,
-        seeds=options.seeds if options.seeds in ("spread", "random") else "spread",
+        seeds=options.seeds if options.seeds in known else "spread",
         growth="all" if options.growth == "recycle" else options.growth,
         value_weight=0.0,
     )
@@ -188,3 +190,41 @@ def assert_states_close(actual: DictionaryState, expected: DictionaryState, **to
         torch.testing.assert_close(
             actual.state_dict()[name], tensor, **tolerance, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def outputs_and_gradients(inputs, options, state, implementation):
+    """Outputs, final state and every gradient that exists, of outputs and final state."""
+    leaves = inputs.leaves()
+    learned = {name: x.clone().requires_grad_() for name, x in state.state_dict().items() if x.is_floating_point()}
+    o, final = inputs.with_leaves(leaves).run(options, implementation, state.replace(**learned))
+    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype)
+    loss = (o * weight).sum()
+    for tensor in (final.keys, final.values, final.pending_keys, final.pending_values):
+        loss = loss + tensor.pow(3).sum()
+    return o, final, torch.autograd.grad(loss, [*leaves, *learned.values()], materialize_grads=True)
+
+
+def assert_as_chunked(implementation, inputs, options, state):
+    """Hold an implementation against the PyTorch path, which is tested against the specification."""
+    close = tolerance_of(implementation)
+    o, final, grads = outputs_and_gradients(inputs, options, state, "chunked")
+    fast_o, fast_final, fast_grads = outputs_and_gradients(inputs, options, state, implementation)
+    torch.testing.assert_close(fast_o, o, **close)
+    assert_states_close(fast_final.detach(), final.detach(), **close)
+    for actual, expected in zip(fast_grads, grads, strict=True):
+        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+        torch.testing.assert_close(actual / scale, expected / scale, **close)
+
+
+def assert_any_case_is_as_chunked(implementation, inputs, options, before, shared):
+    """The same from a state of one row or many, of a dictionary that so many tokens were written to."""
+    options = served(options, implementation)
+    rows = 1 if shared else inputs.q.shape[0]
+    state = empty_state(inputs, options, rows)
+    if before:
+        history = random_inputs(
+            rows, before, *inputs.k.shape[2:], inputs.v.shape[-1], masked=0.2, dtype=torch.float32, seed=7
+        )
+        with torch.no_grad():
+            _, state = history.run(options, "chunked", state)
+    assert_as_chunked(implementation, inputs, options, state)

@@ -21,7 +21,7 @@ from kernel_helpers import (
 
 from kernels import READ_OUTS, SEEDS, DictionaryOptions, DictionaryState, reference, resize, update
 
-NAN_SAFE = ("reference", "chunked", "triton")
+NAN_SAFE = ("reference", "chunked", "native", "triton")
 T, LENGTH = 14, 4
 CASES = [
     pytest.param(

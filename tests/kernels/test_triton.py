@@ -19,9 +19,12 @@ from kernel_helpers import (
     Inputs,
     all_inputs,
     all_options,
+    assert_any_case_is_as_chunked,
+    assert_as_chunked,
     assert_states_close,
     empty_state,
     examples,
+    outputs_and_gradients,
     random_inputs,
     relative_rms,
     served,
@@ -34,42 +37,6 @@ from kernels.attention import choose
 
 CLOSE = tolerance_of("triton")
 DEVICE = "cuda" if ON_GPU else "cpu"
-
-
-def outputs_and_gradients(inputs, options, state, implementation):
-    """Outputs, final state and every gradient that exists, of outputs and final state."""
-    leaves = inputs.leaves()
-    learned = {name: x.clone().requires_grad_() for name, x in state.state_dict().items() if x.is_floating_point()}
-    o, final = inputs.with_leaves(leaves).run(options, implementation, state.replace(**learned))
-    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype)
-    loss = (o * weight).sum()
-    for tensor in (final.keys, final.values, final.pending_keys, final.pending_values):
-        loss = loss + tensor.pow(3).sum()
-    return o, final, torch.autograd.grad(loss, [*leaves, *learned.values()], materialize_grads=True)
-
-
-def assert_same_as_chunked(inputs, options, state):
-    """Against the PyTorch path, which is tested against the specification."""
-    o, final, grads = outputs_and_gradients(inputs, options, state, "chunked")
-    fast_o, fast_final, fast_grads = outputs_and_gradients(inputs, options, state, "triton")
-    torch.testing.assert_close(fast_o, o, **CLOSE)
-    assert_states_close(fast_final.detach(), final.detach(), **CLOSE)
-    for actual, expected in zip(fast_grads, grads, strict=True):
-        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
-        torch.testing.assert_close(actual / scale, expected / scale, **CLOSE)
-
-
-def assert_any_case_is_the_same(inputs, options, before, shared):
-    options = served(options, "triton")
-    rows = 1 if shared else inputs.q.shape[0]
-    state = empty_state(inputs, options, rows)
-    if before:
-        history = random_inputs(
-            rows, before, *inputs.k.shape[2:], inputs.v.shape[-1], masked=0.2, dtype=torch.float32, seed=7
-        )
-        with torch.no_grad():
-            _, state = history.run(options, "chunked", state)
-    assert_same_as_chunked(inputs, options, state)
 
 
 # Every example is compiled for itself on a GPU, so there the examples are shared out among many tests.
@@ -85,14 +52,14 @@ PARTS = PARTS if ON_GPU else [{}]
 @examples(11 if ON_GPU else 6, shrink=False)
 def test_outputs_states_and_gradients(fixed, data):
     inputs, options = data.draw(all_inputs(torch.float32)), data.draw(all_options(**fixed))
-    assert_any_case_is_the_same(inputs, options, data.draw(st.integers(0, 8)), data.draw(st.booleans()))
+    assert_any_case_is_as_chunked("triton", inputs, options, data.draw(st.integers(0, 8)), data.draw(st.booleans()))
 
 
 @pytest.mark.slow
 @given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
 @examples(100, shrink=False)
 def test_outputs_states_and_gradients_at_length(inputs, options, before, shared):
-    assert_any_case_is_the_same(inputs, options, before, shared)
+    assert_any_case_is_as_chunked("triton", inputs, options, before, shared)
 
 
 SIZES = [  # T, H, group, D, N, L: each D, each L, tiles that do not fit, several tiles a chunk
@@ -114,7 +81,7 @@ def test_native_sizes(t, h, group, d, n, length):
     centres = torch.randn(2 * n, d, generator=g)
     inputs.k[:] = centres[torch.randint(2 * n, inputs.k.shape[:3], generator=g)] + 0.01 * inputs.k
     options = DictionaryOptions(capacity=n, chunk_size=length)
-    assert_same_as_chunked(inputs, options, empty_state(inputs, options))
+    assert_as_chunked("triton", inputs, options, empty_state(inputs, options))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 2e-3)], ids=str)
@@ -164,7 +131,7 @@ def test_rows_that_share_a_dictionary(read_out):
         history = random_inputs(t=16, h=1, dtype=torch.float32, seed=4)
         _, state = history.run(replace(options, growth="all"), "chunked")
     inputs = random_inputs(b=9, t=5, h=1, group=2, biased=True, masked=0.2, dtype=torch.float32)
-    assert_same_as_chunked(inputs, options, state)
+    assert_as_chunked("triton", inputs, options, state)
 
 
 def test_a_strided_input_is_read_where_it_lies():
@@ -175,7 +142,7 @@ def test_a_strided_input_is_read_where_it_lies():
     inputs = Inputs(q, k, v, torch.ones(1), torch.ones(2, 10, dtype=torch.bool))
     _, state = inputs.run(options, "triton")
     assert not state.keys.is_contiguous()
-    assert_same_as_chunked(inputs, options, state.detach())
+    assert_as_chunked("triton", inputs, options, state.detach())
 
 
 @pytest.mark.parametrize("fixed", PARTS, ids=str)
@@ -219,7 +186,7 @@ def test_the_table_of_versions_comes_in_waves(monkeypatch):
     monkeypatch.setattr(Call, "wave", 2)
     inputs = random_inputs(t=23, h=1, dtype=torch.float32)
     options = DictionaryOptions(capacity=5, chunk_size=4)
-    assert_same_as_chunked(inputs, options, empty_state(inputs, options))
+    assert_as_chunked("triton", inputs, options, empty_state(inputs, options))
 
 
 def test_the_same_bits_again():

@@ -1,0 +1,145 @@
+"""Native code for CPUs: against the PyTorch path, at real sizes, in every layout and dtype that it serves."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_helpers import (
+    Inputs,
+    all_inputs,
+    all_options,
+    assert_any_case_is_as_chunked,
+    assert_as_chunked,
+    assert_states_close,
+    empty_state,
+    examples,
+    random_inputs,
+    relative_rms,
+)
+
+import kernels.native.library
+from kernels import LEARNING_RATES, READ_OUTS, DictionaryOptions, ovq_attention
+from kernels.attention import choose
+from kernels.native import library
+
+
+@given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
+@examples(150)
+def test_outputs_states_and_gradients(inputs, options, before, shared):
+    assert_any_case_is_as_chunked("native", inputs, options, before, shared)
+
+
+@pytest.mark.parametrize("growth", ["plateau", "novelty", "all"])
+@pytest.mark.parametrize(("t", "group", "n", "length"), [(700, 2, 96, 64), (600, 1, 300, 256), (300, 4, 40, 129)])
+def test_several_tiles_of_every_kind(growth, t, group, n, length):
+    """Clusters that no rounding confuses, so that both paths make the same dictionary of many chunks."""
+    g = torch.Generator().manual_seed(0)
+    inputs = random_inputs(b=2, t=t, h=2, dk=16, dv=24, group=group, dtype=torch.float32, masked=0.1)
+    centres = torch.randn(2 * n, 16, generator=g)
+    inputs.k[:] = centres[torch.randint(2 * n, inputs.k.shape[:3], generator=g)] + 0.01 * torch.randn(inputs.k.shape)
+    options = DictionaryOptions(capacity=n, chunk_size=length, growth=growth)
+    assert_as_chunked("native", inputs, options, empty_state(inputs, options))
+
+
+@pytest.mark.parametrize("learning_rate", LEARNING_RATES)
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 2e-3)], ids=str)
+def test_narrow_inputs(dtype, tolerance, read_out, learning_rate):
+    options = DictionaryOptions(capacity=16, chunk_size=16, read_out=read_out, learning_rate=learning_rate)
+    inputs = random_inputs(t=60, dk=16, dv=16, dtype=dtype)
+    o, state = inputs.run(options, "native")
+    exact, exact_state = inputs.to(torch.float64).run(options, "reference")
+    assert o.dtype == dtype
+    assert state.keys.dtype == torch.float32
+    assert relative_rms(o, exact) < tolerance
+    assert_states_close(state.to(dtype=torch.float64), exact_state, rtol=1e-4, atol=1e-4)
+
+
+def test_views_of_any_layout():
+    options = DictionaryOptions(capacity=8, chunk_size=5)
+    inputs = random_inputs(b=2, t=23, h=2, dk=6, dv=6, dtype=torch.float32)
+    expected, _ = inputs.run(options, "native")
+    qkv = torch.cat([inputs.q, inputs.k, inputs.v], 2)  # as one product gives them
+    q, k, v = qkv.split(2, 2)
+    across = q.mT.contiguous().mT  # features do not lie side by side
+    assert across.stride(-1) != 1
+    heads_first = k.transpose(1, 2).contiguous().transpose(1, 2)
+    o, _ = Inputs(across, heads_first, v, inputs.beta, inputs.mask).run(options, "native")
+    assert torch.equal(o, expected)
+
+
+def test_threads_do_not_change_a_bit():
+    options = DictionaryOptions(capacity=64, chunk_size=64)
+    inputs = random_inputs(b=2, t=1024, h=4, dk=16, dv=16, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(inputs.run(options, "native"))
+    finally:
+        torch.set_num_threads(before)
+    for o, state in found[1:]:
+        assert torch.equal(o, found[0][0])
+        assert torch.equal(state.keys, found[0][1].keys)
+
+
+def test_auto_takes_it_where_it_serves(monkeypatch):
+    inputs = random_inputs(t=4, dtype=torch.float32)
+    some = DictionaryOptions(capacity=4)
+    assert choose("auto", inputs.q, inputs.k, inputs.v, some) == "native"
+    assert choose("auto", *(x.double() for x in (inputs.q, inputs.k, inputs.v)), some) == "chunked"
+    for changes in ({"growth": "recycle"}, {"seeds": "random"}, {"value_weight": 0.5}):
+        assert choose("auto", inputs.q, inputs.k, inputs.v, DictionaryOptions(capacity=4, **changes)) == "chunked"
+    monkeypatch.setattr(kernels.native.library, "_loaded", False)
+    assert choose("auto", inputs.q, inputs.k, inputs.v, some) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "message"),
+    [
+        ({"growth": "recycle"}, torch.float32, "growth 'recycle' is not served"),
+        ({"seeds": "random"}, torch.float32, "seeds 'random' are not served"),
+        ({"value_weight": 0.5}, torch.float32, "value_weight=0.5 is not served"),
+        ({}, torch.float64, "the inputs need statistics in torch.float64"),
+    ],
+)
+def test_what_it_does_not_serve_is_said_in_a_line(changes, dtype, message):
+    inputs = random_inputs(t=4, dtype=dtype)
+    with pytest.raises(ValueError, match=f"implementation 'native' cannot serve this call: {message}"):
+        inputs.run(DictionaryOptions(capacity=4, **changes), "native")
+
+
+def test_it_is_compiled_once_and_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
+    """In processes of their own: a library that is loaded stays so."""
+    code = (
+        "import torch; from kernels import *; from kernels.native import library\n"
+        "x = torch.randn(1, 9, 1, 4)\n"
+        "try:\n    ovq_attention(x, x, x, 1.0, DictionaryOptions(capacity=4), implementation='native')\n"
+        "    print(library.library_path())\n"
+        "except ValueError as error:\n    print('ValueError', error)\n"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def run(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert run(CXX="/bin/false").startswith("ValueError implementation 'native' cannot be compiled by /bin/false")
+    assert not list(tmp_path.rglob("*.so"))
+    assert run(CL_OVQ_NATIVE="0").startswith("ValueError implementation 'native' needs Linux and a C++ compiler")
+    damaged = tmp_path / "cl-ovq" / "native" / library.library_path().name
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(b"not a library")
+    found = run(CXX="/bin/false", CL_OVQ_NATIVE="1")  # auto would take chunked; who asks for it is told
+    assert found.startswith("ValueError implementation 'native' cannot be compiled")
+
+
+def test_autograd_sees_an_operator():
+    x = torch.randn(1, 30, 2, 4, requires_grad=True)
+    options = DictionaryOptions(capacity=6, chunk_size=8)
+    o, _ = ovq_attention(x, x, x, torch.ones(2), options, implementation="native")
+    assert "native" in type(o.grad_fn).__name__.lower()
