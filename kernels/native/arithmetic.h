@@ -42,6 +42,27 @@ inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_s
   sgemm_("N", "N", &rows, &columns, &inner, &one, b, &lda, a, &ldb, &beta, c, &ldc);
 }
 
+// C [m, n] += A [k, m]^T B [k, n].
+inline void add_product_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_stride, const float* b,
+                           int64_t b_stride, float* c, int64_t c_stride) {
+  if (m == 0 || n == 0 || k == 0) return;
+  const int rows = n, columns = m, inner = k, lda = b_stride, ldb = a_stride, ldc = c_stride;
+  const float one = 1.0f;
+  sgemm_("N", "T", &rows, &columns, &inner, &one, b, &lda, a, &ldb, &one, c, &ldc);
+}
+
+inline float dot(const float* x, const float* y, int64_t n) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// y += factor x
+inline void add_scaled(float factor, const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
+}
+
 inline float square(const float* x, int64_t n) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)

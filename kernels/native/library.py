@@ -20,14 +20,15 @@ import torch
 
 _HERE = Path(__file__).parent
 _loaded = False
-SOURCES = ("scan.cpp", "arithmetic.h")
+SOURCES = ("scan.cpp", "backward.cpp")
+HEADERS = ("call.h", "arithmetic.h")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
 def library_path() -> Path:
     """Where the library of these sources, this PyTorch and this processor lies once it is compiled."""
     digest = hashlib.sha256()
-    for name in SOURCES:
+    for name in (*SOURCES, *HEADERS):
         digest.update((_HERE / name).read_bytes())
     digest.update("\0".join((*FLAGS, torch.__version__, _processor())).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -92,7 +93,7 @@ def _command(compiler: str, output: Path) -> list[str]:
     headers = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
     libraries = root / "lib"
     return [
-        *(compiler, *FLAGS, str(_HERE / SOURCES[0]), "-o", str(output)),
+        *(compiler, *FLAGS, *(str(_HERE / name) for name in SOURCES), "-o", str(output)),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         *(f"-I{folder}" for folder in headers),
         *(f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lc10", "-ltorch_cpu"),

@@ -1,6 +1,7 @@
 """OVQ attention in C++, registered as the PyTorch operator `ovq::native`. Letters: see `kernels.chunked`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from kernels.native.library import build, is_loaded
 from kernels.options import LEARNING_RATES, READ_OUTS
 from kernels.registration import Operator, register
 from kernels.scan import ScanResult, segment_length
-from kernels.schema import Arguments
+from kernels.schema import Arguments, Gradients
 
 NAME = "native"
 
@@ -23,45 +24,58 @@ def _forward(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
     if not is_loaded():
         build()
     with torch.autocast("cpu", enabled=False), torch.no_grad():
-        exact = x._replace(
-            q=_rows(x.q),
-            k=_rows(x.k),
-            v=_rows(x.v),
-            beta=x.beta.float().contiguous(),
-            slot_bias=None if x.slot_bias is None else x.slot_bias.float().contiguous(),
-        )
-        o = result.o if result.o.dtype == torch.float32 else torch.empty_like(result.o, dtype=torch.float32)
-        _call(exact, full_chunks, result._replace(o=o))
-        if o is not result.o:
-            result.o.copy_(o)
+        exact = result._replace(o=result.o.float())  # a copy only where outputs are narrow
+        targets = x.state.tokens.new_empty(0)
+        if full_chunks:
+            targets = target_size(_tokens_after(x, full_chunks), x.options)
+        outputs = [exact.o, exact.means, exact.counts, exact.size, exact.slots, exact.snapshots]
+        torch.ops.ovq_native.forward(*_call(x, full_chunks), targets, outputs)
+        if exact.o is not result.o:
+            result.o.copy_(exact.o)
     return result
+
+
+def _backward(
+    x: Arguments, full_chunks: int, result: ScanResult, d_o: Tensor, d_means: Tensor | None, wants_means: bool
+) -> Gradients:
+    grads = Gradients.empty(x, full_chunks, wants_means)
+    if not x.q.numel():
+        return grads
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        exact = Gradients._make(tensor.float() for tensor in grads)
+        d_means = None if d_means is None else d_means.contiguous()
+        arguments = (*_call(x, full_chunks), result.slots, result.snapshots, d_o.float().contiguous(), d_means)
+        torch.ops.ovq_native.backward(*arguments, list(exact))
+        for tensor, found in zip(grads, exact, strict=True):
+            if tensor is not found:
+                tensor.copy_(found)
+    return grads
+
+
+def _call(x: Arguments, full_chunks: int) -> tuple[Any, ...]:
+    """The arguments that forward and backward share, as the library wants them: see `call_of` in call.h."""
+    options, state = x.options, x.state.detach().expand(x.q.shape[0])
+    tensors = (state.counts, state.keys, state.values, state.size)
+    sizes = (
+        *(options.chunk_size, full_chunks, READ_OUTS.index(options.read_out)),
+        *(LEARNING_RATES.index(options.learning_rate), options.assignment == "all", options.query_norm),
+        segment_length(options),
+    )
+    return (
+        *(_rows(tensor) for tensor in (x.q, x.k, x.v)),
+        x.beta.detach().float().contiguous(),
+        None if x.slot_bias is None else x.slot_bias.detach().float().contiguous(),
+        x.mask,
+        [*tensors, state.pending_keys, state.pending_values, state.pending_mask],
+        sizes,
+        (options.rate, options.novelty_threshold if options.growth == "novelty" else math.inf),
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
     """In fp32, features side by side; the layout may be any otherwise."""
     x = x.detach().float()
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _call(x: Arguments, full_chunks: int, result: ScanResult) -> None:
-    options, state = x.options, x.state.detach().expand(x.q.shape[0])
-    length, novelty = options.chunk_size, options.growth == "novelty"
-    if full_chunks:
-        targets = target_size(_tokens_after(x, full_chunks), options)
-    else:
-        targets = state.tokens.new_empty(x.q.shape[0], 0)
-    tensors = (state.counts, state.keys, state.values, state.size)
-    torch.ops.ovq_native.forward(
-        *x[:6],
-        [*tensors, state.pending_keys, state.pending_values, state.pending_mask],
-        targets,
-        [result.o, result.means, result.counts, result.size, result.slots, result.snapshots],
-        [
-            *(length, full_chunks, READ_OUTS.index(options.read_out), LEARNING_RATES.index(options.learning_rate)),
-            *(options.assignment == "all", options.query_norm, segment_length(options)),
-        ],
-        [options.rate, options.novelty_threshold if novelty else math.inf],
-    )
 
 
 def _tokens_after(x: Arguments, full_chunks: int) -> Tensor:
@@ -72,4 +86,4 @@ def _tokens_after(x: Arguments, full_chunks: int) -> Tensor:
     return state.tokens[:, None] + valid.view(b, full_chunks, length).sum(-1).cumsum(-1)
 
 
-register(Operator(NAME, ScanResult, ("slots", "united", "snapshots"), _forward, chunked.outputs, chunked.backward))
+register(Operator(NAME, ScanResult, ("slots", "united", "snapshots"), _forward, chunked.outputs, _backward))

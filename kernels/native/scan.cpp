@@ -1,162 +1,23 @@
-// The scan along the chunks of OVQ attention on a CPU: read, then update, a thread for each batch head.
+// The scan along the chunks of OVQ attention: read, then update, a thread for each batch head.
 //
-// The same steps as in kernels/scan.py, selection.py and writing.py, whose words this uses: a batch head is a row and a
-// key/value head; B rows, T new tokens, p pending ones before them, H query heads, G key/value heads, g = H / G, L
-// chunk, N capacity, n slots in use, Dk and Dv sizes, D = Dk + Dv. Everything is fp32, row after row.
+// The same steps as in kernels/scan.py, selection.py and writing.py, whose words this uses.
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
-#include <numeric>
-#include <vector>
 
-#include "arithmetic.h"
+#include "call.h"
 
 namespace {
-
-constexpr int64_t TILE = 128;  // queries, or tokens, compared with all slots at a time: their scores stay in a cache
-constexpr int64_t WORTH_THREADS = 1 << 18;  // scores of a call for which starting threads pays
-
-enum ReadOut { RAW = 0, UNIT = 1, GMR = 2 };
-enum LearningRate { ADAPTIVE = 0, CONSTANT = 1, FLOORED = 2 };
-
-// Rows, tokens and heads of `[B, T, heads, D]`, of any layout whose features lie side by side.
-struct Tokens {
-  const float* data;
-  int64_t row, token, head;
-  explicit Tokens(const at::Tensor& x)
-      : data(x.data_ptr<float>()), row(x.stride(0)), token(x.stride(1)), head(x.stride(2)) {}
-  const float* at(int64_t b, int64_t t, int64_t h) const { return data + b * row + t * token + h * head; }
-};
-
-// The slots of `[B or 1, G, N, D]`.
-struct Slots {
-  const float* data;
-  int64_t row, head, stride;
-  explicit Slots(const at::Tensor& x)
-      : data(x.data_ptr<float>()), row(x.size(0) == 1 ? 0 : x.stride(0)), head(x.stride(1)), stride(x.stride(2)) {}
-  const float* at(int64_t b, int64_t g) const { return data + b * row + g * head; }
-};
-
-struct Call {
-  Tokens q, k, v, pending_k, pending_v;
-  Slots keys, values;
-  const float *beta, *slot_bias;
-  const bool *mask, *pending_mask;
-  int64_t mask_row, mask_token, pending_mask_row, pending_mask_token;
-  const int64_t *counts, *size, *targets;
-  int64_t counts_row, size_row;
-  int64_t B, T, p, G, group, Dk, Dv, N, L, full_chunks;
-  // Options.
-  int64_t read_out, learning_rate;
-  double rate, threshold;
-  bool join_seeds, query_norm;
-
-  int64_t D() const { return Dk + Dv; }
-  bool valid(int64_t b, int64_t position) const {
-    if (position < p) return pending_mask[b * pending_mask_row + position * pending_mask_token];
-    return mask == nullptr || mask[b * mask_row + (position - p) * mask_token];
-  }
-};
 
 // Where a call's results go; `slots` and `snapshots` are null where no gradient will be asked for.
 struct Results {
   float *o, *means, *snapshots;
   int64_t *counts, *size;
+  const int64_t* targets;  // `[B, full_chunks]`, sizes that the growth schedule asks for
   int32_t* slots;
-  int64_t every;  // chunks between snapshots
 };
-
-// The dictionary of a batch head, as the read sees it.
-struct Seen {
-  const float *mu, *nu;
-  int64_t mu_stride, nu_stride, n;
-};
-
-// Buffers of a thread.
-struct Work {
-  std::vector<float> kv, queries, scores, out, unit, log_count, half, own_half, packed, similarity, sums;
-  std::vector<int64_t> valid, nearest, order, seeds, taken;
-  std::vector<char> is_valid, is_seed;
-  bool finite = true;
-};
-
-float* room(std::vector<float>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
-
-// The tokens of positions start to stop as normalised keys beside values; zero where masked.
-void load_tokens(const Call& c, int64_t b, int64_t head, int64_t start, int64_t stop, Work& w) {
-  const int64_t m = stop - start, D = c.D();
-  float* kv = room(w.kv, m * D);
-  w.is_valid.resize(m);
-  w.finite = true;
-  for (int64_t i = 0; i < m; ++i, kv += D) {
-    const int64_t s = start + i;
-    w.is_valid[i] = c.valid(b, s);
-    if (!w.is_valid[i]) {
-      std::fill(kv, kv + D, 0.0f);
-    } else if (s < c.p) {
-      std::copy_n(c.pending_k.at(b, s, head), c.Dk, kv);
-      std::copy_n(c.pending_v.at(b, s, head), c.Dv, kv + c.Dk);
-    } else {
-      const float* k = c.k.at(b, s - c.p, head);
-      scale_to(k, c.Dk, inverse_norm(k, c.Dk), kv);
-      std::copy_n(c.v.at(b, s - c.p, head), c.Dv, kv + c.Dk);
-    }
-    w.finite = w.finite && all_finite(kv, D);
-  }
-}
-
-// What the read-out adds to the logits of slots, and the means as it uses them.
-Seen prepare(const Call& c, const int64_t* counts, Seen seen, Work& w) {
-  float* log_count = room(w.log_count, seen.n);
-  for (int64_t i = 0; i < seen.n; ++i) log_count[i] = std::log(static_cast<float>(counts[i]));
-  if (c.read_out == GMR) {
-    float* half = room(w.half, seen.n);
-    for (int64_t i = 0; i < seen.n; ++i) half[i] = square(seen.mu + i * seen.mu_stride, c.Dk) / 2;
-  } else if (c.read_out == UNIT) {
-    float* unit = room(w.unit, seen.n * c.Dk);
-    for (int64_t i = 0; i < seen.n; ++i) {
-      const float* mu = seen.mu + i * seen.mu_stride;
-      scale_to(mu, c.Dk, inverse_norm(mu, c.Dk), unit + i * c.Dk);
-    }
-    seen.mu = unit;
-    seen.mu_stride = c.Dk;
-  }
-  return seen;
-}
-
-// One softmax of a query's scores `[n + seen]` over slots and the first `own` of its chunk's tokens, times its sum;
-// returns the inverse of that sum. Tokens after them get no weight.
-float softmax(const Call& c, float* scores, int64_t n, int64_t own, int64_t seen, float beta, float bias, Work& w) {
-  const float* log_count = w.log_count.data();
-  float most = -std::numeric_limits<float>::infinity();
-  if (c.read_out == GMR) {
-    const float *half = w.half.data(), *own_half = w.own_half.data();
-    for (int64_t i = 0; i < n; ++i) scores[i] -= beta * half[i];
-    for (int64_t j = 0; j < own; ++j) scores[n + j] -= beta * own_half[j];
-  }
-#pragma omp simd reduction(max : most)
-  for (int64_t i = 0; i < n; ++i) {
-    scores[i] += log_count[i] + bias;
-    most = scores[i] > most ? scores[i] : most;
-  }
-  for (int64_t j = 0; j < own; ++j) {
-    if (!w.is_valid[j]) scores[n + j] = -std::numeric_limits<float>::infinity();
-    most = scores[n + j] > most ? scores[n + j] : most;
-  }
-  float sum = exponentials(scores, n, most);
-  sum += exponentials(scores + n, own, most);
-  std::fill(scores + n + own, scores + n + seen, 0.0f);
-  return 1.0f / sum;
-}
 
 // Outputs of the new tokens among positions start to stop, which `load_tokens` loaded.
 void read(const Call& c, int64_t b, int64_t head, int64_t start, int64_t stop, const Seen& seen, Work& w, float* o) {
@@ -285,13 +146,7 @@ int64_t update(const Call& c, int64_t m, int64_t target, float* means, int64_t* 
   float* change = room(w.scores, arrived * D);
   for (int64_t j = 0; j < arrived; ++j) {
     const int64_t slot = w.nearest[j];
-    float share = 1.0f / static_cast<float>(counts[slot]);
-    if (c.learning_rate != ADAPTIVE) {
-      const float members = static_cast<float>(w.taken[slot]);
-      float rate = 1.0f - std::pow(static_cast<float>(1.0 - c.rate), members);
-      if (c.learning_rate == FLOORED) rate = std::max(rate, members / static_cast<float>(counts[slot]));
-      share = w.is_seed[j] ? 1.0f - rate : rate / std::max(members, 1.0f);
-    }
+    const float share = share_of(c, w.is_seed[j], w.taken[slot], counts[slot]);
     const float *token = x + j * D, *mean = means + slot * D;
     float* to = change + j * D;
     for (int64_t d = 0; d < D; ++d) to[d] = share * (token[d] - mean[d]);
@@ -326,14 +181,14 @@ void scan(const Call& c, int64_t b, int64_t head, Work& w, const Results& r) {
   }
   for (int64_t index = 0; index < chunks; ++index) {
     const int64_t start = index * c.L, stop = std::min(start + c.L, positions);
-    if (r.snapshots != nullptr && index > 0 && index % r.every == 0)
-      std::copy_n(means, size * D, r.snapshots + ((index / r.every - 1) * lines + line) * c.N * D);
+    if (r.snapshots != nullptr && index > 0 && index % c.every == 0)
+      std::copy_n(means, size * D, r.snapshots + ((index / c.every - 1) * lines + line) * c.N * D);
     load_tokens(c, b, head, start, stop, w);
     seen.n = size;
     if (stop > c.p) read(c, b, head, start, stop, prepare(c, counts, seen, w), w, r.o);
     if (index < c.full_chunks) {
       int32_t* codes = r.slots == nullptr ? nullptr : r.slots + line * c.full_chunks * c.L + start;
-      size = update(c, stop - start, c.targets[b * c.full_chunks + index], means, counted, size, codes, w);
+      size = update(c, stop - start, r.targets[b * c.full_chunks + index], means, counted, size, codes, w);
     }
   }
   if (c.full_chunks > 0) r.size[line] = size;
@@ -341,28 +196,18 @@ void scan(const Call& c, int64_t b, int64_t head, Work& w, const Results& r) {
 
 void forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& beta,
              const std::optional<at::Tensor>& slot_bias, const std::optional<at::Tensor>& mask,
-             at::TensorList state, const at::Tensor& targets, at::TensorList results, at::IntArrayRef sizes,
-             at::ArrayRef<double> numbers) {
-  const at::Tensor &counts = state[0], &keys = state[1], &values = state[2], &size = state[3], &pending_k = state[4],
-                   &pending_v = state[5], &pending_mask = state[6];
-  const bool differentiate = results[4].numel() > 0;
-  Call c{Tokens(q), Tokens(k), Tokens(v), Tokens(pending_k), Tokens(pending_v), Slots(keys), Slots(values),
-         beta.data_ptr<float>(),
-         slot_bias ? slot_bias->data_ptr<float>() : nullptr,
-         mask ? mask->data_ptr<bool>() : nullptr,
-         pending_mask.data_ptr<bool>(),
-         mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0, pending_mask.stride(0), pending_mask.stride(1),
-         counts.data_ptr<int64_t>(), size.data_ptr<int64_t>(), targets.data_ptr<int64_t>(),
-         counts.size(0) == 1 ? 0 : counts.stride(0), size.size(0) == 1 ? 0 : size.stride(0),
-         q.size(0), q.size(1), pending_k.size(1), k.size(2), q.size(2) / k.size(2), q.size(3), v.size(3),
-         counts.size(2), /*L=*/sizes[0], /*full_chunks=*/sizes[1], /*read_out=*/sizes[2], /*learning_rate=*/sizes[3],
-         /*rate=*/numbers[0], /*threshold=*/numbers[1], /*join_seeds=*/sizes[4] != 0, /*query_norm=*/sizes[5] != 0};
-  Results r{results[0].data_ptr<float>(), results[1].data_ptr<float>(),
-            results[5].numel() > 0 ? results[5].data_ptr<float>() : nullptr,
-            results[2].data_ptr<int64_t>(), results[3].data_ptr<int64_t>(),
-            differentiate ? results[4].data_ptr<int32_t>() : nullptr, /*every=*/sizes[6]};
-  const int64_t lines = c.B * c.G, scores = std::max<int64_t>(1, c.T * c.group * (c.N + c.L));
-  at::parallel_for(0, lines, std::max<int64_t>(1, WORTH_THREADS / scores), [&](int64_t begin, int64_t end) {
+             at::TensorList state, at::IntArrayRef sizes, at::ArrayRef<double> numbers, const at::Tensor& targets,
+             at::TensorList results) {
+  const Call c = call_of(q, k, v, beta, slot_bias, mask, state, sizes, numbers);
+  const at::Tensor &slots = results[4], &snapshots = results[5];
+  const Results r{results[0].data_ptr<float>(),
+                  results[1].data_ptr<float>(),
+                  snapshots.numel() > 0 ? snapshots.data_ptr<float>() : nullptr,
+                  results[2].data_ptr<int64_t>(),
+                  results[3].data_ptr<int64_t>(),
+                  targets.data_ptr<int64_t>(),
+                  slots.numel() > 0 ? slots.data_ptr<int32_t>() : nullptr};
+  at::parallel_for(0, c.B * c.G, grain(c), [&](int64_t begin, int64_t end) {
     OneThread products;  // a product of one chunk is too small to share
     Work w;
     for (int64_t line = begin; line < end; ++line) scan(c, line / c.G, line % c.G, w, r);
@@ -371,9 +216,9 @@ void forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 
 }  // namespace
 
-TORCH_LIBRARY(ovq_native, library) {
+TORCH_LIBRARY_FRAGMENT(ovq_native, library) {
   library.def(
-      "forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? slot_bias, Tensor? mask, Tensor[] state, "
-      "Tensor targets, Tensor[] results, int[] sizes, float[] numbers) -> ()",
+      "forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? slot_bias, Tensor? mask, Tensor[] state, int[] sizes, "
+      "float[] numbers, Tensor targets, Tensor[] results) -> ()",
       &forward);
 }
