@@ -26,6 +26,7 @@ from streams.options import checked_options
 from streams.pg19 import PG19Options, build_pg19
 from streams.recall import RecallOptions, RepeatedRecallOptions, build_recall
 from streams.regression import RegressionOptions, build_regression
+from streams.sine import SineOptions, build_sine
 from streams.stream import Stream
 from streams.text import TextOptions, build_text
 from streams.text_classification import TextClassificationOptions, build_texts, load_texts
@@ -156,6 +157,12 @@ _OWN: dict[str, StreamEntry] = {
     ),
     "regression": StreamEntry(
         build_regression, RegressionOptions, "in-context regression of several interleaved functions", "values"
+    ),
+    "sine": StreamEntry(
+        build_sine,
+        SineOptions,
+        "episodes of sine waves: a task is a frequency and two phases, and asks for the wave in the other phase",
+        "vectors",
     ),
     "text": StreamEntry(
         build_text,

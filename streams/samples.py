@@ -27,7 +27,7 @@ class Samples(Dataset[Any], ABC):
     """All samples of a stream; the row of a sample is its index here.
 
     Attributes:
-        targets: `[n]`, or `[n, T]` where every token may have a target.
+        targets: `[n]`; `[n, T]` where every token may have a target; `[n, V]` where a vector is to be told.
     """
 
     targets: torch.Tensor
@@ -109,6 +109,48 @@ class TensorSamples(Samples):
 
     def _scaled(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.to(torch.float32) / self.divisor
+
+
+class VectorSamples(Samples):
+    """Vectors of a stream, and the vector that is to be told of each; the row of a sample is its index here.
+
+    Args:
+        inputs: `[n, F]` float32.
+        targets: `[n, V]` float32.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        if inputs.ndim != 2 or targets.ndim != 2 or len(inputs) != len(targets):
+            raise ValueError(
+                f"inputs must be [n, F] and targets [n, V], got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+            )
+        if inputs.dtype != torch.float32 or targets.dtype != torch.float32:
+            raise ValueError(f"inputs and targets must be float32, got {inputs.dtype} and {targets.dtype}")
+        self.inputs = inputs
+        self.targets = targets
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """`(F,)`."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that one sample takes as it is stored, with its target."""
+        return self.inputs[0].nbytes + self.targets[0].nbytes
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[row], self.targets[row]
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the inputs of `rows` `[b]`, `[b, F]`."""
+        return self.inputs.index_select(0, rows)
 
 
 class MappedSamples(TensorSamples):

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from streams.sequences import SequenceSamples
 
 # What a model's output and a sample's target are. `classes`: one class for a sample; `tokens`: a class at those tokens
-# of a sequence that have a target; `bytes`: the next byte at every token; `values`: a number at those tokens.
-KINDS = ("classes", "tokens", "bytes", "values")
+# of a sequence that have a target; `bytes`: the next byte at every token; `values`: a number at those tokens;
+# `vectors`: a vector for a sample.
+KINDS = ("classes", "tokens", "bytes", "values", "vectors")
+
+
+def classless(kind: str) -> str:
+    """Returns what a stream of a kind other than `classes` has, for messages."""
+    return "vectors without classes" if kind == "vectors" else "sequences"
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,7 @@ def pretrain(
     from cl_ovq.in_context import ReadOptions, build_learner, deciding, write_weights
     from cl_ovq.runs.checking import check_config
     from cl_ovq.runs.setup import take_threads
+    from streams import STREAMS
 
     loaded = load_config(config, overrides or (), allow_env=allow_env)
     check_config(loaded)
@@ -94,10 +95,10 @@ def pretrain(
     if isinstance(options, ReadOptions):
         raise UserError(
             f"pretrain: learner.weights={options.weights} reads weights, and learns none: use "
-            "learner.weights=gaussian_classes or learner.weights=features"
+            "learner.weights=gaussian_classes, learner.weights=features or learner.weights=sine"
         )
     seed = loaded.seed if options.weights_seed is None else options.weights_seed
-    learner = build_learner(options, loaded.dictionary, seed)
+    learner = build_learner(options, loaded.dictionary, seed, STREAMS[loaded.stream.name].kind)
     write_weights(learner, output, deciding(options, loaded.dictionary), seed)
     Console().print(f"weights: {output}", soft_wrap=True, markup=False)
 

@@ -10,7 +10,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor, nn
 
-from cl_ovq.in_context.head import InContextHead
+from cl_ovq.in_context.head import StateHead
 from cl_ovq.mixers import OVQAttention, dictionaries
 from cl_ovq.models.heads import unwrap
 from cl_ovq.models.memory import MemoryHead
@@ -157,7 +157,7 @@ def shared_layers(model: nn.Module, step: int, experience: int) -> dict[str, Lay
 
 def carried(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
     """Return the dictionaries in the states that learners in context carry on."""
-    heads = {name: module for name, module in model.named_modules() if isinstance(module, InContextHead)}
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, StateHead)}
     return {
         f"{name}.{number}": _layer(state, step, experience)
         for name, head in heads.items()

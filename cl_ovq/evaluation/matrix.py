@@ -24,6 +24,7 @@ QUANTITIES = {
     "tokens": ("accuracy", "loss"),
     "bytes": ("accuracy", "loss", "bits_per_byte"),
     "values": ("squared_error",),
+    "vectors": ("squared_error",),
 }
 
 LOSSES = {"loss", "squared_error"}

@@ -31,6 +31,11 @@ class EpisodeOptions:
     questions: int = option(20, "test samples of an episode, of all its tasks", minimum=1, maximum=10**5)
     learning_rate: float = option(2e-3, "of AdamW, after a warm-up; it falls to zero as a cosine", exclusive_minimum=0)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest episode, without its test samples."""
+        return self.tasks * self.classes * self.samples
+
 
 @dataclass(frozen=True)
 class Episodes:

@@ -1,11 +1,12 @@
-"""A classifier that is a learner with rested weights: what the stream teaches is in its state, and nowhere else.
+"""Heads that are a learner with rested weights: what the stream teaches is in its state, and nowhere else.
 
 Letters: `B` samples, `F` features of the encoder, `D` features that the learner takes, `C` classes, `V` features of a
-class's code.
+class's code, or numbers of the vector that is to be told of a sample.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,39 +19,35 @@ from cl_ovq.in_context.learner import InContextLearner, random_codes
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
 from cl_ovq.in_context.weights import bare_learner
 from cl_ovq.mixers.state import dictionaries_of, expanded, rebuilt, tensors_of
-from cl_ovq.models.gradient_free import GradientFreeHead
+from cl_ovq.models.gradient_free import GradientFreeHead, ValueHead
 from cl_ovq.models.read_out import magnitude
 from kernels import DictionaryState
 
 STATE = "state_"  # names of the buffers that hold the state
 
 
-class InContextHead(GradientFreeHead):
-    """Feeds samples and labels through a learner, whose state is carried on; a query reads a copy of it.
+class StateHead(GradientFreeHead):
+    """Feeds samples and what is told of them through a learner, whose state is carried on; a query reads a copy of it.
 
     Features are standardised by those of the first experience (`begin`), and mapped to D by a random projection where
-    they are more; or by what the learner brings, see `InContextLearner`. Each class has a random code. Codes and
-    projection follow from the seed.
+    they are more; or by what the learner brings, see `InContextLearner`.
 
     Args:
         features: F.
-        classes: C, the most that can come.
+        classes: outputs.
         learner: its weights are not changed.
-        seed: of codes and projection.
+        seed: of the projection, and of what else is drawn.
 
     Raises:
         UserError: the learner is for features of one encoder, and these are others.
 
     Buffers:
-        counts: samples of each class, `[C]` int64.
         mean, deviation: `[1, F]`, that features are standardised by; the latter is zero before the first experience.
         state_0, ...: of the learner's mixers, as `state.tensors_of` yields them; none before the first sample.
     """
 
-    counts: Tensor
     mean: Tensor
     deviation: Tensor
-    codes: Tensor
     projection: Tensor | None
 
     def __init__(self, *, features: int, classes: int, learner: InContextLearner, seed: int) -> None:
@@ -58,11 +55,9 @@ class InContextHead(GradientFreeHead):
         self.settings = {"seed": seed}
         self.learner = learner.requires_grad_(False).eval()
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(1, features))
         self.register_buffer("deviation", torch.zeros(1, features))
-        codes = random_codes(classes, learner.code, generator=generator)
-        self.register_buffer("codes", codes, persistent=False)
+        self._draw(generator)
         projection = projection_of(features, learner.features, generator)
         self.register_buffer("projection", projection, persistent=False)
         self.fields = 0  # tensors of the state
@@ -75,15 +70,9 @@ class InContextHead(GradientFreeHead):
             self.mean.copy_(learner.mean)
             self.deviation.copy_(learner.deviation)
 
-    @classmethod
-    def made_again(cls, config: Any, **settings: Any) -> InContextHead:
-        """Make the head of a trained model, whose weights are loaded with its state."""
-        return cls(learner=bare_learner(config.learner, config.dictionary), **settings)
-
-    @property
-    def seen(self) -> Tensor:
-        """Samples of each class so far, `[C]` int64."""
-        return self.counts
+    @abstractmethod
+    def _draw(self, generator: torch.Generator) -> None:
+        """Draw what follows from the seed, before the projection."""
 
     @property
     def states(self) -> list[Any] | None:
@@ -101,7 +90,7 @@ class InContextHead(GradientFreeHead):
     def nbytes(self) -> int:
         """Bytes carried from experience to experience: state, counts and statistics; weights and codes are given."""
         statistics = () if self.given else (self.mean, self.deviation)
-        carried = (self.counts, *statistics, *(getattr(self, f"{STATE}{i}") for i in range(self.fields)))
+        carried = (self.seen, *statistics, *(getattr(self, f"{STATE}{i}") for i in range(self.fields)))
         return sum(tensor.nbytes for tensor in carried)
 
     @property
@@ -122,14 +111,11 @@ class InContextHead(GradientFreeHead):
         self.mean.copy_(scale * mean)
         self.deviation.copy_(scale * deviation)
 
-    def _learn(self, x: Tensor, y: Tensor) -> None:
-        if not self.standardised:
-            self.begin(x)
-        codes = self.codes[y][None]
+    def _read(self, x: Tensor, codes: Tensor) -> None:
+        """Take samples `[B, F]` with what is told of them `[B, V]` into the state."""
         with self.learner.at_length(self.tokens + len(x)):
-            _, states = self.learner(self._standardised(x)[None], codes, self.states, return_state=True)
+            _, states = self.learner(self._standardised(x)[None], codes[None], self.states, return_state=True)
         self._keep([tensor.detach() for tensor in tensors_of(states)])
-        self.counts += torch.bincount(y, minlength=self.classes)
 
     def _keep(self, tensors: list[Tensor]) -> None:
         for number, tensor in enumerate(tensors):
@@ -148,11 +134,12 @@ class InContextHead(GradientFreeHead):
     def _prepare(self) -> list[Any] | None:
         return self.states
 
-    def _scores(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
+    def _told(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
+        """Return what the learner tells `[B, V]` of samples `[B, F]`."""
         states = None if prepared is None else [expanded(one, len(x)) for one in prepared]
         with self.learner.at_length(self.tokens):
             told, _ = self.learner(self._standardised(x)[:, None], None, states)
-        return self.learner.logits(told[:, 0], self.codes)
+        return told[:, 0]
 
     def _standardised(self, x: Tensor) -> Tensor:
         return standardise(x, self.mean, self.deviation, self.projection)
@@ -160,7 +147,7 @@ class InContextHead(GradientFreeHead):
     def _form(self) -> list[Any]:
         """Return a state of the right form, of one token."""
         with torch.no_grad():
-            x = self.codes.new_zeros(1, 1, self.learner.features)
+            x = self.mean.new_zeros(1, 1, self.learner.features)
             return self.learner(x, None, return_state=True)[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -170,3 +157,91 @@ class InContextHead(GradientFreeHead):
             delattr(self, f"{STATE}{number}")
         self._keep([torch.empty_like(state_dict[f"{prefix}{STATE}{number}"]) for number in range(len(saved))])
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class InContextHead(StateHead):
+    """Classes learned in the state: each has a random code, which follows from the seed.
+
+    Args:
+        features, learner, seed: see `StateHead`.
+        classes: C, the most that can come.
+
+    Buffers:
+        counts: samples of each class, `[C]` int64.
+    """
+
+    counts: Tensor
+    codes: Tensor
+
+    @classmethod
+    def made_again(cls, config: Any, **settings: Any) -> InContextHead:
+        """Make the head of a trained model, whose weights are loaded with its state."""
+        return cls(learner=bare_learner(config.learner, config.dictionary), **settings)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        self.register_buffer("counts", torch.zeros(self.classes, dtype=torch.int64))
+        codes = random_codes(self.classes, self.learner.code, generator=generator)
+        self.register_buffer("codes", codes, persistent=False)
+
+    @property
+    def seen(self) -> Tensor:
+        """Samples of each class so far, `[C]` int64."""
+        return self.counts
+
+    def _learn(self, x: Tensor, y: Tensor) -> None:
+        if not self.standardised:
+            self.begin(x)
+        self._read(x, self.codes[y])
+        self.counts += torch.bincount(y, minlength=self.classes)
+
+    def _scores(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
+        return self.learner.logits(self._told(x, prepared), self.codes)
+
+
+class InContextValues(ValueHead, StateHead):
+    """Vectors learned in the state: of a sample without one the learner tells it, and that is the answer.
+
+    Args:
+        features, seed: see `StateHead`.
+        classes: V.
+        learner: a `ValueLearner`, which brings how features are standardised: how large a sample is stays.
+
+    Raises:
+        UserError: the learner tells vectors of another size.
+
+    Buffers:
+        count: samples so far, int64.
+    """
+
+    count: Tensor
+
+    def __init__(self, *, features: int, classes: int, learner: InContextLearner, seed: int) -> None:
+        if learner.code != classes:
+            raise UserError(
+                f"learner.code: {learner.code}, and the stream asks for {classes} numbers of a sample: use "
+                f"learner.code={classes}"
+            )
+        super().__init__(features=features, classes=classes, learner=learner, seed=seed)
+
+    @classmethod
+    def made_again(cls, config: Any, **settings: Any) -> InContextValues:
+        """Make the head of a trained model, whose weights are loaded with its state."""
+        return cls(learner=bare_learner(config.learner, config.dictionary, "vectors"), **settings)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def seen(self) -> Tensor:
+        """Samples so far, `[]` int64."""
+        return self.count
+
+    def _learn(self, x: Tensor, y: Tensor) -> None:
+        self._read(x, y)
+        self.count += len(x)
+
+    def _scores(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
+        return self._told(x, prepared)
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation

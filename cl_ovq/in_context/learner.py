@@ -82,16 +82,20 @@ class InContextLearner(nn.Module):
         Returns:
             What the labels' codes are taken to be, `[B, T, V]`, and the state of each block.
         """
-        if codes is None:
-            codes = x.new_zeros(*x.shape[:2], self.code)
-        # Entries of vectors of length one become as large as a layer's are wont to be.
-        h = self.embedding(torch.cat([math.sqrt(self.features) * x, math.sqrt(self.code) * codes], -1))
-        h = h + self.question * (1 - codes.norm(dim=-1, keepdim=True))
+        h = self._embed(x, codes)
         after = []
         for number, block in enumerate(self.blocks):
             h, state = block(h, state=None if states is None else states[number], return_state=return_state)
             after.append(state)
         return self.head(self.norm(h)), after
+
+    def _embed(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        """Return tokens `[B, T, width]`."""
+        if codes is None:
+            codes = x.new_zeros(*x.shape[:2], self.code)
+        # Entries of vectors of length one become as large as a layer's are wont to be.
+        h = self.embedding(torch.cat([math.sqrt(self.features) * x, math.sqrt(self.code) * codes], -1))
+        return h + self.question * (1 - codes.norm(dim=-1, keepdim=True))
 
     def logits(self, told: Tensor, codes: Tensor) -> Tensor:
         """Return logits `[B, T, C]` of classes with codes `[B, C, V]`, or `[C, V]`, given what `forward` told.
@@ -109,6 +113,24 @@ class InContextLearner(nn.Module):
     def state_bytes(self, tokens: int) -> int:
         """Return the bytes of the states of all blocks after so many tokens."""
         return sum(mixer.state_bytes(tokens) for mixer in self.modules() if isinstance(mixer, Mixer))
+
+
+class ValueLearner(InContextLearner):
+    """Reads samples with vectors that belong to them, and tells the vector of a sample without one.
+
+    What is a label's code for `InContextLearner` is the vector itself, `[B, T, V]`: NaN for a sample whose vector is
+    asked for. Neither samples nor vectors have length one: how large they are says something.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_parameter("temperature", None)  # of logits, which there are none of
+
+    def _embed(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        if codes is None:
+            codes = x.new_full((*x.shape[:2], self.code), torch.nan)
+        asked = codes.isnan()
+        return self.embedding(torch.cat([x, codes.masked_fill(asked, 0.0)], -1)) + self.question * asked[..., :1]
 
 
 def random_codes(*shape: int, generator: torch.Generator) -> Tensor:

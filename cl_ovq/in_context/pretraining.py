@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_ovq.in_context.episodes import Draw, EpisodeOptions, Episodes
+from cl_ovq.in_context.episodes import Episodes
 from cl_ovq.in_context.learner import InContextLearner, random_codes
+from cl_ovq.in_context.sine import ValueEpisodes
 
 WARM_UP = 100  # steps
 LARGEST_GRADIENT = 1.0
@@ -18,9 +20,9 @@ LARGEST_GRADIENT = 1.0
 
 def pretrain(
     learner: InContextLearner,
-    options: EpisodeOptions,
+    options: Any,
     generator: torch.Generator,
-    draw: Draw,
+    draw: Callable[[Any, torch.Generator], Any],
     tell: Callable[[int, float, float], None] = lambda step, loss, accuracy: None,
 ) -> None:
     """Learn a learner's weights.
@@ -30,10 +32,11 @@ def pretrain(
 
     Args:
         learner: is changed.
-        options: how long, and on what.
+        options: how long, and on what: `EpisodeOptions` or `SineEpisodeOptions`.
         generator: of all that is drawn.
-        draw: draws the episodes of a step.
-        tell: is told of every step: its number from 1, loss and accuracy over the test samples.
+        draw: draws the episodes of a step, `Episodes` or, for a `ValueLearner`, `ValueEpisodes`.
+        tell: is told of every step: its number from 1, loss and accuracy over the test samples; of values, twice the
+            loss, which is their mean squared error.
     """
     optimizer = torch.optim.AdamW(learner.parameters(), options.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -43,18 +46,19 @@ def pretrain(
     learner.train()
     for step in range(1, options.steps + 1):
         episodes = draw(options, generator)
-        loss, accuracy = _loss(learner, episodes, generator)
+        loss_of = _value_loss if isinstance(episodes, ValueEpisodes) else _class_loss
+        loss, accuracy = loss_of(learner, episodes, generator)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), LARGEST_GRADIENT)
         optimizer.step()
         schedule.step()
         tell(step, float(loss.detach()), accuracy)
-    learner.trained_length.fill_(options.tasks * options.classes * options.samples)
+    learner.trained_length.fill_(options.longest)
     learner.eval()
 
 
-def _loss(learner: InContextLearner, episodes: Episodes, generator: torch.Generator) -> tuple[Tensor, float]:
+def _class_loss(learner: InContextLearner, episodes: Episodes, generator: torch.Generator) -> tuple[Tensor, float]:
     """Return the loss over the test samples of episodes, whose classes get random codes, and their accuracy."""
     codes = random_codes(len(episodes.x), episodes.classes, learner.code, generator=generator)
     of_tokens = codes.gather(1, episodes.labels[..., None].expand(-1, -1, learner.code)).clone()
@@ -63,3 +67,12 @@ def _loss(learner: InContextLearner, episodes: Episodes, generator: torch.Genera
     logits = learner.logits(told[:, episodes.samples :], codes).flatten(0, 1)
     targets = episodes.labels[:, episodes.samples :].flatten()
     return functional.cross_entropy(logits, targets), float((logits.argmax(-1) == targets).double().mean())
+
+
+def _value_loss(learner: InContextLearner, episodes: ValueEpisodes, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Return the mean squared error over the test samples of episodes, twice."""
+    shown = episodes.y.clone()
+    shown[:, episodes.samples :] = torch.nan
+    told, _ = learner(episodes.x, shown)
+    loss = functional.mse_loss(told[:, episodes.samples :], episodes.y[:, episodes.samples :])
+    return loss, float(loss.detach())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cl_ovq.errors import UserError, first_line
-from cl_ovq.in_context.episodes import EpisodeOptions
+from cl_ovq.in_context.episodes import EpisodeOptions  # which has all that `SineEpisodeOptions` has
 from streams import StreamDataError
 from streams.files import sha256_of
 

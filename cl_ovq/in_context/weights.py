@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cl_ovq.errors import UserError, called, own_code
 from cl_ovq.in_context.episodes import Draw, DrawnFromData, EpisodeOptions, gaussian_episodes
-from cl_ovq.in_context.learner import InContextLearner
+from cl_ovq.in_context.learner import InContextLearner, ValueLearner
 from cl_ovq.in_context.pretraining import pretrain
+from cl_ovq.in_context.sine import SineEpisodeOptions, sine_episodes
 from cl_ovq.in_context.standardisation import standardise, statistics_of
 from cl_ovq.in_context.weight_files import FORMAT, read_weights, write_weights
 from cl_ovq.mixers import StackOptions, build_mixers, checked_mixers
@@ -38,7 +39,24 @@ PACKAGED = Path(__file__).with_name("pretrained.pt")
 
 # Given the options of the section `learner`, the learner, what decides its weights, and the seed; changes the learner.
 WeightsBuilder = Callable[[Any, InContextLearner, Mapping[str, Any], int], None]
-WEIGHTS: Registry[Part[WeightsBuilder]] = Registry("source of weights", Part, plural="sources of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Part[WeightsBuilder]):
+    """A source of weights of the registry.
+
+    Attributes:
+        kind: of the streams that they are for, `classes` or `vectors`; None for both.
+    """
+
+    kind: str | None = "classes"
+
+    def learns(self, kind: str) -> bool:
+        """Return whether they are for streams of a kind, see `streams.stream.KINDS`."""
+        return self.kind is None or self.kind == kind
+
+
+WEIGHTS: Registry[Weights] = Registry("source of weights", Weights, plural="sources of weights")
 
 
 @dataclass
@@ -95,9 +113,10 @@ class FeaturesOptions(FromFileOptions, EpisodeOptions):
     )
 
 
-def bare_learner(options: LearnerOptions, dictionary: Any) -> InContextLearner:
+def bare_learner(options: LearnerOptions, dictionary: Any, kind: str = "classes") -> InContextLearner:
     """Build a learner with random weights; see `build_learner`."""
-    return InContextLearner(
+    learner = ValueLearner if kind == "vectors" else InContextLearner
+    return learner(
         features=options.features,
         code=options.code,
         width=options.width,
@@ -107,20 +126,21 @@ def bare_learner(options: LearnerOptions, dictionary: Any) -> InContextLearner:
     )
 
 
-def build_learner(options: LearnerOptions, dictionary: Any, seed: int) -> InContextLearner:
+def build_learner(options: LearnerOptions, dictionary: Any, seed: int, kind: str = "classes") -> InContextLearner:
     """Build a learner, with weights.
 
     Args:
         options: the section `learner`.
         dictionary: the section `dictionary`; None where no mixer has one.
         seed: of its weights.
+        kind: of the stream, `classes`, or `vectors` for a `ValueLearner`.
 
     Raises:
         UserError: the weights cannot be had, or are another learner's.
     """
     with unchanged_randomness():
         torch.manual_seed(derive_seed(seed, "learner"))
-        learner = bare_learner(options, dictionary)
+        learner = bare_learner(options, dictionary, kind)
         _check(learner)
         what = f"learner.weights: '{options.weights}'"
         called(what, WEIGHTS[options.weights].build, options, learner, deciding(options, dictionary), seed)
@@ -166,6 +186,27 @@ def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Map
 
 
 @WEIGHTS.enter(
+    "sine",
+    "learned before the stream begins, on episodes of sine waves, once for all runs of the same options",
+    options=SineEpisodeOptions,
+    kind="vectors",
+)
+def from_sine(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
+    """Learn weights on sine waves, or read those that an earlier run of these options learned.
+
+    Raises:
+        UserError: the learner's samples and vectors are not of one size.
+    """
+    if options.code != options.features:
+        raise UserError(
+            f"learner.code: {options.code}, and waves have as many points as learner.features={options.features}: use "
+            f"learner.code={options.features}"
+        )
+    learner.deviation.fill_(1.0)  # of all waves, as they are
+    _learned_once(options, learner, sections, seed, lambda: sine_episodes(learner.features))
+
+
+@WEIGHTS.enter(
     "features",
     "learned likewise, on episodes of the classes of a file of feature vectors: others than the stream's",
     options=FeaturesOptions,
@@ -200,7 +241,7 @@ def from_features(options: Any, learner: InContextLearner, sections: Mapping[str
 
 
 def _learned_once(
-    options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int, draw: Callable[[], Draw]
+    options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int, draw: Callable[[], Any]
 ) -> None:
     """Learn weights, or read those that an earlier run, or one beside this one, has learned."""
     known = json.dumps([FORMAT, sections, seed, torch.__version__], sort_keys=True)
@@ -254,7 +295,7 @@ def from_package(options: Any, learner: InContextLearner, sections: Mapping[str,
     read_weights(learner, PACKAGED, sections, options.sha256)
 
 
-@WEIGHTS.enter("file", "a file that `cl-ovq pretrain` wrote", options=FileOptions)
+@WEIGHTS.enter("file", "a file that `cl-ovq pretrain` wrote", options=FileOptions, kind=None)
 def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Read weights from a file."""
     if options.path is None:

@@ -69,7 +69,7 @@ class Model(Part[ModelBuilder]):
 
 def inputs_of(stream: Stream) -> str:
     """Return what the samples of a stream are, one of `INPUTS`, or `texts`, which no model reads."""
-    if stream.kind != "classes":
+    if stream.kind not in ("classes", "vectors"):
         return "sequences"
     return named_inputs(cast("TensorSamples", stream.samples).sample_shape)
 

@@ -125,6 +125,21 @@ class GradientFreeHead(nn.Module, ABC):
         return {**self.__dict__, "_prepared": None}  # copies and pickles make their own
 
 
+class ValueHead(GradientFreeHead):
+    """A head that tells a vector of a sample, in the place of its class: what `_scores` returns is the answer.
+
+    `C` is the vector's size, and targets are `[B, C]`. `seen` is `[]` int64, and `_prepare` may be called before the
+    first sample.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features `[B, F]` to vectors `[B, C]`."""
+        if self._prepared is None:
+            with torch.no_grad():
+                self._prepared = self._prepare()
+        return self._scores(features.float(), self._prepared).to(features.dtype)
+
+
 def cholesky(matrix: Tensor) -> Tensor:
     """Return the lower Cholesky factor of a symmetric matrix `[F, F]` fp64 without negative eigenvalues.
 

@@ -14,6 +14,7 @@ from cl_ovq.models.freezing import learns
 from cl_ovq.models.memory import PRIORS, MemoryHead
 from cl_ovq.models.slots import GROWTH
 from cl_ovq.options import COUNT, option
+from streams.stream import classless
 
 if TYPE_CHECKING:
     from streams import Stream
@@ -52,7 +53,8 @@ def build_memory(model: Any, network: nn.Module, stream: Stream, options: Memory
     from cl_ovq.models.heads import RememberingHead
 
     if stream.kind != "classes":
-        raise UserError(f"model.head: a memory names the class of an image, and '{stream.name}' has sequences")
+        has = classless(stream.kind)
+        raise UserError(f"model.head: a memory names the class of an image, and '{stream.name}' has {has}")
     linear = network.head
     assert isinstance(linear, nn.Linear)
     if options.capacity < stream.n_classes:

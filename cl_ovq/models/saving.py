@@ -86,7 +86,7 @@ def _saved_head(model: nn.Module) -> dict[str, Any] | None:
 def _put_head(model: nn.Module, config: ExperimentConfig, kind: str, settings: dict[str, Any]) -> None:
     """Put a head that learns without gradients into a model, as its strategy did."""
     import cl_ovq.in_context.head  # noqa: F401 - as those of the next line
-    from cl_ovq.models import discriminant, fecam, neighbours, ridge  # noqa: F401 - their classes are found below
+    from cl_ovq.models import discriminant, fecam, neighbours, ridge, value_ridge  # noqa: F401 - their classes are found below
     from cl_ovq.models.heads import RememberingHead, unwrap
 
     network = unwrap(model)

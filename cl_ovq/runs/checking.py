@@ -11,6 +11,7 @@ from cl_ovq.encoders import ENCODERS, encoder_of
 from cl_ovq.encoders.tuning import check_tuning, is_tuned
 from cl_ovq.errors import UserError
 from cl_ovq.imports import check_imported
+from cl_ovq.in_context import WEIGHTS
 from cl_ovq.mixers import (
     MIXERS,
     DictionaryConfig,
@@ -25,6 +26,7 @@ from cl_ovq.runs.training_checks import check_compiler, check_precision, check_t
 from cl_ovq.strategies import STRATEGIES
 from kernels.triton.support import unserved
 from streams import STREAMS
+from streams.stream import classless
 
 # Tags that say what a run is; a sweep says which revision its trials are of.
 OWN_TAGS = (
@@ -61,10 +63,11 @@ def check_config(config: ExperimentConfig) -> None:
         raise UserError(
             f"evaluation.rows: {name} training learns all experiences at once: there is none to evaluate after"
         )
-    if STREAMS[config.stream.name].kind != "classes" and strategy.needs_classes:
+    kind = STREAMS[config.stream.name].kind
+    if not strategy.learns(kind):
         raise UserError(
-            f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has sequences: "
-            f"known: {', '.join(STRATEGIES.having(lambda other: not other.needs_classes))}"
+            f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has {classless(kind)}: "
+            f"known: {', '.join(STRATEGIES.having(lambda other: other.learns(kind)))}"
         )
     if config.model.train_encoder == "first_experience" and strategy.no_first_experience is not None:
         raise UserError(
@@ -109,7 +112,8 @@ def _check_encoder(config: ExperimentConfig) -> None:
     stream, name = config.stream.name, config.model.name
     if STREAMS[stream].kind != "classes":
         reads = ENCODERS[config.encoder.name].reads
-        raise UserError(f"encoder.name: '{config.encoder.name}' reads {reads}, and '{stream}' has sequences")
+        has = classless(STREAMS[stream].kind)
+        raise UserError(f"encoder.name: '{config.encoder.name}' reads {reads}, and '{stream}' has {has}")
     if not MODELS[name].takes("vectors"):
         raise UserError(
             f"model.name: '{name}' reads {MODELS[name].reads}, and an encoder gives it features: use model.name=pixels "
@@ -165,6 +169,12 @@ def _check_learner(config: ExperimentConfig) -> None:
             f"learner.log_length_scaling: changes nothing for {', '.join(dict.fromkeys(mixers))}: mixers that it does: "
             f"{', '.join(MIXERS.having(lambda mixer: mixer.sharpens))}"
         )
+    kind = STREAMS[config.stream.name].kind
+    if not WEIGHTS[learner.weights].learns(kind):
+        raise UserError(
+            f"learner.weights: '{learner.weights}' are for streams of {WEIGHTS[learner.weights].kind}, and "
+            f"'{config.stream.name}' has {kind}: known: {', '.join(WEIGHTS.having(lambda other: other.learns(kind)))}"
+        )
 
 
 def _check_implementation(config: ExperimentConfig, device: torch.device) -> None:
@@ -197,9 +207,10 @@ def check_generalization(config: ExperimentConfig) -> None:
     if not config.evaluation.capacities:
         return
     stream, scope = config.stream.name, scope_of(config.dictionary)
-    if STREAMS[stream].kind == "classes":
+    if STREAMS[stream].kind in ("classes", "vectors"):
+        has = "images" if STREAMS[stream].kind == "classes" else "vectors"
         raise UserError(
-            f"evaluation.capacities: '{stream}' has images, and only sequences are evaluated so: leave it empty"
+            f"evaluation.capacities: '{stream}' has {has}, and only sequences are evaluated so: leave it empty"
         )
     mixers = layer_mixers(config.model)
     if not any(MIXERS[mixer].has_dictionary for mixer in mixers):

@@ -80,7 +80,8 @@ def _check_outputs(network: nn.Module, name: str, x: Tensor, stream: Stream, *, 
     with _as_it_was(network):
         outputs, given = _tried(network, name, x, stream, states=states)
     targets = stream.samples.targets[: len(x)]
-    wanted = tuple(targets.shape) if stream.kind == "values" else (*targets.shape, stream.n_classes)
+    numbers = stream.kind in ("values", "vectors")
+    wanted = tuple(targets.shape) if numbers else (*targets.shape, stream.n_classes)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
         raise UserError(
             f"model: {name} maps {len(x)} samples of '{stream.name}' to {_form(outputs)}, and must to {list(wanted)}"

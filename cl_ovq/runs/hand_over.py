@@ -14,6 +14,7 @@ from cl_ovq.paths import write_atomically
 from cl_ovq.runs.reevaluate import trained_model
 from cl_ovq.runs.setup import load_stream
 from streams import STREAMS
+from streams.stream import classless
 
 WEIGHTS = (".pth", ".pt")
 FEATURES = ".npz"
@@ -58,7 +59,8 @@ def write_features(config: ExperimentConfig, path: Path) -> tuple[int, int]:
     if path.suffix != FEATURES:
         raise UserError(f"output: {path} must end in {FEATURES}")
     if STREAMS[config.stream.name].kind != "classes":
-        raise UserError(f"stream.name: '{config.stream.name}' has sequences: features are of images or vectors")
+        has = classless(STREAMS[config.stream.name].kind)
+        raise UserError(f"stream.name: '{config.stream.name}' has {has}: features are of samples with labels")
     stream = load_stream(config)
     if stream.classes_per_experience != stream.original_classes:
         raise UserError("stream.scenario: labels restart in each experience: use stream.scenario=class_incremental")

@@ -21,6 +21,7 @@ from cl_ovq.models import ModelContext
 from cl_ovq.models.base import inputs_of
 from cl_ovq.strategies import AUGMENTATIONS, SCHEDULES, STRATEGIES
 from streams import STREAMS
+from streams.stream import classless
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +46,8 @@ def check_training(config: ExperimentConfig) -> None:
     named = config.training.augmentation
     if named and STREAMS[config.stream.name].kind != "classes":
         raise UserError(
-            f"training.augmentation: changes images, and '{config.stream.name}' has sequences: leave it out"
+            f"training.augmentation: changes images, and '{config.stream.name}' has "
+            f"{classless(STREAMS[config.stream.name].kind)}: leave it out"
         )
     encoder = encoder_of(config.encoder)
     if named and encoder is not None and not is_tuned(encoder):

@@ -56,6 +56,7 @@ class Strategy(Part[StrategyBuilder]):
 
     Attributes:
         needs_classes: whether it needs class labels of whole samples, which sequences do not have.
+        tells_vectors: whether it learns vectors that are to be told of samples, though it needs class labels elsewhere.
         needs_validation: whether it learns with the help of validation data.
         is_head: whether it is a classifier itself, in the place of the model's head.
         sees_all: whether it learns from all data so far, so that others are measured against it.
@@ -66,6 +67,7 @@ class Strategy(Part[StrategyBuilder]):
     """
 
     needs_classes: bool = False
+    tells_vectors: bool = False
     needs_validation: bool = False
     is_head: bool = False
     sees_all: bool = False
@@ -86,6 +88,10 @@ class Strategy(Part[StrategyBuilder]):
                     "from it, or enter a function that returns a strategy"
                 )
             object.__setattr__(self, "build", _with_plugin(self.build))
+
+    def learns(self, kind: str) -> bool:
+        """Return whether it learns streams of a kind, see `streams.stream.KINDS`."""
+        return kind == "classes" or not self.needs_classes or (kind == "vectors" and self.tells_vectors)
 
     @property
     def keeps_samples(self) -> bool:

@@ -54,7 +54,8 @@ class ReplayOptions(BatchOptions, PolicyOptions):
 
 def logits_shape(stream: Stream) -> tuple[int, ...]:
     """Return the shape of a model's outputs for one sample."""
-    return tuple(stream.samples.targets.shape[1:] + (() if stream.kind == "values" else (stream.n_classes,)))
+    numbers = stream.kind in ("values", "vectors")
+    return tuple(stream.samples.targets.shape[1:] + (() if numbers else (stream.n_classes,)))
 
 
 def buffer_samples(options: BufferOptions, stream: Stream, *, logits: bool = False) -> int:

@@ -83,13 +83,16 @@ class RidgeOptions:
     "ridge",
     "ridge regression on the model's features, exact (recursive least squares); the encoder is not trained",
     options=RidgeOptions,
+    tells_vectors=True,
     **HEAD,
 )
 def build_ridge(options: RidgeOptions, context: Context) -> SupervisedTemplate:
     """Build ridge regression."""
     from cl_ovq.models.ridge import RidgeHead
+    from cl_ovq.models.value_ridge import ValueRidgeHead
 
-    return with_head(RidgeHead, context, strength=options.strength)
+    head = ValueRidgeHead if context.stream.kind == "vectors" else RidgeHead
+    return with_head(head, context, strength=options.strength)
 
 
 @dataclass

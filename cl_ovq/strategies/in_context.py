@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cl_ovq.in_context import LearnerOptions, build_learner
 from cl_ovq.options import NoOptions
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @STRATEGIES.enter(
     "in_context",
-    "samples are tokens of one sequence, and classes are learned in the state of its mixers (Lee, Son and Kim 2023); "
-    "no weight changes",
+    "samples are tokens of one sequence, and classes, or vectors, are learned in the state of its mixers (Lee, Son and "
+    "Kim 2023); no weight changes",
     sections={"learner": LearnerOptions},
+    tells_vectors=True,
     **HEAD,
 )
 def build_in_context(options: NoOptions, context: Context, learner: LearnerOptions) -> SupervisedTemplate:
@@ -26,7 +27,7 @@ def build_in_context(options: NoOptions, context: Context, learner: LearnerOptio
     Raises:
         UserError: the learner's weights cannot be had.
     """
-    from cl_ovq.in_context.head import InContextHead
+    from cl_ovq.in_context.head import InContextHead, InContextValues
     from cl_ovq.models.freezing import freeze_encoder
     from cl_ovq.models.heads import RememberingHead, unwrap
     from cl_ovq.training.in_context import FirstExperience
@@ -35,10 +36,12 @@ def build_in_context(options: NoOptions, context: Context, learner: LearnerOptio
     network = unwrap(context.common["model"])
     freeze_encoder(network)
     seed = context.seed if learner.weights_seed is None else learner.weights_seed
-    made = InContextHead(
+    kind = context.stream.kind
+    head: Any = InContextValues if kind == "vectors" else InContextHead
+    made = head(
         features=network.head.in_features,
         classes=context.stream.n_classes,
-        learner=build_learner(learner, context.dictionary, seed),
+        learner=build_learner(learner, context.dictionary, seed, kind),
         seed=seed,
     )
     network.head = RememberingHead(made, None)

@@ -22,7 +22,10 @@ class TokenCrossEntropy(nn.Module):
 
 
 class ValueSquaredError(nn.Module):
-    """Mean squared error over the tokens that have a target (that is, no NaN); zero where no token has one."""
+    """Mean squared error over the tokens that have a target (that is, no NaN); zero where no token has one.
+
+    Of a vector for each sample, over its numbers.
+    """
 
     def forward(self, values: Tensor, targets: Tensor) -> Tensor:
         """Compare values `[B, T]` with targets `[B, T]`."""
@@ -53,6 +56,7 @@ OBJECTIVES = {
     "tokens": Objective(TokenCrossEntropy, "accuracy"),
     "bytes": Objective(TokenCrossEntropy, "bits_per_byte"),
     "values": Objective(ValueSquaredError, "squared_error"),
+    "vectors": Objective(ValueSquaredError, "squared_error"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from cl_ovq.in_context.head import InContextHead
+from cl_ovq.in_context.head import StateHead
 from cl_ovq.models.heads import unwrap
 from cl_ovq.training.passes import evaluating
 from streams import Stream, rows_of
@@ -25,7 +25,7 @@ class FirstExperience(SupervisedPlugin):
 
     STATE = ()  # of a checkpoint: the head's is in the model
 
-    def __init__(self, stream: Stream, head: InContextHead) -> None:
+    def __init__(self, stream: Stream, head: StateHead) -> None:
         super().__init__()
         self.stream = stream
         self.head = head
