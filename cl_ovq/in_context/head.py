@@ -150,6 +150,17 @@ class StateHead(GradientFreeHead):
             x = self.mean.new_zeros(1, 1, self.learner.features)
             return self.learner(x, None, return_state=True)[1]
 
+    def carried_like(self) -> list[tuple[torch.dtype, tuple[int | None, ...]]]:
+        """Return type and shape of each tensor of a state, with None for a size that depends on what was seen."""
+        with torch.no_grad():
+            x = self.mean.new_zeros(1, 2, self.learner.features)
+            longer = tensors_of(self.learner(x, None, return_state=True)[1])
+        pairs = zip(tensors_of(self._form()), longer, strict=True)
+        return [
+            (one.dtype, tuple(a if a == b else None for a, b in zip(one.shape, other.shape, strict=True)))
+            for one, other in pairs
+        ]
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load a state, which may be another number of tokens long, or none yet."""
         saved = [key for key in state_dict if key.removeprefix(prefix).startswith(STATE)]

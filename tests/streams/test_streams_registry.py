@@ -53,7 +53,7 @@ def test_unknown_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["split_digits", "recall", "positional_recall", "rebinding", "regression", "needle", "text"]
+    "name", ["split_digits", "recall", "positional_recall", "rebinding", "regression", "needle", "sine", "text"]
 )
 def test_the_registry_says_of_what_kind_a_stream_is(name):
     assert streams.build_stream(name, seed=0).kind == streams.STREAMS[name].kind

@@ -14,6 +14,7 @@ import torch
 from avalanche.training.storage_policy import ExemplarsBuffer, ReservoirSamplingBuffer
 from torch import Tensor, nn
 
+from cl_ovq.in_context.head import STATE, StateHead
 from cl_ovq.mixers import dictionaries
 from cl_ovq.runs.checkpoints.own_state import KINDS, is_foreign
 from cl_ovq.training.replay import Memory
@@ -40,6 +41,7 @@ class Fit:
         self.model: dict[str, Tensor] = strategy.model.state_dict()
         found = dictionaries(strategy.model)
         self.growing = {f"{name}.{part}" for name in found for part in GROWING}
+        self.learners = {name: one for name, one in strategy.model.named_modules() if isinstance(one, StateHead)}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check what every run has: model, dictionaries, optimizer.
@@ -48,8 +50,9 @@ class Fit:
             ValueError: saying what does not fit.
         """
         model = self.strategy.model
-        self._tensors(state["model"], "the model")
-        _same(state["model"].keys(), self.model.keys(), "the model")
+        plain = self._carried(state["model"])
+        self._tensors(plain, "the model")
+        _same(plain.keys(), self.model.keys(), "the model")
         parameters = dict(model.named_parameters())
         for name in parameters:
             _must(bool(state["model"][name].isfinite().all()), f"{name} of the model is not finite")
@@ -70,6 +73,25 @@ class Fit:
                 _must(slots.shape == (len(slots), heads), f"the slots last written to of {name} are of another shape")
                 _whole(slots, -1, capacity, f"the slots last written to of {name}")
         self._optimizer(state["optimizer"])
+
+    def _carried(self, found: Any) -> Any:
+        """Check the states that learners in context carry, which a run that begins has none of; return the rest."""
+        if not isinstance(found, dict):
+            return found
+        rest = dict(found)
+        for name, head in self.learners.items():
+            begin = f"{name}.{STATE}"
+            numbers = [key.removeprefix(begin) for key in found if isinstance(key, str) and key.startswith(begin)]
+            if not numbers:
+                continue
+            wanted = head.carried_like()
+            _same(numbers, {str(number) for number in range(len(wanted))}, f"the state of {name}")
+            for number, (dtype, shape) in enumerate(wanted):
+                tensor = rest.pop(f"{begin}{number}")
+                fits = isinstance(tensor, Tensor) and tensor.dtype == dtype and tensor.ndim == len(shape)
+                fits = fits and all(size in (None, own) for size, own in zip(shape, tensor.shape, strict=True))
+                _must(fits, f"the state of {name} has {_named(tensor)} in the place of {dtype} of {list(shape)}")
+        return rest
 
     def _optimizer(self, kept: Mapping[str, Any]) -> None:
         optimizer = self.strategy.optimizer

@@ -366,4 +366,4 @@ def test_the_weights_that_come_with_the_package_learn_digits(tmp_path):
 
 
 def test_every_source_of_weights_is_listed():
-    assert list(WEIGHTS) == ["gaussian_classes", "features", "pretrained", "file"]
+    assert list(WEIGHTS) == ["gaussian_classes", "sine", "features", "pretrained", "file"]
