@@ -108,12 +108,14 @@ def stream_table(stream: Stream) -> Table:
 
 
 def balance(stream: Stream, experience: int, targets: Tensor) -> str:
-    """Return how targets are distributed, in words: samples of each class, or the share of the commonest token."""
+    """Return how targets are distributed, in words: samples of each class, or how common the commonest token is."""
     if stream.kind == "classes":
         counted = sorted(Counter(targets.tolist()).items())
         named = {class_name(stream, experience, label): count for label, count in counted}
         more = [f"{len(named) - CLASSES} more classes"] if len(named) > CLASSES else []
         return ", ".join([*(f"{name}: {count}" for name, count in list(named.items())[:CLASSES]), *more])
+    if stream.kind == "vectors":
+        return f"{targets.shape[1]} numbers a sample, mean {targets.mean():.2f}, variance {targets.var():.3f}"
     if stream.kind == "values":
         known = targets[~targets.isnan()]
         return f"{len(known) / len(targets):.1f} a sequence, mean {known.mean():.2f}, variance {known.var():.3f}"
