@@ -12,8 +12,9 @@ from scipy import stats
 from torch.utils.data import TensorDataset
 
 from cl_ovq.cli.preview import print_stream
-from cl_ovq.config import load_config
+from cl_ovq.config import load_config, load_stream_config
 from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.setup import load_stream
 from streams import Stream
 
 
@@ -47,6 +48,16 @@ def test_domain_incremental_classes_go_by_their_names(call):
     _, out, _ = call("show-stream", "split_digits", *options, "--output", "sheet.png")
     assert "9: " in out.splitlines()[4]
     assert "8: " in out.splitlines()[4]
+
+
+def test_vectors_that_are_asked_for_are_told_by_their_numbers(call):
+    options = ("tasks=1", "samples=300", "dimensions=20", "noise=0")
+    code, out, err = call("show-stream", "sine", *options)
+    assert (code, err) == (0, "")
+    targets = load_stream(load_stream_config("sine", options)).samples.targets[:300].numpy()
+    said = " ".join(out.replace("│", " ").split())
+    assert f"20 numbers a sample, mean {targets.mean():.2f}, variance {targets.var(ddof=1):.3f}" in said
+    assert "vectors of 20 features" in said
 
 
 def test_sequences_are_shown_in_words(call, tmp_path):
