@@ -77,6 +77,18 @@ def test_a_head_tells_what_the_learner_does_of_the_whole_sequence(mixer):
     assert not torch.allclose(before, told, atol=1e-3)
 
 
+def test_a_question_is_a_sample_with_a_vector_of_its_own_in_the_place_of_an_answer():
+    learner = learner_of("learner.mixer=softmax")
+    weight, bias = learner.embedding.weight, learner.embedding.bias
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1, 3, 12, generator=g), torch.randn(1, 3, 12, generator=g)
+    y[0, 1] = torch.nan
+    expected = x @ weight[:, :12].T + y.nan_to_num() @ weight[:, 12:].T + bias
+    expected[0, 1] += learner.question
+    torch.testing.assert_close(learner._embed(x, y), expected)
+    torch.testing.assert_close(learner._embed(x, None)[0, 0], x[0, 0] @ weight[:, :12].T + bias + learner.question)
+
+
 def test_how_large_a_sample_is_counts():
     head = InContextValues(features=12, classes=12, learner=learner_of(), seed=0)
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
