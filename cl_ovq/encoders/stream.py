@@ -17,7 +17,6 @@ from cl_ovq.encoders.frozen import NamedEncoder, features_root, named_encoder, p
 from cl_ovq.encoders.network import HALF, EncoderNetwork, TextEncoderNetwork
 from cl_ovq.encoders.preprocessing import check_channels
 from cl_ovq.encoders.store import Encode, in_memory, stored
-from cl_ovq.encoders.tuning import is_tuned
 from cl_ovq.errors import UserError, first_line
 from streams import Samples, Stream, TensorSamples, rows_of
 from streams.benchmark import benchmark_of, shape_facts
@@ -40,7 +39,9 @@ class EncodedStream(Stream):
     encoder: NamedEncoder
 
 
-def with_encoder(stream: Stream, name: str, options: AnyEncoderOptions, device: torch.device) -> Stream:
+def with_encoder(
+    stream: Stream, name: str, options: AnyEncoderOptions, device: torch.device, *, trained: bool
+) -> Stream:
     """Return what a stream is with an encoder: one of features if it is frozen, and itself if it is to be trained.
 
     Its provenance says which encoder that is, and the options which weights it has.
@@ -50,11 +51,12 @@ def with_encoder(stream: Stream, name: str, options: AnyEncoderOptions, device: 
         name: of the encoder.
         options: the section `encoder` of a configuration; its `sha256` is filled in.
         device: to compute on what was not computed before.
+        trained: whether it is to be trained.
 
     Raises:
         UserError: see `encoded`.
     """
-    if not is_tuned(options):
+    if not trained:
         made = encoded(stream, name, options, device)
         options.sha256 = made.encoder.sha256
         return made

@@ -1,50 +1,78 @@
-"""Encoders that are trained, from a layer on or by LoRA, as the trunk of a model."""
+"""Encoders that are trained, from a layer on, by LoRA or by prompts, as the trunk of a model."""
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from cl_ovq.encoders.base import AnyEncoderOptions, EncoderOptions, needed
 from cl_ovq.encoders.network import EncoderNetwork, named_module
+from cl_ovq.encoders.prompted import prompted
+from cl_ovq.encoders.prompts import PromptOptions
 from cl_ovq.errors import UserError, first_line
 
 WHOLE = "all"  # in the place of a layer: the whole encoder is trained
 
 
-def is_tuned(options: AnyEncoderOptions) -> TypeGuard[EncoderOptions]:
-    """Return whether an encoder is trained; one that is not is frozen, as all are that read texts."""
-    return isinstance(options, EncoderOptions) and (options.train_from is not None or options.lora_rank is not None)
+def is_tuned(options: AnyEncoderOptions, strategy: Any) -> TypeGuard[EncoderOptions]:
+    """Return whether an encoder is trained; one that is not is frozen, as all are that read texts.
+
+    Args:
+        options: the section `encoder` of a configuration.
+        strategy: its section `strategy`, which may put prompts into the encoder.
+    """
+    if not isinstance(options, EncoderOptions):
+        return False
+    given = options.train_from is not None or options.lora_rank is not None
+    return given or isinstance(strategy, PromptOptions)
 
 
-def check_tuning(options: AnyEncoderOptions) -> None:
-    """Check that options of training fit each other.
+def check_tuning(options: AnyEncoderOptions, strategy: Any) -> None:
+    """Check that options of training fit each other; see `is_tuned`.
 
     Raises:
         UserError: they do not.
     """
+    if isinstance(strategy, PromptOptions):
+        _check_prompts(options, strategy)
     if not isinstance(options, EncoderOptions):
         return
     if options.train_from is not None and options.lora_rank is not None:
         raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
     if options.lora_modules and options.lora_rank is None:
         raise UserError("encoder.lora_modules: used only with encoder.lora_rank")
-    if is_tuned(options) and options.precision == "float16":
+    if is_tuned(options, strategy) and options.precision == "float16":
         raise UserError("encoder.precision: gradients would vanish in float16: use bfloat16 or float32")
 
 
-def tuned(network: EncoderNetwork, options: EncoderOptions) -> EncoderNetwork:
+def _check_prompts(options: AnyEncoderOptions, strategy: Any) -> None:
+    """Check that an encoder can be given prompts, as far as that is known before it is built."""
+    what = f"strategy.name={strategy.name} puts prompts into the encoder"
+    if not isinstance(options, EncoderOptions):
+        raise UserError(f"encoder.name: {what}, which must be a vision transformer: use encoder.name=timm")
+    given = {"train_from": options.train_from, "lora_rank": options.lora_rank, "layer": options.layer}
+    for key, value in given.items():
+        if value is not None:
+            why = "and takes features of the whole" if key == "layer" else "and trains nothing else of it"
+            raise UserError(f"encoder.{key}: {what}, {why}: leave it out")
+
+
+def tuned(network: EncoderNetwork, options: EncoderOptions, strategy: Any, experiences: int) -> EncoderNetwork:
     """Let a part of an encoder be trained; the rest keeps its weights, and computes in evaluation mode.
 
     Args:
         network: the encoder, with its weights.
         options: which part.
+        strategy: the section of a configuration, which may put prompts into the encoder.
+        experiences: of the stream.
 
     Raises:
-        UserError: there is no such part, or the library for LoRA is missing.
+        UserError: there is no such part, or no place for prompts, or the library for LoRA is missing.
     """
+    if isinstance(strategy, PromptOptions):
+        return prompted(network, strategy, experiences)
     network.requires_grad_(False)
     if options.lora_rank is not None:
         _inject(network.backbone, options, options.lora_rank)

@@ -82,7 +82,11 @@ def build_model(
     """
     name, part = config.model.name, MODELS[config.model.name]
     encoder = encoder_of(config.encoder)
-    trunk = None if encoder is None or not is_tuned(encoder) else _trunk(config.encoder.name, encoder, recipe)
+    trunk = None
+    if encoder is not None and is_tuned(encoder, config.strategy):
+        experiences = len(stream.classes_per_experience)
+        bare, made_of = _trunk(config.encoder.name, encoder, recipe)
+        trunk = tuned(bare, encoder, config.strategy, experiences), made_of
     has = inputs_of(stream) if trunk is None else "vectors"
     if has == TEXTS:
         raise UserError(
@@ -136,7 +140,6 @@ def build_model(
 def _trunk(name: str, options: EncoderOptions, recipe: dict[str, Any] | None) -> tuple[EncoderNetwork, dict[str, Any]]:
     """Return an encoder that is to be trained, and what it is made of."""
     if recipe is not None:
-        bare = NamedEncoder(name, options, recipe, options.sha256).bare()
-        return tuned(cast("EncoderNetwork", bare), options), recipe
+        return cast("EncoderNetwork", NamedEncoder(name, options, recipe, options.sha256).bare()), recipe
     encoder = named_encoder(name, options, None)
-    return tuned(cast("EncoderNetwork", encoder.network()), options), encoder.recipe
+    return cast("EncoderNetwork", encoder.network()), encoder.recipe

@@ -69,6 +69,11 @@ def check_config(config: ExperimentConfig) -> None:
             f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has {classless(kind)}: "
             f"known: {', '.join(STRATEGIES.having(lambda other: other.learns(kind)))}"
         )
+    if strategy.has_prompts and encoder_of(config.encoder) is None:
+        raise UserError(
+            f"encoder.name: strategy.name={name} puts prompts into an encoder, and there is none: use a vision "
+            "transformer, encoder.name=timm"
+        )
     if config.model.train_encoder == "first_experience" and strategy.no_first_experience is not None:
         raise UserError(
             f"model.train_encoder: first_experience does not go with strategy.name={name}, which "
@@ -104,8 +109,13 @@ def _check_encoder(config: ExperimentConfig) -> None:
     encoder = encoder_of(config.encoder)
     if encoder is None:
         return
-    check_tuning(encoder)
-    if is_tuned(encoder) and (STRATEGIES[config.strategy.name].is_head or config.model.train_encoder == "never"):
+    check_tuning(encoder, config.strategy)
+    strategy = STRATEGIES[config.strategy.name]
+    if strategy.has_prompts and config.model.train_encoder == "never":
+        raise UserError(
+            f"model.train_encoder: never does not train prompts, and {config.strategy.name} does: use always"
+        )
+    if is_tuned(encoder, config.strategy) and (strategy.is_head or config.model.train_encoder == "never"):
         key = "train_from" if encoder.lora_rank is None else "lora_rank"
         why = "model.train_encoder=never does" if config.model.train_encoder == "never" else "this strategy does"
         raise UserError(f"encoder.{key}: {why} not train the encoder: leave it out, and its features are computed once")

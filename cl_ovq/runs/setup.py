@@ -14,6 +14,7 @@ import torch
 from cl_ovq.config import ExperimentConfig, to_dict
 from cl_ovq.config.protocols import lacking_validation
 from cl_ovq.encoders import encoder_of
+from cl_ovq.encoders.tuning import is_tuned
 from cl_ovq.errors import UserError, called, check_built, is_foreign, own_code
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
 from cl_ovq.models.normalisation import decay_groups
@@ -95,7 +96,8 @@ def load_stream(config: ExperimentConfig, *, learned: bool = True) -> Stream:
     if (encoder := encoder_of(config.encoder)) is not None:
         from cl_ovq.encoders.stream import with_encoder
 
-        stream = with_encoder(stream, config.encoder.name, encoder, find_device(config.device))
+        trained = is_tuned(encoder, config.strategy)
+        stream = with_encoder(stream, config.encoder.name, encoder, find_device(config.device), trained=trained)
     build_transforms(config, stream)
     if isinstance(config.strategy, BufferOptions):
         buffer_samples(config.strategy, stream, logits=STRATEGIES[config.strategy.name].keeps_logits)

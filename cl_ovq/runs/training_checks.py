@@ -50,7 +50,7 @@ def check_training(config: ExperimentConfig) -> None:
             f"{classless(STREAMS[config.stream.name].kind)}: leave it out"
         )
     encoder = encoder_of(config.encoder)
-    if named and encoder is not None and not is_tuned(encoder):
+    if named and encoder is not None and not is_tuned(encoder, config.strategy):
         raise UserError(
             "training.augmentation: changes images, and the features of a frozen encoder are computed once, of plain "
             "ones: leave it out, or train the encoder (encoder.train_from, encoder.lora_rank)"

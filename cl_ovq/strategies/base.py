@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from cl_ovq.encoders.prompts import PromptOptions
 from cl_ovq.registry import Part, Registry
 from cl_ovq.strategies.buffer import BufferOptions
 
@@ -97,6 +98,11 @@ class Strategy(Part[StrategyBuilder]):
     def keeps_samples(self) -> bool:
         """Whether it has a replay buffer."""
         return issubclass(self.Options, BufferOptions)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it puts prompts into the encoder, which must be there."""
+        return issubclass(self.Options, PromptOptions)
 
 
 def _with_plugin(plugin: Callable[[Any], SupervisedPlugin]) -> StrategyBuilder:

@@ -7,6 +7,7 @@ from cl_ovq.config.parts import current
 from cl_ovq.config.schema import StrategyConfig
 from cl_ovq.strategies import STRATEGIES
 
+ANYWHERE = STRATEGIES.having(lambda strategy: not strategy.has_prompts)  # strategies that need no encoder
 QUICK = ("strategy.epochs=2", "strategy.batch_size=150")
 SMALL = (
     "strategy.importance_samples=20",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quick_settings import quick
+from quick_settings import ANYWHERE, quick
 
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation import metrics
@@ -15,7 +15,6 @@ from cl_ovq.evaluation.anytime import AnytimeEvaluation, anytime_figure, as_arra
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.setup import load_stream
-from cl_ovq.strategies import STRATEGIES
 
 
 def learned(session, every, *overrides):
@@ -27,7 +26,7 @@ def learned(session, every, *overrides):
     return trained, matrix
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "joint"])
+@pytest.mark.parametrize("name", [name for name in ANYWHERE if name != "joint"])
 def test_training_goes_on_as_if_nothing_had_been(session, name):
     states, steps = [], []
     for every in (None, 2):

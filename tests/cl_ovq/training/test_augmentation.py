@@ -7,7 +7,7 @@ import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from PIL import Image
-from quick_settings import quick
+from quick_settings import ANYWHERE, quick
 from torchvision.transforms import v2
 
 from cl_ovq.errors import UserError
@@ -23,7 +23,7 @@ SHAPE = (3, 6, 5)
 MLP = ("model.name=mlp", "model.width=8")
 CROP = ("training.augmentation=[crop]", "training.padding=1")
 FLIP = ("training.augmentation=[flip]", "training.flip_probability=1")
-TRAINED = STRATEGIES.having(lambda strategy: not strategy.is_head)
+TRAINED = [name for name in ANYWHERE if not STRATEGIES[name].is_head]
 
 
 def images(count=200, shape=SHAPE):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from quick_settings import quick
+from quick_settings import ANYWHERE, quick
 from torch import nn
 
 from cl_ovq.errors import UserError
@@ -18,7 +18,7 @@ from cl_ovq.training.memory_usage import method_bytes
 from cl_ovq.training.stopping import EarlyStopping
 
 HEADS = STRATEGIES.having(lambda strategy: strategy.is_head)
-TRAINED = [name for name in STRATEGIES if name not in HEADS]
+TRAINED = [name for name in ANYWHERE if name not in HEADS]
 pytestmark = pytest.mark.usefixtures("small")
 
 

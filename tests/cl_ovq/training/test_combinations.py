@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from quick_settings import LEARNER
+from quick_settings import ANYWHERE, LEARNER
 from rich.console import Console
 
 from cl_ovq.config import from_dict
@@ -29,7 +29,7 @@ from streams.images import DATASETS, ImageDataset
 
 HEADS = STRATEGIES.having(lambda strategy: strategy.is_head)
 OPTIONS = {
-    "strategy": [(f"strategy.name={name}",) for name in STRATEGIES],
+    "strategy": [(f"strategy.name={name}",) for name in ANYWHERE],
     "head": [
         ("model.head=linear",),
         ("model.head=memory",),

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from quick_settings import quick
+from quick_settings import ANYWHERE, quick
 from torch import nn
 
 from cl_ovq.errors import UserError
@@ -14,7 +14,7 @@ from cl_ovq.runs import training_checks
 from cl_ovq.runs.checking import check_config
 from cl_ovq.strategies import STRATEGIES
 
-TRAINED = STRATEGIES.having(lambda strategy: not strategy.is_head)
+TRAINED = [name for name in ANYWHERE if not STRATEGIES[name].is_head]
 COMPILE = ("training.compile=true", "evaluation.batch_size=100")
 MLP = ("model.name=mlp", "model.width=8")
 SGD = ("optimizer.name=sgd", "optimizer.learning_rate=0.05")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from quick_settings import quick
+from quick_settings import ANYWHERE, quick
 from torch import nn
 
 from cl_ovq.errors import UserError
@@ -15,7 +15,7 @@ from cl_ovq.runs.checking import check_config
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.training.steps import ScaledSteps
 
-TRAINED = STRATEGIES.having(lambda strategy: not strategy.is_head)
+TRAINED = [name for name in ANYWHERE if not STRATEGIES[name].is_head]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MLP = ("model.name=mlp", "model.width=8")
 SGD = ("optimizer.name=sgd", "optimizer.learning_rate=0.05")
