@@ -1,7 +1,8 @@
 """From a run's one seed to every source of randomness.
 
 Purposes: `stream` (order of classes), `model` (initial weights), `training` (order of batches, replay, dropout),
-`augmentation` (of training images), and `dictionary/<layer>` (tokens that seed slots, `mixers.ovq.seed_dictionaries`).
+`augmentation` (of training images), `lora/<experience>` (matrices that begin anew), and `dictionary/<layer>` (tokens
+that seed slots, `mixers.ovq.seed_dictionaries`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from cl_ovq.options import COUNT, NoOptions, option
 from cl_ovq.registry import Part, Registry
 
 RANDOM = "random"  # in the place of weights: drawn anew, the same for every run
-NOT_DECIDING = ("name", "sha256", "batch_size", "cache", "cache_dir")  # options that change no feature
+NOT_DECIDING = ("name", "sha256", "batch_size", "cache", "cache_dir", "lora_merge")  # options that change no feature
 IMAGES, TEXTS = "images", "texts"  # what encoders read
 Recipe = dict[str, Any]
 
@@ -86,6 +86,9 @@ class EncoderOptions(AnyEncoderOptions):
     )
     lora_modules: list[str] = option(  # noqa: RUF009 - option makes a field
         [], "names, or ends of names, of the modules that get them; all linear layers if empty"
+    )
+    lora_merge: bool = option(
+        False, "after each experience LoRA's matrices are added to the weights, and others begin in their place"
     )
 
 

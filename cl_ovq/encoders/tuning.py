@@ -13,6 +13,7 @@ from cl_ovq.encoders.prompted import prompted
 from cl_ovq.encoders.prompts import PromptOptions
 from cl_ovq.errors import UserError, first_line
 
+ADAPTER = "default"  # what peft calls LoRA's matrices
 WHOLE = "all"  # in the place of a layer: the whole encoder is trained
 
 
@@ -43,6 +44,8 @@ def check_tuning(options: AnyEncoderOptions, strategy: Any) -> None:
         raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
     if options.lora_modules and options.lora_rank is None:
         raise UserError("encoder.lora_modules: used only with encoder.lora_rank")
+    if options.lora_merge and options.lora_rank is None:
+        raise UserError("encoder.lora_merge: used only with encoder.lora_rank")
     if is_tuned(options, strategy) and options.precision == "float16":
         raise UserError("encoder.precision: gradients would vanish in float16: use bfloat16 or float32")
 
@@ -109,9 +112,27 @@ def _inject(backbone: nn.Module, options: EncoderOptions, rank: int) -> None:
         raise UserError("encoder.lora_modules: the encoder has no linear layers: name the modules, e.g. [conv1]")
     config = LoraConfig(r=rank, lora_alpha=options.lora_alpha, target_modules=modules)
     try:
-        inject_adapter_in_model(config, backbone)
+        inject_adapter_in_model(config, backbone, ADAPTER)
     except ValueError as error:  # peft's: there are no such modules, or of a kind that it does not know
         raise UserError(f"encoder.lora_modules: {first_line(error)}") from error
+
+
+def merge_lora(network: nn.Module) -> list[nn.Parameter]:
+    """Add LoRA's matrices to the weights beside which they stand, and draw others, which add nothing yet.
+
+    Returns:
+        The matrices, which are drawn by PyTorch's generator.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        if not layer.merged:  # that of an attention merges its own layers
+            layer.merge()
+    for layer in layers:
+        layer.merged_adapters.clear()  # the weights are what they are from now on
+        layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
+    return [weight for name, weight in network.named_parameters() if f".{ADAPTER}" in name and "lora_" in name]
 
 
 def _linear_layers(backbone: nn.Module) -> list[str]:

@@ -119,6 +119,8 @@ def _check_encoder(config: ExperimentConfig) -> None:
         key = "train_from" if encoder.lora_rank is None else "lora_rank"
         why = "model.train_encoder=never does" if config.model.train_encoder == "never" else "this strategy does"
         raise UserError(f"encoder.{key}: {why} not train the encoder: leave it out, and its features are computed once")
+    if getattr(encoder, "lora_merge", False):
+        _check_merging(config)
     stream, name = config.stream.name, config.model.name
     if STREAMS[stream].kind != "classes":
         reads = ENCODERS[config.encoder.name].reads
@@ -128,6 +130,17 @@ def _check_encoder(config: ExperimentConfig) -> None:
         raise UserError(
             f"model.name: '{name}' reads {MODELS[name].reads}, and an encoder gives it features: use model.name=pixels "
             f"(the features as they are); known: {', '.join(MODELS.having(lambda model: model.takes('vectors')))}"
+        )
+
+
+def _check_merging(config: ExperimentConfig) -> None:
+    """Check that LoRA's matrices can begin anew after each experience."""
+    name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
+    if strategy.no_merging is not None:
+        raise UserError(f"encoder.lora_merge: does not go with strategy.name={name}, which {strategy.no_merging}")
+    if config.model.train_encoder == "first_experience":
+        raise UserError(
+            "encoder.lora_merge: would do nothing: model.train_encoder=first_experience trains no others: leave it out"
         )
 
 

@@ -133,6 +133,7 @@ def build_strategy(
     from cl_ovq.training.dictionary import DictionaryScope
     from cl_ovq.training.divergence import DivergenceGuard
     from cl_ovq.training.drift import DictionaryRefresh, FirstExperienceEncoder
+    from cl_ovq.training.lora import LoRAMerging
     from cl_ovq.training.memory import MemoryWrites
     from cl_ovq.training.schedule import LearningRate
 
@@ -159,6 +160,8 @@ def build_strategy(
         ours.append(LearningRate(build_schedule(config), optimizer))
     if (steps := _steps(config, device)) is not None:
         ours.append(steps)
+    if getattr(config.encoder, "lora_merge", False):
+        ours.append(LoRAMerging(config.seed))
     ours += [*plugins, DivergenceGuard()]
     common = {
         "model": model,

@@ -65,6 +65,7 @@ class Strategy(Part[StrategyBuilder]):
         keeps_logits: whether past samples keep the logits that the model gave them.
         no_first_experience: why there is no encoder of the first experience to keep; None where there is.
         no_memory_head: why a memory head cannot be written; None where it can.
+        no_merging: why LoRA's matrices cannot begin anew after an experience; None where they can.
     """
 
     needs_classes: bool = False
@@ -76,6 +77,7 @@ class Strategy(Part[StrategyBuilder]):
     keeps_logits: bool = False
     no_first_experience: str | None = None
     no_memory_head: str | None = None
+    no_merging: str | None = None
 
     def __post_init__(self) -> None:
         """Let a class of plugins be a builder: of fine-tuning with the plugin that its options make."""

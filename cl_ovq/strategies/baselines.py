@@ -34,6 +34,7 @@ def build_cumulative(options: NoOptions, context: Context) -> SupervisedTemplate
     sees_all=True,
     at_once=True,
     no_first_experience="trains once, on all experiences",
+    no_merging="trains once, on all experiences",
 )
 def build_joint(options: NoOptions, context: Context) -> SupervisedTemplate:
     """Build training on the whole stream."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cl_ovq.options import COUNT, option
 from cl_ovq.strategies.base import STRATEGIES, Context
@@ -11,6 +11,8 @@ from cl_ovq.strategies.base import STRATEGIES, Context
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
 
+# What the platform must know of a penalty on weights.
+ON_WEIGHTS: dict[str, Any] = {"no_merging": "pulls weights to what they were"}
 STRENGTH = "weight of the penalty in the loss"
 
 
@@ -75,7 +77,10 @@ class LwFOptions:
 
 
 @STRATEGIES.enter(
-    "l2", "control: weights are pulled to those of the last experience, all alike (Hsu et al. 2018)", options=L2Options
+    "l2",
+    "control: weights are pulled to those of the last experience, all alike (Hsu et al. 2018)",
+    options=L2Options,
+    **ON_WEIGHTS,
 )
 def build_l2(options: L2Options, context: Context) -> SupervisedTemplate:
     """Build plain L2."""
@@ -88,6 +93,7 @@ def build_l2(options: L2Options, context: Context) -> SupervisedTemplate:
     "ewc",
     "elastic weight consolidation (Kirkpatrick et al. 2017); about naive if class-incremental",
     options=EWCOptions,
+    **ON_WEIGHTS,
 )
 def build_ewc(options: EWCOptions, context: Context) -> SupervisedTemplate:
     """Build EWC."""
@@ -100,6 +106,7 @@ def build_ewc(options: EWCOptions, context: Context) -> SupervisedTemplate:
     "online_ewc",
     "EWC with one decaying penalty (Schwarz et al. 2018); about naive if class-incremental",
     options=OnlineEWCOptions,
+    **ON_WEIGHTS,
 )
 def build_online_ewc(options: OnlineEWCOptions, context: Context) -> SupervisedTemplate:
     """Build online EWC."""
@@ -112,7 +119,7 @@ def build_online_ewc(options: OnlineEWCOptions, context: Context) -> SupervisedT
 
 
 @STRATEGIES.enter(
-    "si", "synaptic intelligence (Zenke et al. 2017); about naive if class-incremental", options=SIOptions
+    "si", "synaptic intelligence (Zenke et al. 2017); about naive if class-incremental", options=SIOptions, **ON_WEIGHTS
 )
 def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
     """Build synaptic intelligence."""
@@ -122,7 +129,10 @@ def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
 
 
 @STRATEGIES.enter(
-    "mas", "memory aware synapses (Aljundi et al. 2018); about naive if class-incremental", options=MASOptions
+    "mas",
+    "memory aware synapses (Aljundi et al. 2018); about naive if class-incremental",
+    options=MASOptions,
+    **ON_WEIGHTS,
 )
 def build_mas(options: MASOptions, context: Context) -> SupervisedTemplate:
     """Build memory aware synapses."""

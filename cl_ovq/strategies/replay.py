@@ -96,6 +96,7 @@ def build_mir(options: MIROptions, context: Context) -> SupervisedTemplate:
     options=PolicyOptions,
     needs_classes=True,
     no_first_experience="starts every experience from the first weights",
+    no_merging="starts every experience from the first weights",
 )
 def build_gdumb(options: PolicyOptions, context: Context) -> SupervisedTemplate:
     """Build GDumb."""

@@ -15,12 +15,14 @@ from cl_ovq.errors import UserError
 from cl_ovq.models import build_model
 from cl_ovq.models.saving import load_model, save_model
 from cl_ovq.runs.reevaluate import evaluate_finished
-from cl_ovq.runs.run import run_experiment
+from cl_ovq.runs.run import Run, run_experiment
 from cl_ovq.runs.setup import load_stream
+from cl_ovq.training.lora import LoRAMerging
 
 QUIET = Console(file=io.StringIO())
 LORA = ("encoder.train_from=null", "encoder.lora_rank=2", "encoder.lora_modules=[second]")
-KINDS = {"from a layer": (), "all": ("encoder.train_from=all",), "lora": LORA}
+MERGED = (*LORA, "encoder.lora_merge=true")
+KINDS = {"from a layer": (), "all": ("encoder.train_from=all",), "lora": LORA, "merged": MERGED}
 
 
 @pytest.fixture
@@ -92,6 +94,39 @@ def test_lora_trains_its_matrices_alone(config, files, tmp_path):
     assert learned == {f"backbone.second.lora_{which}.default.weight" for which in "AB"}
 
 
+def test_merged_matrices_go_into_the_weights_and_others_begin(config):
+    chosen = config(*MERGED, "strategy.name=naive")
+    with Run.open(chosen, QUIET) as run:
+        images = run.stream.samples.gather(torch.arange(7))
+        layer = run.model.encoder.backbone.second
+        (merging,) = (plugin for plugin in run.strategy.plugins if isinstance(plugin, LoRAMerging))
+        merge, seen = merging.after_training_exp, []
+
+        def watched(*args, **kwargs):
+            states = []
+            for step in (lambda: None, lambda: merge(*args, **kwargs)):
+                step()
+                state = {name: weight.clone() for name, weight in layer.state_dict().items()}
+                with torch.no_grad():
+                    states.append((state, run.model.eval()(images)))
+            seen.append(states)
+            assert not {layer.lora_A.default.weight, layer.lora_B.default.weight} & {*run.strategy.optimizer.state}
+
+        merging.after_training_exp = watched
+        for _, data in run.remaining():
+            run.strategy.train(data, eval_streams=[])
+    for (before, said), (after, says) in seen:
+        a, b = (before[f"lora_{which}.default.weight"] for which in "AB")
+        added = torch.einsum("or,rchw->ochw", b[:, :, 0, 0], a) * 16 / 2  # alpha over rank
+        assert added.abs().max() > 1e-3
+        assert torch.allclose(after["base_layer.weight"], before["base_layer.weight"] + added, atol=1e-6)
+        assert torch.allclose(says, said, atol=1e-5)
+        assert not after["lora_B.default.weight"].any()
+        assert not torch.equal(after["lora_A.default.weight"], a)
+    firsts = [states[1][0]["lora_A.default.weight"] for states in seen]
+    assert not torch.equal(*firsts)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_evaluated_and_gone_on_with(config, files, tmp_path, kind):
     chosen = config(*KINDS[kind], output="whole")
@@ -102,6 +137,8 @@ def test_saved_evaluated_and_gone_on_with(config, files, tmp_path, kind):
     with killed_at_the_first_checkpoint(), pytest.raises(Killed):
         run_experiment(config(*KINDS[kind], output="cut"), QUIET)
     assert run_experiment(config(*KINDS[kind], output="cut"), QUIET, resume=True).matrix == result.matrix
+    again = cl_ovq.load(tmp_path / "cut").model().state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in model.state_dict().items())
 
     stream = load_stream(chosen)
     save_model(tmp_path / "model.pt", model, chosen, stream)
@@ -130,4 +167,8 @@ def test_mistakes_are_one_line(config):
     assert "encoder.train_from: this strategy does not train the encoder" in refused("strategy.name=ridge")
     assert "model.train_encoder=never does not train" in refused("model.train_encoder=never")
     assert "encoder.lora_modules: used only with encoder.lora_rank" in refused("encoder.lora_modules=[second]")
+    assert "encoder.lora_merge: used only with encoder.lora_rank" in refused("encoder.lora_merge=true")
+    assert "strategy.name=ewc, which pulls weights to what they were" in refused(*MERGED, "strategy.name=ewc")
+    assert "starts every experience from the first weights" in refused(*MERGED, "strategy.name=gdumb")
+    assert "encoder.lora_merge: would do nothing" in refused(*MERGED, "model.train_encoder=first_experience")
     assert "encoder.lora_modules:" in refused(*LORA[:2], "encoder.lora_modules=[nothing]")
