@@ -183,16 +183,23 @@ def test_l2p_reads_its_prompts_tokens(config, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
-def test_a_prediction_depends_on_its_own_sample_alone(config, name):
+def test_a_prediction_depends_on_its_own_sample_alone(config, tmp_path, name):
     stream, model = model_of(config(name))
     (prompts,) = (part for part in model.modules() if hasattr(part, "begin"))
     prompts.begin(2)
     images = stream.samples.gather(torch.arange(128))
+    queries = tiny(tmp_path).eval().forward_features(images)[:, 0]
+    if name != "coda_prompt":  # which chooses none: keys that tell samples apart
+        for key, query in zip(prompts.keys, queries - queries.mean(0), strict=False):
+            key.copy_(query)
     logits = model.eval()(images)
     alone = torch.cat([model(image[None]) for image in images])
     order = torch.randperm(128)
     assert torch.allclose(alone, logits, atol=1e-6)
     assert torch.allclose(model(images[order]), logits[order], atol=1e-6)
+    inserted = prompts(queries)
+    entered = inserted.prefixes[1][0] if inserted.tokens is None else inserted.tokens
+    assert len(entered.unique(dim=0)) > 2
 
 
 @pytest.mark.parametrize("name", METHODS)
