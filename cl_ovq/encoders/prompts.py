@@ -102,7 +102,7 @@ class L2POptions(PromptOptions):
 class PromptPool(Prompts):
     """L2P (Wang et al. 2022, arXiv 2112.08654): each sample takes the prompts whose keys are nearest to its query.
 
-    Near is by cosine (equations 3 to 5). All prompts and keys are learned in every experience. The published code lets
+    Near is by cosine. All prompts and keys are learned in every experience. The published code lets
     a batch vote and gives all its samples the same prompts, as the paper does not.
 
     Args:
@@ -152,9 +152,8 @@ class DualPromptOptions(PromptOptions):
 class DualPrompts(Prompts):
     """DualPrompt (Wang et al. 2022, arXiv 2204.04799): a prompt for all experiences, and one for each, as prefixes.
 
-    In training a sample gets its experience's expert prompt, and that one's key is pulled to its query (equation 6); in
-    evaluation the expert prompt of the nearest key, among those of the experiences so far. Those of other experiences
-    rest.
+    In training a sample gets its experience's expert prompt, and that one's key is pulled to its query; in evaluation
+    the expert prompt of the nearest key, among those of the experiences so far. Those of other experiences rest.
 
     Args:
         options: of the prompts.
@@ -227,10 +226,10 @@ class CODAPromptOptions(PromptOptions):
 class ComponentPrompts(Prompts):
     """CODA-Prompt (Smith et al. 2023, arXiv 2211.13218): a prompt is a weighted sum of components, a prefix.
 
-    `p = sum_m cos(q * A_m, K_m) P_m` in each block (equations 4 and 5), over the components of the experiences so far:
-    each experience learns its own, and those of past ones rest (section 4.2). The penalty (equation 7) is the mean
-    square of `B B' - I` for B the rows of P, K and A, as in the published code: the paper's norm has no gradient at
-    zero, and all of them are drawn orthonormal, as there.
+    `p = sum_m cos(q * A_m, K_m) P_m` in each block, over the components of the experiences so far: each experience
+    learns its own, and those of past ones rest. The penalty is the mean square of `B B' - I` for B the rows of P, K and
+    A, as in the published code: the paper's norm has no gradient at zero, and all of them are drawn orthonormal, as
+    there.
 
     Args:
         options: of the components.

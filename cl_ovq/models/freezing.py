@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,22 @@ from torch import nn
 def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Return all parameters of a network but its head's."""
     return [parameter for name, parameter in network.named_parameters() if not name.startswith("head.")]
+
+
+def slow_encoder(groups: list[dict[str, Any]], network: nn.Module, share: float) -> list[dict[str, Any]]:
+    """Return groups of parameters for an optimizer, first those with the head's, then those with the encoder's.
+
+    Args:
+        groups: as an optimizer takes them.
+        network: has a `head`. Of a task-masked model this is the network inside.
+        share: of the learning rate that the encoder is to have; groups hold it, or 1, as `share`.
+    """
+    slow = set(encoder_parameters(network))
+    return [
+        {**group, "params": [weight for weight in group["params"] if (weight in slow) == is_slow], "share": part}
+        for is_slow, part in ((False, 1.0), (True, share))
+        for group in groups
+    ]
 
 
 def learns(network: nn.Module) -> bool:

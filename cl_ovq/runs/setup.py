@@ -17,10 +17,11 @@ from cl_ovq.encoders import encoder_of
 from cl_ovq.encoders.tuning import is_tuned
 from cl_ovq.errors import UserError, called, check_built, is_foreign, own_code
 from cl_ovq.mixers import MIXERS, SharedOptions, layer_mixers, scope_of
+from cl_ovq.models.freezing import slow_encoder
 from cl_ovq.models.normalisation import decay_groups
 from cl_ovq.runs.checking import check_end, find_device
 from cl_ovq.runs.training_checks import build_schedule, build_transforms, check_learns, check_steps
-from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, buffer_samples
+from cl_ovq.strategies import OPTIMIZERS, STRATEGIES, BufferOptions, Context, SlowEncoderOptions, buffer_samples
 from cl_ovq.training import OBJECTIVES, derive_seed
 from streams import STREAMS, StreamDataError, build_stream
 
@@ -126,6 +127,7 @@ def build_strategy(
     from avalanche.training.templates import BaseSGDTemplate
 
     from cl_ovq.evaluation.logger import evaluator as evaluator_of
+    from cl_ovq.models.heads import unwrap
     from cl_ovq.training.augmentation import Augmentation
     from cl_ovq.training.auxiliary import AuxiliaryLoss
     from cl_ovq.training.batches import BatchedData
@@ -149,10 +151,15 @@ def build_strategy(
     if isinstance(config.dictionary, SharedOptions) and config.dictionary.refresh:
         ours.append(DictionaryRefresh(stream))
     alike = getattr(config.optimizer, "decay_norm_and_bias", True)
-    parameters = model.parameters() if alike else decay_groups(model)
+    parameters: Any = model.parameters() if alike else decay_groups(model)
+    if isinstance(config.strategy, SlowEncoderOptions):
+        groups = [{"params": list(parameters)}] if alike else parameters
+        parameters = slow_encoder(groups, unwrap(model), config.strategy.encoder_rate)
     what = f"optimizer.name: '{config.optimizer.name}'"
     optimizer = called(what, OPTIMIZERS[config.optimizer.name].build, config.optimizer, parameters)
     check_built(what, optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("share", 1)
     check_learns(config, model)
     if transforms := build_transforms(config, stream):
         ours.append(Augmentation(transforms, derive_seed(config.seed, "augmentation")))

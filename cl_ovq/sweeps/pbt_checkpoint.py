@@ -28,10 +28,12 @@ def set_configuration(path: Path, config: ExperimentConfig) -> None:
     if run["about"]["config"] == tree:
         return
     run["about"]["config"] = tree
+    alike = getattr(config.optimizer, "decay_norm_and_bias", True)
     for number, group in enumerate(run["state"]["optimizer"]["param_groups"]):
         for key, name in GROUPS.items():
-            if number and key == "weight_decay":
-                continue  # of the second group nothing decays, see `models.normalisation`
+            if number % 2 and key == "weight_decay" and not alike:
+                continue  # of every second group nothing decays, see `models.normalisation`
             if name in group and hasattr(config.optimizer, key):
-                group[name] = getattr(config.optimizer, key)
+                share = group.get("share", 1) if key == "learning_rate" else 1  # see `models.freezing`
+                group[name] = getattr(config.optimizer, key) * share
     write_checkpoint(path, run)

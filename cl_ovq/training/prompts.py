@@ -14,12 +14,12 @@ from cl_ovq.models.heads import unwrap
 HIDDEN = -1e4  # bias of a class that no experience had yet: finite, so that its loss is
 
 
-class PresentClasses(SupervisedPlugin):
-    """Lets the classes of an experience compete among themselves only, as in the papers' training.
+class ExperienceAlone(SupervisedPlugin):
+    """Trains an experience as the papers do: its classes compete among themselves only, and the optimizer begins anew.
 
-    Where all experiences have the same classes this changes nothing. In evaluation all classes so far compete: as in a
-    head that grows, a class to come has no chance, which nothing in such a loss would see to. That is the work of its
-    bias in a linear head; one of another kind may predict classes to come.
+    Where all experiences have the same classes the former changes nothing. In evaluation all classes so far compete: as
+    in a head that grows, a class to come has no chance, which nothing in such a loss would see to. That is the work of
+    its bias in a linear head; one of another kind may predict classes to come.
     """
 
     STATE: tuple[str, ...] = ()  # of a checkpoint
@@ -27,6 +27,7 @@ class PresentClasses(SupervisedPlugin):
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Give the classes that are new the bias of zero, and those to come none that could win."""
+        strategy.optimizer.state.clear()
         head, experience = unwrap(strategy.model).head, strategy.experience
         if not isinstance(head, nn.Linear) or head.bias is None:
             return
@@ -40,10 +41,8 @@ class PresentClasses(SupervisedPlugin):
         strategy.mb_output = strategy.mb_output.masked_fill(absent, -torch.inf)
 
 
-class PromptTuning(PresentClasses):
+class PromptTuning(ExperienceAlone):
     """Tells prompts which experience is learned, and adds what they ask for to the loss of the strategy's own pass.
-
-    The optimizer begins anew with each experience, as in the papers' code.
 
     Args:
         prompts: of the model.
@@ -57,7 +56,6 @@ class PromptTuning(PresentClasses):
         """Begin an experience."""
         super().before_training_exp(strategy, **kwargs)
         self.prompts.begin(strategy.clock.train_exp_counter)
-        strategy.optimizer.state.clear()
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Collect losses from the pass that begins."""

@@ -44,7 +44,7 @@ OPTIONS = {
 MEMORY = OPTIONS["head"][1:]
 REFUSED = {
     *itertools.product([("stream.scenario=task_incremental",)], [("stream.blur=0.3",)]),
-    *itertools.product([(f"strategy.name={name}",) for name in (*HEADS, "early_stopping")], MEMORY),
+    *itertools.product([(f"strategy.name={name}",) for name in (*HEADS, "early_stopping", "slca")], MEMORY),
     *itertools.product(
         [(f"strategy.name={name}",) for name in (*HEADS, "gdumb", "joint")],
         [("model.train_encoder=first_experience",)],

@@ -143,7 +143,7 @@ def test_copies_and_state_dicts_keep_all_that_a_strategy_taught(session, name):
     assert torch.equal(outputs[0], outputs[2])
 
 
-@pytest.mark.parametrize("name", sorted(set(ANYWHERE) - {*PROTOTYPES, "early_stopping"}))
+@pytest.mark.parametrize("name", sorted(set(ANYWHERE) - {*PROTOTYPES, "early_stopping", "slca"}))
 def test_a_memory_head_sees_each_sample_once(session, name):
     model = ("model.name=mlp", "model.head=memory", "memory.capacity=100")
     trained = session(*quick(name, *model))
@@ -174,7 +174,7 @@ def test_bytes_of_methods(session):
         trained.learn()
         return method_bytes(trained.strategy), sum(p.nbytes for p in trained.model.parameters())
 
-    for name in set(ANYWHERE) - {"ewc", "online_ewc", "si", "mas", "l2", "lwf", *PROTOTYPES}:
+    for name in set(ANYWHERE) - {"ewc", "online_ewc", "si", "mas", "l2", "lwf", "slca", *PROTOTYPES}:
         assert kept(name)[0] == 0, name
     for name in ("ewc", "online_ewc", "si", "mas", "l2"):
         found, model = kept(name)
@@ -243,7 +243,7 @@ def test_mistakes(tiny, session):
         session("strategy.buffer_bytes=63")
     with pytest.raises(UserError, match="early_stopping needs a validation stream"):
         session("strategy.name=early_stopping", "stream.validation_fraction=0")
-    for name in (*PROTOTYPES, "early_stopping"):
+    for name in (*PROTOTYPES, "early_stopping", "slca"):
         with pytest.raises(UserError, match=r"model\.head: a memory does not go with"):
             check_config(tiny(f"strategy.name={name}", "model.head=memory", "model.name=mlp"))
 
