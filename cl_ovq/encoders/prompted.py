@@ -115,14 +115,17 @@ def prompted(network: EncoderNetwork, options: PromptOptions, experiences: int) 
 
 
 def _check_transformer(backbone: Any) -> None:
-    known = "prompts enter a vision transformer of timm's with a class token, e.g. encoder.name=timm"
+    known = (
+        "prompts enter a vision transformer of timm's with a class token, such as encoder.name=timm "
+        "encoder.model=vit_small_patch16_224"
+    )
     try:
         from timm.layers import Attention
         from timm.models.vision_transformer import VisionTransformer
     except ImportError:
         Attention = VisionTransformer = ()
     if not isinstance(backbone, VisionTransformer):
-        raise UserError(f"encoder.name: it makes a {type(backbone).__name__}: {known}")
+        raise UserError(f"encoder.name: its network is of another kind, {type(backbone).__name__}: {known}")
     attentions = [getattr(block, "attn", None) for block in backbone.blocks]
     if any(type(found) is not Attention or getattr(found, "gate", None) is not None for found in attentions):
         raise UserError(f"encoder.model: its blocks have an attention of another kind: {known}")

@@ -279,7 +279,9 @@ def test_mistakes_are_one_line(config):
 
     efficient = ("encoder.name=timm", "encoder.model=test_efficientnet", "encoder.weights=random")
     assert "puts prompts into an encoder, and there is none" in refused("l2p", "encoder.name=none")
-    assert "encoder.name: it makes a EfficientNet: prompts enter" in refused("l2p", *efficient)
+    assert "encoder.name: its network is of another kind, EfficientNet: prompts enter a vision" in refused(
+        "l2p", *efficient
+    )
     averaged = config("l2p").encoder.model.replace("Tiny", "Averaged")
     assert "its features are no class token" in refused("l2p", f"encoder.model={averaged}")
     assert "encoder.lora_rank: strategy.name=l2p puts prompts into" in refused("l2p", "encoder.lora_rank=2")
