@@ -17,6 +17,8 @@ from torch.nn import functional
 from cl_ovq.errors import UserError
 from cl_ovq.options import WIDEST, option
 
+DEEPEST = 9_999  # block of a transformer
+
 
 class Site(NamedTuple):
     """Where prompts go.
@@ -130,9 +132,11 @@ class DualPromptOptions(PromptOptions):
     """The general and the expert prompts of DualPrompt."""
 
     general_length: int = option(5, "keys, and as many values, of the general prompt", minimum=1, maximum=WIDEST)
-    general_blocks: list[int] = option([0, 1], "blocks that it enters; the first is 0")  # noqa: RUF009
+    general_blocks: list[int] = option(  # noqa: RUF009 - option makes a field
+        [0, 1], "blocks that it enters; the first is 0", minimum=0, maximum=DEEPEST
+    )
     expert_length: int = option(20, "keys, and as many values, of an expert prompt", minimum=1, maximum=WIDEST)
-    expert_blocks: list[int] = option([2, 3, 4], "blocks that it enters")  # noqa: RUF009
+    expert_blocks: list[int] = option([2, 3, 4], "blocks that it enters", minimum=0, maximum=DEEPEST)  # noqa: RUF009
     match_weight: float = option(
         1.0,
         "weight of the distance from a sample's query to its expert prompt's key in the loss",
@@ -203,7 +207,9 @@ class CODAPromptOptions(PromptOptions):
     prompt_length: int = option(
         8, "keys and values of a prompt together: half of them are keys", minimum=2, maximum=WIDEST
     )
-    blocks: list[int] = option([0, 1, 2, 3, 4], "blocks that prompts enter; the first is 0")  # noqa: RUF009
+    blocks: list[int] = option(  # noqa: RUF009
+        [0, 1, 2, 3, 4], "blocks that prompts enter; the first is 0", minimum=0, maximum=DEEPEST
+    )
     orthogonality: float = option(
         0.1,
         "weight of the penalty on components, keys and attention that are not orthogonal",
@@ -298,7 +304,7 @@ def check_blocks(key: str, blocks: list[int], site: Site) -> None:
         UserError: it has not, or one is named twice.
     """
     for number, block in enumerate(blocks):
-        if not 0 <= block < site.depth:
+        if block >= site.depth:
             raise UserError(f"strategy.{key}: there is no block {block}: the transformer has 0 to {site.depth - 1}")
         if block in blocks[:number]:
             raise UserError(f"strategy.{key}: block {block} stands there twice")

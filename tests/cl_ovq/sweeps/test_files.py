@@ -175,4 +175,5 @@ def test_what_a_trial_may_change_as_it_goes():
     optimizer = {"optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum"}
     schedule = {"optimizer.final_share", "optimizer.step_factor"}
     losses = {"strategy.strength", "strategy.alpha", "strategy.beta", "strategy.temperature"}
-    assert {*adjustable()} == optimizer | schedule | losses | {"model.dropout"}
+    prompts = {"strategy.match_weight", "strategy.orthogonality"}
+    assert {*adjustable()} == optimizer | schedule | losses | prompts | {"model.dropout"}
