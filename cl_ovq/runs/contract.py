@@ -212,15 +212,16 @@ def _form(found: Any) -> str:
 
 def _needs_features(config: ExperimentConfig) -> str:
     """Return what reads a model's features by themselves; empty where nothing does."""
-    if config.learner is not None:
+    if config.learner is not None or STRATEGIES[config.strategy.name].aligns_head:
         return f"strategy.name={config.strategy.name}"
     return "memory.calibrate" if config.memory is not None and config.memory.calibrate else ""
 
 
 def _needs_head(network: nn.Module, config: ExperimentConfig) -> list[str]:
-    """Return what replaces a model's head or freezes all but it."""
+    """Return what replaces a model's head, trains it alone or freezes all but it."""
+    strategy = STRATEGIES[config.strategy.name]
     found = {
-        f"strategy.name={config.strategy.name}": STRATEGIES[config.strategy.name].is_head,
+        f"strategy.name={config.strategy.name}": strategy.is_head or strategy.aligns_head,
         f"model.head={config.model.head}": config.model.head != "linear",
         f"model.train_encoder={config.model.train_encoder}": config.model.train_encoder != "always",
         "a model of which nothing is to be trained": not learns(network),

@@ -42,6 +42,7 @@ class SLCAOptions(SlowEncoderOptions):
     "slow learner with classifier alignment (Zhang et al. 2023): a Gaussian of each class's features trains the head",
     options=SLCAOptions,
     needs_classes=True,
+    aligns_head=True,
     no_memory_head="aligns a linear head",
 )
 def build_slca(options: SLCAOptions, context: Context) -> SupervisedTemplate:

@@ -60,6 +60,7 @@ class Strategy(Part[StrategyBuilder]):
         tells_vectors: whether it learns vectors that are to be told of samples, though it needs class labels elsewhere.
         needs_validation: whether it learns with the help of validation data.
         is_head: whether it is a classifier itself, in the place of the model's head.
+        aligns_head: whether it trains the model's head on features by themselves.
         sees_all: whether it learns from all data so far, so that others are measured against it.
         at_once: whether it is trained once, on the whole stream.
         keeps_logits: whether past samples keep the logits that the model gave them.
@@ -72,6 +73,7 @@ class Strategy(Part[StrategyBuilder]):
     tells_vectors: bool = False
     needs_validation: bool = False
     is_head: bool = False
+    aligns_head: bool = False
     sees_all: bool = False
     at_once: bool = False
     keeps_logits: bool = False

@@ -109,6 +109,7 @@ MISTAKES = [
         "^model: WithHead has no method `features`, which strategy.n",
     ),
     (IN_CONTEXT, {"model": NoHead}, "NoHead has no last layer `head`"),
+    ({"strategy.name": "slca"}, {"model": NoHead}, "which strategy.name=slca needs"),
     (
         {},
         {"model": Severed},
