@@ -13,6 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests,docs,fla]"
+	-@$(BIN)/python -m kernels.native >/dev/null
 	@touch $@
 
 demo: setup

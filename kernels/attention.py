@@ -89,7 +89,7 @@ def ovq_attention(
     if implementation == "native":
         from kernels.native import operator as native_operator
 
-        return chunked.attention(x, output_final_state, native_operator.NAME)
+        return native_operator.attention(x, output_final_state)
     if implementation == "chunked":
         return chunked.attention(x, output_final_state)
     with torch.autocast(q.device.type, enabled=False):

@@ -1,11 +1,12 @@
 """The native library: where it lies, and how it is compiled.
 
 It is compiled for the machine's own instructions and for one version of PyTorch, once, and kept in the user's cache.
-`python -m kernels.native.library` does it, and so does the first call that asks for `implementation="native"`.
+`python -m kernels.native` does it, and so does the first call that asks for `implementation="native"`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -76,7 +77,10 @@ def build() -> Path:
         raise ValueError("implementation 'native' needs Linux and a C++ compiler (g++), and CL_OVQ_NATIVE not to be 0")
     path = library_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # several processes may be at it
+    with (path.parent / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles it
+        if load():
+            return path
         made = Path(folder) / path.name
         done = subprocess.run(_command(compiler, made), capture_output=True, text=True)
         if done.returncode:
@@ -98,10 +102,3 @@ def _command(compiler: str, output: Path) -> list[str]:
         *(f"-I{folder}" for folder in headers),
         *(f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lc10", "-ltorch_cpu"),
     ]
-
-
-if __name__ == "__main__":
-    try:
-        print(build())
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -71,6 +71,42 @@ def test_views_of_any_layout():
     assert torch.equal(o, expected)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_token_by_token_is_the_whole(biased, shared):
+    """Without a mask or a gradient, where steps that close no chunk take a short way."""
+    options = DictionaryOptions(capacity=6, chunk_size=5)
+    inputs = random_inputs(b=2, t=23, h=2, group=2, biased=biased, dtype=torch.float32)
+    state = None
+    if shared:
+        _, state = random_inputs(t=13, h=2, dtype=torch.float32, seed=3).run(options, "chunked")
+
+    def run(implementation, start, stop, state):
+        return ovq_attention(
+            *(x[:, start:stop] for x in (inputs.q, inputs.k, inputs.v)),
+            inputs.beta,
+            options,
+            initial_state=state,
+            slot_bias=inputs.slot_bias,
+            output_final_state=True,
+            implementation=implementation,
+        )
+
+    expected, final = run("chunked", 0, 23, state)
+    outputs = []
+    for t in range(23):
+        kept = None if state is None else state.clone()
+        o, new = run("native", t, t + 1, state)
+        again, _ = run("native", t, t + 1, state)
+        assert torch.equal(o, again)  # a state is a value: going on from it twice gives the same
+        if kept is not None:
+            assert_states_close(state, kept, rtol=0, atol=0)
+        outputs.append(o)
+        state = new
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-4, atol=1e-5)
+    assert_states_close(state, final, rtol=1e-4, atol=1e-5)
+
+
 def test_threads_do_not_change_a_bit():
     options = DictionaryOptions(capacity=64, chunk_size=64)
     inputs = random_inputs(b=2, t=1024, h=4, dk=16, dv=16, dtype=torch.float32)
