@@ -19,6 +19,7 @@ from cl_ovq.runs.provenance import code_revision, device_name, package_versions,
 from cl_ovq.runs.result import Evaluated, Provenance, Result, carried_bytes
 from cl_ovq.runs.reuse import still_valid
 from cl_ovq.runs.summary import describe_findings, draw_figures, figures_of, warn
+from kernels.native.library import is_loaded as native_is_loaded
 
 if TYPE_CHECKING:
     from cl_ovq.evaluation.records import Generalization
@@ -96,6 +97,7 @@ def _provenance(run: Run, dictionary_bytes: int) -> Provenance:
         "imports": run.about["imports"],
         "data": run.stream.provenance,
         "device": device_name(run.device),
+        "operator": "native" if native_is_loaded() else "chunked",
         "wall_seconds": time.perf_counter() - run.started,
         "train_seconds": run.about["train_seconds"],
         "train_steps": run.strategy.clock.train_iterations,

@@ -77,6 +77,7 @@ class Provenance(TypedDict):
             of the run between which it has changed.
         data: source, files and checksums of the stream.
         device: in words.
+        operator: `native` where OVQ attention in C++ is compiled, which `auto` takes on a CPU; `chunked` elsewhere.
         wall_seconds: of the whole run, and of training.
         train_seconds: of training alone.
         train_steps: of training.
@@ -98,6 +99,7 @@ class Provenance(TypedDict):
     imports: NotRequired[dict[str, list[str]]]
     data: NotRequired[dict[str, Any]]
     device: str
+    operator: NotRequired[str]
     wall_seconds: Amount
     train_seconds: NotRequired[Amount]
     train_steps: Count
