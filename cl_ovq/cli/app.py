@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 for commands in (experiments, grids, results):
     app.add_typer(commands)
-app.add_typer(bench, name="bench")
+app.add_typer(bench, name="bench", rich_help_panel="Speed")
 
 
 def main() -> None:

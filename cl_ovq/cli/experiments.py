@@ -23,7 +23,7 @@ from cl_ovq.errors import UserError, unknown
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(rich_help_panel="One experiment")
 def run(
     config: Config,
     overrides: Overrides = None,
@@ -71,7 +71,7 @@ def run(
     leave_if_diverged([result])
 
 
-@commands.command()
+@commands.command(rich_help_panel="Data and weights")
 def pretrain(
     config: Config,
     output: Annotated[Path, typer.Option(help="File of the weights, for learner.path.", callback=writable_file)],
@@ -103,7 +103,7 @@ def pretrain(
     Console().print(f"weights: {output}", soft_wrap=True, markup=False)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Data and weights")
 def features(
     config: Config,
     output: Annotated[Path, typer.Option(help="File: .npz.", callback=writable_file)],
@@ -124,7 +124,7 @@ def features(
     Console().print(f"written: {output}, {samples:,} samples of {size} features", soft_wrap=True, markup=False)
 
 
-@commands.command()
+@commands.command(rich_help_panel="One experiment")
 def demo() -> None:
     """Learn digits class by class in three ways: by gradients and replay, by counting, and in a state alone."""
     from cl_ovq.config import load_config
@@ -143,7 +143,7 @@ def demo() -> None:
     console.print("\nCompare the runs in MLflow:  [bold]make ui[/]")
 
 
-@commands.command()
+@commands.command(rich_help_panel="One experiment")
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
     overrides: Annotated[
@@ -166,7 +166,7 @@ def evaluate(
             Console().print(table)
 
 
-@commands.command()
+@commands.command(rich_help_panel="What there is")
 def show(config: Config, overrides: Overrides = None, allow_env: AllowEnv = False, imports: Imports = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf
@@ -181,7 +181,7 @@ def show(config: Config, overrides: Overrides = None, allow_env: AllowEnv = Fals
     print(OmegaConf.to_yaml(OmegaConf.create(to_dict(loaded))), end="")
 
 
-@commands.command("show-stream")
+@commands.command("show-stream", rich_help_panel="What there is")
 def show_stream(
     name: Annotated[str, typer.Argument(help="A stream from `cl-ovq list streams`.", show_default=False)],
     overrides: Annotated[
@@ -204,15 +204,15 @@ def show_stream(
     print_stream(load_stream(config), Console(), output or Path("runs", "streams", f"{name}.png"))
 
 
-@commands.command("list")
+@commands.command("list", rich_help_panel="What there is")
 def list_names(
     kind: Annotated[
-        str | None, typer.Argument(help="streams, models, mixers, strategies, optimizers, experiments, ...")
+        str | None, typer.Argument(help="streams, models, mixers, strategies, experiments, ...: what each name means.")
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="One of that kind: its options are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One name of that kind: its options.")] = None,
     imports: Imports = None,
 ) -> None:
-    """List what a configuration can name, or the options of one part: `cl-ovq list strategies der`."""
+    """List what a configuration can name: all names, one kind, or one part's options (`cl-ovq list strategies der`)."""
     from cl_ovq.cli.listing import KINDS, PARTS, options_of
     from cl_ovq.report.table import Column, Table
 
@@ -226,8 +226,15 @@ def list_names(
             table.add(key, meaning)
         console.print(table if options else f"{what}; it has no options of its own")
         return
-    for listed in KINDS if kind is None else (kind,):
-        table = Table("name", Column("what it is", right=False), title=listed)
-        for part, summary in KINDS[listed]().items():
+    if kind is not None:
+        table = Table("name", Column("what it is", right=False), title=kind)
+        for part, summary in KINDS[kind]().items():
             table.add(part, summary)
         console.print(table)
+        return
+    table = Table("kind", Column("names", right=False))
+    for listed, parts in KINDS.items():
+        names = list(parts())
+        table.add(listed, f"{len(names)} of them: `cl-ovq list keys`" if listed == "keys" else ", ".join(names))
+    console.print(table)
+    console.print("`cl-ovq list KIND` says what they are, `cl-ovq list KIND NAME` which options one has.")

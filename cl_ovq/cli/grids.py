@@ -22,7 +22,7 @@ from cl_ovq.paths import safe_name
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(rich_help_panel="Many experiments")
 def study(
     file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/studies/.")],
     overrides: Overrides = None,
@@ -67,7 +67,7 @@ def study(
     leave_if_diverged(run for row in result.rows for run in row.runs)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Many experiments")
 def published(
     names: Annotated[list[str] | None, typer.Argument(help="Rows under experiments/published/; all if none.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
@@ -97,7 +97,7 @@ def published(
         raise typer.Exit(1)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Many experiments")
 def sweep(
     file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")],
     overrides: Overrides = None,

@@ -20,7 +20,7 @@ from cl_ovq.errors import UserError
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(rich_help_panel="Results")
 def compare(
     runs: Annotated[
         list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")
@@ -55,7 +55,7 @@ def compare(
         Console().print(f"written: {path}", soft_wrap=True, markup=False)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Results")
 def lengths(
     runs: Annotated[list[str], typer.Argument(help="A run's or several seeds' directory or file, or a run in MLflow.")],
     at: Annotated[
@@ -97,7 +97,7 @@ def lengths(
     Console().print(f"figure: {output}", soft_wrap=True, markup=False)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Data and weights")
 def weights(
     run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
     output: Annotated[Path, typer.Option(help="File: .pth or .pt.", callback=writable_file)],
@@ -110,7 +110,7 @@ def weights(
     Console().print(f"written: {output}, {numbers:,} weights", soft_wrap=True, markup=False)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Results")
 def ui(
     runs: Annotated[
         list[str] | None,
@@ -129,7 +129,7 @@ def ui(
     serve(runs or (), port=port, uri=uri, host=host, browser=browser)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Results")
 def sync(
     directory: Annotated[
         Path | None, typer.Argument(help="A run's directory, or one that holds such; runs/ if not given.")
@@ -152,7 +152,7 @@ def sync(
         raise typer.Exit(1)
 
 
-@commands.command()
+@commands.command(rich_help_panel="Results")
 def export(
     experiment: Annotated[str, typer.Argument(help="MLflow experiment, by name or id.")],
     csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
