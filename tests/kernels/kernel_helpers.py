@@ -1,5 +1,6 @@
 """What several tests of the operator need."""
 
+import shutil
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +19,9 @@ from kernels import (
     ovq_attention,
 )
 
-IMPLEMENTATIONS = ("reference", "chunked", "native", "triton")
 ON_GPU = torch.cuda.is_available()
+NATIVE = shutil.which("g++") is not None and not ON_GPU  # a GPU's time is for its kernels
+IMPLEMENTATIONS = ("reference", "chunked", *(("native",) if NATIVE else ()), "triton")
 
 
 def dtype_of(implementation: str) -> torch.dtype:

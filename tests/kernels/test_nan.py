@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_helpers import (
+    IMPLEMENTATIONS,
     ON_GPU,
     all_inputs,
     all_options,
@@ -21,7 +22,6 @@ from kernel_helpers import (
 
 from kernels import READ_OUTS, SEEDS, DictionaryOptions, DictionaryState, reference, resize, update
 
-NAN_SAFE = ("reference", "chunked", "native", "triton")
 T, LENGTH = 14, 4
 CASES = [
     pytest.param(
@@ -31,7 +31,7 @@ CASES = [
     for position in (0, 5, 7, 13)
     for read_out in READ_OUTS
     for value in (torch.nan, torch.inf)
-    for implementation in NAN_SAFE
+    for implementation in IMPLEMENTATIONS
     # The interpreter takes seconds for each.
     if implementation != "triton" or ON_GPU or (position, read_out) == (5, "raw" if value == torch.inf else "gmr")
 ]
@@ -66,7 +66,7 @@ def test_it_reaches_the_outputs_that_see_it_and_no_others(name, position, read_o
     torch.testing.assert_close(o[~reached], expected[~reached])
 
 
-@pytest.mark.parametrize("implementation", NAN_SAFE)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["k", "v"])
 def test_it_stays_in_its_row_and_in_its_order_where_rows_share_a_dictionary(name, implementation):
     """Short chunks on one dictionary, which are read in one product."""
@@ -84,7 +84,7 @@ def test_it_stays_in_its_row_and_in_its_order_where_rows_share_a_dictionary(name
     torch.testing.assert_close(o[~reached], expected[~reached])
 
 
-@pytest.mark.parametrize("implementation", NAN_SAFE)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["k", "v"])
 def test_a_pending_token_carries_it_on(name, implementation):
     options = DictionaryOptions(capacity=5, chunk_size=LENGTH)

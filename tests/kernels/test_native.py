@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_helpers import (
+    NATIVE,
     Inputs,
     all_inputs,
     all_options,
@@ -24,6 +25,8 @@ import kernels.native.library
 from kernels import LEARNING_RATES, READ_OUTS, DictionaryOptions, ovq_attention
 from kernels.attention import choose
 from kernels.native import library
+
+pytestmark = pytest.mark.skipif(not NATIVE, reason="needs a C++ compiler, and no GPU")
 
 
 @given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 8), shared=st.booleans())
