@@ -224,7 +224,12 @@ def _options(case: Case) -> DictionaryOptions:
 
 
 def runner(case: Case, method: str) -> Callable[[], Any]:
-    """Return a function that attends once, over inputs that are made now."""
+    """Return a function that attends once, over inputs that are made now.
+
+    Args:
+        case: the shape.
+        method: `ovq`, `sdpa`, or `chunked`, which is `ovq` in PyTorch's own operations.
+    """
     generator = torch.Generator().manual_seed(0)
     shape = (1, case.tokens, case.heads, case.head_dim)
     q, k, v = (torch.randn(shape, generator=generator).to(case.device, DTYPES[case.dtype]) for _ in range(3))
@@ -237,8 +242,9 @@ def runner(case: Case, method: str) -> Callable[[], Any]:
         tensor.requires_grad_(backward)
 
     def attend() -> Tensor:
-        if method == "ovq":
-            return ovq_attention(q, k, v, beta, options)[0]
+        if method != "sdpa":
+            name = "auto" if method == "ovq" else method
+            return ovq_attention(q, k, v, beta, options, implementation=name)[0]
         heads_first = [x.transpose(1, 2) for x in inputs]
         return functional.scaled_dot_product_attention(
             heads_first[0], heads_first[1], heads_first[2], is_causal=True

@@ -1,4 +1,4 @@
-"""Where the time of OVQ attention goes, by kind of operation."""
+"""Where the time of OVQ attention in PyTorch's operations goes, by kind of operation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def profile_operator(case: Case) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = runner(case, "ovq")
+        run = runner(case, "chunked")
         run()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             begun = time.perf_counter()

@@ -116,7 +116,7 @@ def bench_profile(
     heads: Annotated[int, typer.Option(min=1, help="Heads (H).")] = 4,
     head_dim: Annotated[int, typer.Option(min=1, help="Features per head (D).")] = 64,
 ) -> None:
-    """Where the time of OVQ attention goes, by kind of operation, on one thread of a CPU."""
+    """Where the time of OVQ attention in PyTorch goes (`implementation=chunked`), by operation, on one thread."""
     from cl_ovq.benchmarks.operator import FORWARD, FORWARD_BACKWARD, Case
     from cl_ovq.benchmarks.profile import profile_operator
 

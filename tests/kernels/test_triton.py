@@ -252,10 +252,10 @@ def test_what_kernels_do_not_serve(choices, dtype, dk, message):
 
 
 def test_auto_takes_what_serves():
-    """On a CPU the PyTorch path; on a GPU kernels wherever they serve a call, else the PyTorch path."""
+    """On a GPU kernels wherever they serve a call, else the PyTorch path; on a CPU never."""
     options = DictionaryOptions(capacity=4, chunk_size=4)
     x = torch.zeros(1, 4, 1, 4)
-    assert choose("auto", x, x, x, options) == "chunked"
+    assert choose("auto", x, x, x, options) in ("chunked", "native")
     gpu = torch.zeros(1, 4, 1, 4, device="meta")
 
     class OnGpu:

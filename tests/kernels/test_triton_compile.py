@@ -28,9 +28,8 @@ def compiled(tmp_path, *arguments):
 
 
 # CI compiles a quarter of all kernels for every target as well, see `make kernels-some`.
-@pytest.mark.parametrize(
-    "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in INSTRUCTIONS if name != "sm_90")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", INSTRUCTIONS)
 def test_the_usual_size_compiles_soundly(tmp_path, target):
     """A training step: no spills, all fits, products are the matrix units'. `make kernels` compiles the whole set."""
     usual = ["--targets", target, "--dtypes", "bfloat16", "--heads", "64", "--chunks", "128", "--no-variants"]
