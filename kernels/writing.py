@@ -8,15 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.native import library
+from kernels.native.support import unserved as unserved_by_native
 from kernels.numerics import normalise
 from kernels.options import DictionaryOptions, check_name
 from kernels.recycling import union_of, unite_
 from kernels.registration import has_tangent
 from kernels.selection import Assignment, Dictionary, choose_slots
 from kernels.state import DictionaryState, Written
-from kernels.triton.support import on_gpu, unserved
+from kernels.triton.support import on_gpu
+from kernels.triton.support import unserved as unserved_by_triton
 
-UPDATES = ("auto", "chunked", "triton")  # implementations
+UPDATES = ("auto", "chunked", "native", "triton")  # implementations
 
 
 class Weights(NamedTuple):
@@ -131,7 +134,7 @@ def write(
         v: `[B, T, H, Dv]` values.
         options: of the dictionary.
         mask: `[B, T]` bool, True for tokens to write; None writes all.
-        implementation: `auto`, `chunked` (PyTorch) or `triton`, which passes no gradient on.
+        implementation: `auto`, `chunked` (PyTorch), or `native` and `triton`, which pass no gradient on.
 
     Raises:
         ValueError: where shapes, options and state do not fit, or the state has an open chunk.
@@ -154,8 +157,12 @@ def write(
     elif state.batch != b:
         raise ValueError(f"the state has {state.batch} rows, the tokens {b}: they must be equal, or the state's 1")
 
-    if _chooses_triton(implementation, state, k, v, options):
-        from kernels.triton import writer
+    name = _choose(implementation, state, k, v, options)
+    if name != "chunked":
+        if name == "triton":
+            from kernels.triton import writer
+        else:
+            from kernels.native import writer  # type: ignore[no-redef]
 
         new, slots = writer.update(state, k, v, options, mask if given else None)
         slots = slots.reshape(b, t, h)
@@ -186,22 +193,30 @@ def write(
     return Written(new, *(x.transpose(1, 2).reshape(b, t, h) for x in (choice.slots, united)))
 
 
-def _chooses_triton(
-    implementation: str, state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions
-) -> bool:
-    """Whether Triton's kernels make an update; `auto` takes them on a GPU wherever they serve it."""
+def _choose(implementation: str, state: DictionaryState, k: Tensor, v: Tensor, options: DictionaryOptions) -> str:
+    """The implementation that makes an update.
+
+    `auto` takes Triton's kernels on a GPU and native code on a CPU, wherever they serve it and the latter is compiled.
+    """
     check_name("implementation", implementation, UPDATES)
-    if implementation == "chunked" or (implementation == "auto" and not on_gpu(k)):
-        return False
-    reason = unserved(k, k, v, options)
+    if implementation == "chunked":
+        return implementation
+    name = implementation
+    if implementation == "auto":
+        name = "triton" if on_gpu(k) else "native"
+        if name == "native" and (not library.is_loaded() or torch.compiler.is_compiling()):
+            return "chunked"
+    reason = (unserved_by_triton if name == "triton" else unserved_by_native)(k, k, v, options)
     if state.keys.dtype != torch.float32:
         reason = reason or f"the state's means are {state.keys.dtype}; served: float32"
     learned = (state.keys, state.values, k, v)
     if has_tangent(*learned) or (torch.is_grad_enabled() and any(x.requires_grad for x in learned)):
         reason = reason or "a gradient is wanted, which it does not pass on (torch.no_grad() says that none is)"
-    if reason and implementation == "triton":
-        raise ValueError(f"implementation 'triton' cannot serve this update: {reason}; 'chunked' can")
-    return reason is None
+    if not k.shape[1] and name == "native":
+        reason = reason or "there are no tokens"
+    if reason and implementation == name:
+        raise ValueError(f"implementation {name!r} cannot serve this update: {reason}; 'chunked' can")
+    return "chunked" if reason else name
 
 
 def check_fits(state: DictionaryState, options: DictionaryOptions, heads: int, key_dim: int, value_dim: int) -> None:

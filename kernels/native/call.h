@@ -182,5 +182,5 @@ inline Call call_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
 
 // Scores of a batch head, by which the threads of a call are reckoned.
 inline int64_t grain(const Call& c) {
-  return std::max<int64_t>(1, WORTH_THREADS / std::max<int64_t>(1, c.T * c.group * (c.N + c.L)));
+  return std::max<int64_t>(1, WORTH_THREADS / std::max<int64_t>(1, c.T * std::max<int64_t>(1, c.group) * (c.N + c.L)));
 }

@@ -1,18 +1,15 @@
 """OVQ attention in C++, registered as the PyTorch operator `ovq::native`. Letters: see `kernels.chunked`."""
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from kernels import chunked
 from kernels.growth import target_size
+from kernels.native.calls import call_arguments
 from kernels.native.library import build, is_loaded
-from kernels.options import LEARNING_RATES, READ_OUTS
 from kernels.registration import Operator, has_tangent, register
-from kernels.scan import ScanResult, segment_length
+from kernels.scan import ScanResult
 from kernels.schema import Arguments, Gradients
 from kernels.state import DictionaryState
 
@@ -49,7 +46,7 @@ def _step(x: Arguments, output_final_state: bool) -> tuple[Tensor, DictionarySta
         build()
     o, none = torch.empty((*x.q.shape[:3], x.v.shape[-1])), x.state.keys.new_empty(0)
     integers, codes = x.state.tokens.new_empty(0), _NO_CODES
-    call = _call(x, 0)
+    call = call_arguments(x, 0)
     torch.ops.ovq_native.forward(*call, integers, [o, none, integers, integers, codes, none])
     if not output_final_state:
         return o, None
@@ -70,7 +67,7 @@ def _forward(x: Arguments, full_chunks: int, differentiate: bool) -> ScanResult:
         if full_chunks:
             targets = target_size(_tokens_after(x, full_chunks), x.options)
         outputs = [exact.o, exact.means, exact.counts, exact.size, exact.slots, exact.snapshots]
-        torch.ops.ovq_native.forward(*_call(x, full_chunks), targets, outputs)
+        torch.ops.ovq_native.forward(*call_arguments(x, full_chunks), targets, outputs)
         if exact.o is not result.o:
             result.o.copy_(exact.o)
     return result
@@ -85,38 +82,12 @@ def _backward(
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         exact = Gradients._make(tensor.float() for tensor in grads)
         d_means = None if d_means is None else d_means.contiguous()
-        arguments = (*_call(x, full_chunks), result.slots, result.snapshots, d_o.float().contiguous(), d_means)
+        arguments = (*call_arguments(x, full_chunks), result.slots, result.snapshots, d_o.float().contiguous(), d_means)
         torch.ops.ovq_native.backward(*arguments, list(exact))
         for tensor, found in zip(grads, exact, strict=True):
             if tensor is not found:
                 tensor.copy_(found)
     return grads
-
-
-def _call(x: Arguments, full_chunks: int) -> tuple[Any, ...]:
-    """The arguments that forward and backward share, as the library wants them: see `call_of` in call.h."""
-    options, state = x.options, x.state.detach().expand(x.q.shape[0])
-    tensors = (state.counts, state.keys, state.values, state.size)
-    sizes = (
-        *(options.chunk_size, full_chunks, READ_OUTS.index(options.read_out)),
-        *(LEARNING_RATES.index(options.learning_rate), options.assignment == "all", options.query_norm),
-        segment_length(options),
-    )
-    return (
-        *(_rows(tensor) for tensor in (x.q, x.k, x.v)),
-        x.beta.detach().float().contiguous(),
-        None if x.slot_bias is None else x.slot_bias.detach().float().contiguous(),
-        x.mask,
-        [*tensors, state.pending_keys, state.pending_values, state.pending_mask],
-        sizes,
-        (options.rate, options.novelty_threshold if options.growth == "novelty" else math.inf),
-    )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """In fp32, features side by side; the layout may be any otherwise."""
-    x = x.detach().float()
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _tokens_after(x: Arguments, full_chunks: int) -> Tensor:

@@ -186,7 +186,7 @@ void scan(const Call& c, int64_t b, int64_t head, Work& w, const Results& r) {
       std::copy_n(means, size * D, r.snapshots + ((index / c.every - 1) * lines + line) * c.N * D);
     load_tokens(c, b, head, start, stop, w);
     seen.n = size;
-    if (stop > c.p) read(c, b, head, start, stop, prepare(c, counts, seen, w), w, r.o);
+    if (stop > c.p && c.group > 0) read(c, b, head, start, stop, prepare(c, counts, seen, w), w, r.o);
     if (index < c.full_chunks) {
       int32_t* codes = r.slots == nullptr ? nullptr : r.slots + line * c.full_chunks * c.L + start;
       size = update(c, stop - start, r.targets[b * c.full_chunks + index], means, counted, size, codes, w);

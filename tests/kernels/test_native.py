@@ -19,10 +19,11 @@ from kernel_helpers import (
     examples,
     random_inputs,
     relative_rms,
+    served,
 )
 
 import kernels.native.library
-from kernels import LEARNING_RATES, READ_OUTS, DictionaryOptions, ovq_attention
+from kernels import LEARNING_RATES, READ_OUTS, DictionaryOptions, ovq_attention, update
 from kernels.attention import choose
 from kernels.native import library
 
@@ -72,6 +73,34 @@ def test_views_of_any_layout():
     heads_first = k.transpose(1, 2).contiguous().transpose(1, 2)
     o, _ = Inputs(across, heads_first, v, inputs.beta, inputs.mask).run(options, "native")
     assert torch.equal(o, expected)
+
+
+@given(inputs=all_inputs(torch.float32), options=all_options(), before=st.integers(0, 20), shared=st.booleans())
+@examples(100)
+def test_writes(inputs, options, before, shared):
+    options = served(options, "native")
+    rows = 1 if shared else inputs.k.shape[0]
+    state = empty_state(inputs, options, rows)
+    if before:
+        history = random_inputs(rows, before, *inputs.k.shape[2:], inputs.v.shape[-1], dtype=torch.float32, seed=7)
+        state, _ = update(state, history.k, history.v, options, implementation="chunked")
+    kept = state.clone()
+    for mask in (inputs.mask, None):
+        k, v = (x if mask is not None else x.nan_to_num(1.0) for x in (inputs.k, inputs.v))
+        expected, slots = update(state, k, v, options, mask, implementation="chunked")
+        found, found_slots = update(state, k, v, options, mask, implementation="native")
+        assert torch.equal(found_slots, slots)
+        assert_states_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_states_close(state, kept, rtol=0, atol=0)
+
+
+def test_a_write_of_nothing_and_one_with_a_gradient_are_not_served():
+    options, inputs = DictionaryOptions(capacity=4), random_inputs(t=3, dtype=torch.float32)
+    state = empty_state(inputs, options)
+    for k, message in ((inputs.k[:, :0], "there are no tokens"), (inputs.k.requires_grad_(), "a gradient is wanted")):
+        with pytest.raises(ValueError, match=f"implementation 'native' cannot serve this update: {message}"):
+            update(state, k, inputs.v[:, : k.shape[1]], options, implementation="native")
+        update(state, k, inputs.v[:, : k.shape[1]], options)  # auto takes chunked
 
 
 @pytest.mark.parametrize("shared", [False, True])
