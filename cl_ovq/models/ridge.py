@@ -6,6 +6,7 @@ Letters: `B` samples, `F` features, `M` random features (F without a projection)
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -17,7 +18,55 @@ STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # to choose from, thos
 HELD_OUT = 5  # one sample in so many is held out while an experience is learned
 
 
-class RidgeHead(GradientFreeHead):
+class RidgeStatistics(GradientFreeHead):
+    """Sums of a ridge regression, and of samples held out until an experience ends, which choose its strength.
+
+    Args:
+        features: F.
+        classes: C.
+        strength: of the ridge; None to choose it.
+        summed: features and classes of the sums.
+    """
+
+    strength: Tensor
+
+    def __init__(self, *, features: int, classes: int, strength: float | None, summed: tuple[int, int]) -> None:
+        super().__init__(features=features, classes=classes)
+        self.register_buffer("strength", torch.tensor(1.0 if strength is None else strength, dtype=torch.float64))
+        self.learned = ClassCovariance(features=summed[0], classes=summed[1])
+        self.held = ClassCovariance(features=summed[0], classes=summed[1]) if strength is None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept from experience to experience; what a read makes of it is not counted."""
+        return self.strength.nbytes + sum(buffer.nbytes for buffer in self.learned.buffers())
+
+    @torch.no_grad()
+    def end_experience(self) -> None:
+        """Choose the strength, and give the samples that were held out for it to the others."""
+        if self.held is None or not self.held.tokens:
+            return
+        self.strength.fill_(self._chosen())
+        self.learned.merge_(self.held)
+        for buffer in self.held.buffers():
+            buffer.zero_()
+        self._prepared = None
+
+    def _keep(self, x: Tensor, y: Tensor) -> None:
+        """Sum samples, features `[B, F']` and targets `[B]`; hold some of them out."""
+        if self.held is None:
+            self.learned.update(x, y)
+            return
+        held = (torch.arange(len(y), device=y.device) + self.tokens) % HELD_OUT == HELD_OUT - 1
+        self.learned.update(x[~held], y[~held])
+        self.held.update(x[held], y[held])
+
+    @abstractmethod
+    def _chosen(self) -> float:
+        """Return the strength that predicts the held-out samples best."""
+
+
+class RidgeHead(RidgeStatistics):
     """Ridge regression on one-hot targets, exact whatever the batches and their order.
 
     The weights are `(G + strength I)^-1 Q` with `G` the sum over samples of `x x^T` and `Q` that of `x y^T`: what
@@ -47,47 +96,21 @@ class RidgeHead(GradientFreeHead):
         learned, held: statistics, see `ClassCovariance`.
     """
 
-    strength: Tensor
     projection: Tensor
 
     def __init__(self, *, features: int, classes: int, strength: float | None = None, width: int | None = None) -> None:
-        super().__init__(features=features, classes=classes)
+        summed = (features if width is None else width, classes)
+        super().__init__(features=features, classes=classes, strength=strength, summed=summed)
         self.width = width
-        size = features if width is None else width
-        self.register_buffer("strength", torch.tensor(1.0 if strength is None else strength, dtype=torch.float64))
         self.register_buffer("projection", torch.randn(features, width or 0, dtype=torch.float32))
-        self.learned = ClassCovariance(features=size, classes=classes)
-        self.held = ClassCovariance(features=size, classes=classes) if strength is None else None
 
     @property
     def seen(self) -> Tensor:
         """Samples of each class so far, `[C]` int64."""
         return self.learned.counts if self.held is None else self.learned.counts + self.held.counts
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept from experience to experience; what a read makes of it is not counted."""
-        return self.strength.nbytes + sum(buffer.nbytes for buffer in self.learned.buffers())
-
-    @torch.no_grad()
-    def end_experience(self) -> None:
-        """Choose the strength, and give the samples that were held out for it to the others."""
-        if self.held is None or not self.held.tokens:
-            return
-        self.strength.fill_(self._chosen())
-        self.learned.merge_(self.held)
-        for buffer in self.held.buffers():
-            buffer.zero_()
-        self._prepared = None
-
     def _learn(self, x: Tensor, y: Tensor) -> None:
-        x = self._lift(x)
-        if self.held is None:
-            self.learned.update(x, y)
-            return
-        held = (torch.arange(len(y), device=y.device) + self.tokens) % HELD_OUT == HELD_OUT - 1
-        self.learned.update(x[~held], y[~held])
-        self.held.update(x[held], y[held])
+        self._keep(self._lift(x), y)
 
     def _lift(self, x: Tensor) -> Tensor:
         return x if self.width is None else (x @ self.projection).relu()

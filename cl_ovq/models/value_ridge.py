@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cl_ovq.models.gradient_free import ValueHead, cholesky
-from cl_ovq.models.ridge import HELD_OUT, STRENGTHS
+from cl_ovq.models.ridge import STRENGTHS, RidgeStatistics
 from cl_ovq.models.whitening import ClassCovariance
 
 
-class ValueRidgeHead(ValueHead):
+class ValueRidgeHead(RidgeStatistics, ValueHead):
     """Ridge regression with a constant that is not shrunk, exact whatever the batches and their order.
 
     What `RidgeHead` is for classes: a fit on all samples so far, and without a `strength` that of `STRENGTHS` whose fit
@@ -31,43 +31,18 @@ class ValueRidgeHead(ValueHead):
         learned, held: statistics of features and vectors side by side, of one class, see `ClassCovariance`.
     """
 
-    strength: Tensor
-
     def __init__(self, *, features: int, classes: int, strength: float | None = None) -> None:
-        super().__init__(features=features, classes=classes)
-        self.register_buffer("strength", torch.tensor(1.0 if strength is None else strength, dtype=torch.float64))
-        self.learned = ClassCovariance(features=features + classes, classes=1)
-        self.held = ClassCovariance(features=features + classes, classes=1) if strength is None else None
+        summed = (features + classes, 1)
+        super().__init__(features=features, classes=classes, strength=strength, summed=summed)
 
     @property
     def seen(self) -> Tensor:
         """Samples so far, `[]` int64."""
         return self.learned.tokens if self.held is None else self.learned.tokens + self.held.tokens
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept from experience to experience; what a read makes of it is not counted."""
-        return self.strength.nbytes + sum(buffer.nbytes for buffer in self.learned.buffers())
-
-    @torch.no_grad()
-    def end_experience(self) -> None:
-        """Choose the strength, and give the samples that were held out for it to the others."""
-        if self.held is None or not self.held.tokens:
-            return
-        self.strength.fill_(self._chosen())
-        self.learned.merge_(self.held)
-        for buffer in self.held.buffers():
-            buffer.zero_()
-        self._prepared = None
-
     def _learn(self, x: Tensor, y: Tensor) -> None:
         both, one = torch.cat([x, y.float()], 1), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        if self.held is None:
-            self.learned.update(both, one)
-            return
-        held = (torch.arange(len(x), device=x.device) + self.tokens) % HELD_OUT == HELD_OUT - 1
-        self.learned.update(both[~held], one[~held])
-        self.held.update(both[held], one[held])
+        self._keep(both, one)
 
     def _prepare(self) -> tuple[Tensor, Tensor]:
         """Weights `[F, C]` and constants `[C]`."""
