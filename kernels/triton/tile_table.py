@@ -97,7 +97,7 @@ TILES: dict[tuple[str, str, bool, int, bool], tuple[int, ...]] = {
     ("tokens_backward", "sm_100", True, 128, False): (32, 16, 8, 1),
     ("tokens_backward", "gfx942", False, 64, True): (32, 64, 8, 1),
     ("tokens_backward", "gfx942", False, 64, False): (64, 32, 8, 1),
-    ("tokens_backward", "gfx942", False, 128, True): (64, 32, 8, 1),
+    ("tokens_backward", "gfx942", False, 128, True): (32, 32, 8, 1),
     ("tokens_backward", "gfx942", False, 128, False): (32, 32, 8, 1),
     ("tokens_backward", "gfx942", True, 64, False): (64, 16, 8, 1),
     ("tokens_backward", "gfx942", True, 128, False): (16, 32, 4, 1),
