@@ -24,9 +24,13 @@ from cl_ovq.mixers import (
 from cl_ovq.models import MODELS, check_model, check_stack
 from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
-from kernels.triton.support import unserved
+from kernels.native import library
+from kernels.native.support import unserved as unserved_by_native
+from kernels.triton.support import unserved as unserved_by_triton
 from streams import STREAMS
 from streams.stream import classless
+
+UNSERVED = {"native": unserved_by_native, "triton": unserved_by_triton}
 
 # Tags that say what a run is; a sweep says which revision its trials are of.
 OWN_TAGS = (
@@ -201,17 +205,23 @@ def _check_learner(config: ExperimentConfig) -> None:
 
 
 def _check_implementation(config: ExperimentConfig, device: torch.device) -> None:
-    """Check that Triton's kernels serve the layers that ask for them."""
+    """Check that Triton's kernels or native code serve the layers that ask for them, and compile the latter."""
     for section in ("model", "learner"):
         options = getattr(config, section)
-        if getattr(options, "implementation", "auto") != "triton" or "ovq" not in layer_mixers(options):
+        name = getattr(options, "implementation", "auto")
+        if name not in UNSERVED or "ovq" not in layer_mixers(options):
             continue
         head = torch.empty(1, 1, options.heads, options.width // options.heads, device=device)
         dictionary = config.dictionary
         assert isinstance(dictionary, DictionaryConfig)  # which an OVQ layer opens
-        reason = unserved(head, head, head, operator_options(dictionary))
+        reason = UNSERVED[name](head, head, head, operator_options(dictionary))
         if reason is not None:
-            raise UserError(f"{section}.implementation: triton cannot serve this run: {reason}: use auto")
+            raise UserError(f"{section}.implementation: {name} cannot serve this run: {reason}: use auto")
+        if name == "native":
+            try:
+                library.build()
+            except ValueError as error:
+                raise UserError(f"{section}.implementation: {error}: use auto") from None
 
 
 def check_generalization(config: ExperimentConfig) -> None:

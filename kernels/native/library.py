@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,10 +53,13 @@ def is_loaded() -> bool:
 def load() -> bool:
     """Load the library if it has been compiled; return whether its functions are there."""
     global _loaded  # not a cache: torch.compile reads it
-    if not _loaded and is_allowed() and library_path().exists():
-        with suppress(OSError):  # of a compiler that this machine cannot use: `chunked` serves
-            torch.ops.load_library(str(library_path()))
-            _loaded = True
+    if not _loaded and is_allowed():
+        # Made by a compiler that this machine cannot use, or there is no home to look in: `chunked` serves.
+        with suppress(OSError, RuntimeError):
+            path = library_path()
+            if path.exists():
+                torch.ops.load_library(str(path))
+                _loaded = True
     return _loaded
 
 
@@ -72,32 +76,37 @@ def build() -> Path:
     """
     if load():
         return library_path()
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not is_allowed() or compiler is None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or "g++"]
+    if not is_allowed() or shutil.which(compiler[0]) is None:
         raise ValueError("implementation 'native' needs Linux and a C++ compiler (g++), and CL_OVQ_NATIVE not to be 0")
-    path = library_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles it
-        if load():
-            return path
-        made = Path(folder) / path.name
-        done = subprocess.run(_command(compiler, made), capture_output=True, text=True)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise ValueError(f"implementation 'native' cannot be compiled by {compiler}: {' '.join(errors[:1])}")
-        made.replace(path)
+    try:
+        path = library_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles it
+            if load():
+                return path
+            made = Path(folder) / path.name
+            done = subprocess.run(_command(compiler, made), capture_output=True, text=True)
+            if done.returncode:
+                errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+                raise ValueError(
+                    f"implementation 'native' cannot be compiled by {' '.join(compiler)}: {' '.join(errors[:1])}"
+                )
+            made.replace(path)
+    except (OSError, RuntimeError) as error:  # a cache that cannot be written, or no home to have one in
+        raise ValueError(f"implementation 'native' cannot be compiled into the cache: {error}") from None
     if not load():
         raise ValueError(f"implementation 'native': {path} was compiled, but does not load")
     return path
 
 
-def _command(compiler: str, output: Path) -> list[str]:
+def _command(compiler: list[str], output: Path) -> list[str]:
     root = Path(torch.__file__).parent
     headers = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
     libraries = root / "lib"
     return [
-        *(compiler, *FLAGS, *(str(_HERE / name) for name in SOURCES), "-o", str(output)),
+        *(*compiler, *FLAGS, *(str(_HERE / name) for name in SOURCES), "-o", str(output)),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         *(f"-I{folder}" for folder in headers),
         *(f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lc10", "-ltorch_cpu"),

@@ -1,4 +1,6 @@
-"""Kernels that cannot serve a run are told before anything is loaded."""
+"""Kernels and native code that cannot serve a run are told before anything is loaded."""
+
+import shutil
 
 import pytest
 
@@ -26,6 +28,41 @@ def test_options_that_triton_does_not_serve(tiny, interpreted, overrides, reason
     with pytest.raises(UserError, match=line):
         check_config(tiny("model.implementation=triton", *overrides))
     check_config(tiny("model.implementation=chunked", *overrides))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("dictionary.growth=recycle", "growth 'recycle' is not served"),
+        ("dictionary.value_weight=1", "value_weight=1.0 is not served"),
+        ("dictionary.slot_init=random", "seeds 'random' are not served"),
+    ],
+)
+def test_options_that_native_code_does_not_serve(tiny, override, reason):
+    with pytest.raises(
+        UserError, match=rf"^model\.implementation: native cannot serve this run: {reason}.*: use auto$"
+    ):
+        check_config(tiny("model.implementation=native", override))
+    check_config(tiny("model.implementation=native"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CXX", "/bin/false", "cannot be compiled by /bin/false"),
+        ("CXX", "/bin/there_is_none", "needs Linux and a C++ compiler"),
+        ("XDG_CACHE_HOME", "/dev/null", "cannot be compiled into the cache: .*/dev/null"),
+        ("CL_OVQ_NATIVE", "0", "needs Linux and a C++ compiler"),
+    ],
+)
+def test_native_code_that_cannot_be_compiled(tiny, monkeypatch, tmp_path, name, value, said):
+    monkeypatch.setattr("kernels.native.library._loaded", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^model\.implementation: implementation 'native' {said.replace('++', '..')}"):
+        check_config(tiny("model.implementation=native"))
 
 
 def test_learner_in_context(tiny, interpreted):
