@@ -13,6 +13,7 @@ from cl_ovq.models.base import MODELS, ModelContext
 from cl_ovq.options import WIDEST, NoOptions, option
 
 POOLED = 4  # cells along each side after pooling
+AT_ONCE = 64  # images whose responses to filters are held together: larger blocks take fresh pages every time, and thrice as long
 
 
 class FixedFeatureModel(nn.Module):
@@ -77,7 +78,10 @@ class RandomConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images `[B, channels, height, width]` to `[B, 16 filters]`."""
-        responses = functional.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2).abs()
+        return torch.cat([self._pooled(part) for part in x.split(AT_ONCE)])
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        responses = functional.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2).abs_()
         return functional.adaptive_avg_pool2d(responses, POOLED).flatten(1)
 
 

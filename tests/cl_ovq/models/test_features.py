@@ -32,6 +32,9 @@ def test_random_convolution_is_the_mean_absolute_response_of_a_cell():
         response = np.abs(sum(correlate(padded[c], weight[f, c], mode="valid") for c in range(2)))  # [8, 8]
         cells = response.reshape(4, 2, 4, 2).mean((1, 3))
         np.testing.assert_allclose(features(x)[0].view(3, 4, 4)[f].numpy(), cells, rtol=1e-4, atol=1e-6)
+    batch = torch.rand(150, 2, 7, 7)  # more than are looked at together
+    batch[140] = x[0]
+    torch.testing.assert_close(features(batch)[140], features(x)[0])
 
 
 def test_perceptron_layers():
