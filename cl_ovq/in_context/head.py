@@ -18,7 +18,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.in_context.learner import InContextLearner, random_codes
 from cl_ovq.in_context.standardisation import projection_of, standardise, statistics_of
 from cl_ovq.in_context.weights import bare_learner
-from cl_ovq.mixers.state import dictionaries_of, expanded, rebuilt, tensors_of
+from cl_ovq.mixers.state import dictionaries_of, rebuilt, tensors_of
 from cl_ovq.models.gradient_free import GradientFreeHead, ValueHead
 from cl_ovq.models.read_out import magnitude
 from kernels import DictionaryState
@@ -136,10 +136,8 @@ class StateHead(GradientFreeHead):
 
     def _told(self, x: Tensor, prepared: list[Any] | None) -> Tensor:
         """Return what the learner tells `[B, V]` of samples `[B, F]`."""
-        states = None if prepared is None else [expanded(one, len(x)) for one in prepared]
         with self.learner.at_length(self.tokens):
-            told, _ = self.learner(self._standardised(x)[:, None], None, states)
-        return told[:, 0]
+            return self.learner.ask(self._standardised(x)[None], prepared)[0]
 
     def _standardised(self, x: Tensor) -> Tensor:
         return standardise(x, self.mean, self.deviation, self.projection)

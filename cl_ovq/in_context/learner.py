@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_ovq.mixers import Mixer, sharpened
+from cl_ovq.mixers.state import repeated
 from cl_ovq.models.block import Block
 
 
@@ -88,6 +89,21 @@ class InContextLearner(nn.Module):
             h, state = block(h, state=None if states is None else states[number], return_state=return_state)
             after.append(state)
         return self.head(self.norm(h)), after
+
+    def ask(self, x: Tensor, states: list[Any] | None) -> Tensor:
+        """Tell the codes of samples without labels, each of which reads a copy of the state, and is seen by no other.
+
+        Args:
+            x: samples `[B, Q, D]`.
+            states: of B sequences, as `forward` returned them; None before their first sample.
+
+        Returns:
+            `[B, Q, V]`.
+        """
+        batch, questions, _ = x.shape
+        copies = None if states is None else [repeated(state, questions) for state in states]
+        told, _ = self(x.flatten(0, 1)[:, None], None, copies)
+        return told.view(batch, questions, -1)
 
     def _embed(self, x: Tensor, codes: Tensor | None) -> Tensor:
         """Return tokens `[B, T, width]`."""

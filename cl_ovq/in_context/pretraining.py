@@ -61,18 +61,31 @@ def pretrain(
 def _class_loss(learner: InContextLearner, episodes: Episodes, generator: torch.Generator) -> tuple[Tensor, float]:
     """Return the loss over the test samples of episodes, whose classes get random codes, and their accuracy."""
     codes = random_codes(len(episodes.x), episodes.classes, learner.code, generator=generator)
-    of_tokens = codes.gather(1, episodes.labels[..., None].expand(-1, -1, learner.code)).clone()
-    of_tokens[:, episodes.samples :] = 0.0
-    told, _ = learner(episodes.x, of_tokens)
-    logits = learner.logits(told[:, episodes.samples :], codes).flatten(0, 1)
-    targets = episodes.labels[:, episodes.samples :].flatten()
+    given, asked = episodes.labels.tensor_split([episodes.samples], 1)
+    told = _told(learner, episodes, codes.gather(1, given[..., None].expand(-1, -1, learner.code)))
+    logits = learner.logits(told, codes).flatten(0, 1)
+    targets = asked.flatten()
     return functional.cross_entropy(logits, targets), float((logits.argmax(-1) == targets).double().mean())
 
 
 def _value_loss(learner: InContextLearner, episodes: ValueEpisodes, generator: torch.Generator) -> tuple[Tensor, float]:
     """Return the mean squared error over the test samples of episodes, twice."""
-    shown = episodes.y.clone()
-    shown[:, episodes.samples :] = torch.nan
-    told, _ = learner(episodes.x, shown)
-    loss = functional.mse_loss(told[:, episodes.samples :], episodes.y[:, episodes.samples :])
+    given, asked = episodes.y.tensor_split([episodes.samples], 1)
+    loss = functional.mse_loss(_told(learner, episodes, given), asked)
     return loss, float(loss.detach())
+
+
+def _told(learner: InContextLearner, episodes: Episodes | ValueEpisodes, given: Tensor) -> Tensor:
+    """Return what a learner tells of the test samples, each of which reads a copy of the state, as in a stream.
+
+    In one sequence with the samples they would write too. A state that is corrected by each token, or that decays, then
+    loses what is asked for while it is asked: Gated DeltaNet and Mamba-2 stayed at chance.
+
+    Args:
+        learner: with the weights of this step.
+        episodes: of this step.
+        given: codes or vectors `[B, S, V]` of the samples.
+    """
+    samples, questions = episodes.x.tensor_split([episodes.samples], 1)
+    _, states = learner(samples, given, return_state=True)
+    return learner.ask(questions, states)

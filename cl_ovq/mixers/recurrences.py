@@ -54,7 +54,7 @@ def gated_delta_rule(
         return kernel(q=q, k=k, v=v, g=g, beta=beta, **common)
     naive = _import("fla.ops.gated_delta_rule.naive").naive_chunk_gated_delta_rule
     with torch.autocast("cpu", enabled=False):  # they compute in fp32, and autocast would narrow their products
-        return naive(q=q, k=k, v=v, g=g, beta=beta, chunk_size=CPU_CHUNK, **common)
+        return naive(q=q, k=k, v=v, g=g, beta=beta, chunk_size=max(1, min(CPU_CHUNK, q.shape[1])), **common)
 
 
 def decaying_sum(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def decaying_sum(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | Non
         return _import("fla.ops.simple_gla").chunk_simple_gla(q=q, k=k, v=v, g=g, **common)
     naive = _import("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     with torch.autocast("cpu", enabled=False):
-        return naive(q=q, k=k, v=v, g=g, chunk_size=CPU_CHUNK, **common)
+        return naive(q=q, k=k, v=v, g=g, chunk_size=max(1, min(CPU_CHUNK, q.shape[1])), **common)
 
 
 def gated_slots(

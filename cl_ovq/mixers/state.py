@@ -45,9 +45,9 @@ def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return rebuilt(state, map(change, tensors_of(state)))
 
 
-def expanded(state: Any, rows: int) -> Any:
-    """Return the state of one sequence for so many, each of which goes on from it; nothing is copied."""
-    return mapped(state, lambda x: x.expand(rows, *x.shape[1:]) if x.dim() else x)
+def repeated(state: Any, rows: int) -> Any:
+    """Return the state of each of `B` sequences for so many that go on from it, `B rows` in all; of one none is copied."""
+    return mapped(state, lambda x: x[:, None].expand(-1, rows, *x.shape[1:]).flatten(0, 1) if x.dim() else x)
 
 
 def dictionaries_of(state: Any) -> list[DictionaryState]:

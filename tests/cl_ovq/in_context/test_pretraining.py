@@ -1,5 +1,6 @@
 """Episodes that weights are learned on, and how they are learned: on synthetic classes and on those of a file."""
 
+import dataclasses
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ from cl_ovq.config import load_config
 from cl_ovq.errors import UserError
 from cl_ovq.in_context import build_learner, weights
 from cl_ovq.in_context.episodes import DrawnFromData, EpisodeOptions, gaussian_episodes
-from cl_ovq.in_context.learner import InContextLearner
-from cl_ovq.in_context.pretraining import pretrain
+from cl_ovq.in_context.learner import InContextLearner, random_codes
+from cl_ovq.in_context.pretraining import _class_loss, pretrain
+from cl_ovq.in_context.weights import bare_learner
 from cl_ovq.mixers import SoftmaxAttention
 from cl_ovq.runs.reevaluate import trained_model
 from cl_ovq.runs.run import run_experiment
@@ -49,6 +51,34 @@ def test_pretraining_teaches_classes_that_were_never_seen():
     )
     assert len(told) == 300
     assert np.mean(told[:30]) < 0.55 < 0.7 < np.mean(told[-60:])  # two classes of new episodes: chance is a half
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "linear", "gated_delta", "ovq"])
+def test_a_question_is_answered_as_if_it_were_the_only_one(mixer):
+    config = load_config("in_context_digits", ["learner.weights=gaussian_classes", f"learner.mixer={mixer}"])
+    learner = bare_learner(config.learner, config.dictionary if mixer == "ovq" else None)
+    generator = torch.Generator().manual_seed(0)
+    episodes = gaussian_episodes(learner.features)(EpisodeOptions(episodes=2, questions=3), generator)
+    episodes = dataclasses.replace(episodes, x=episodes.x.requires_grad_())
+    loss, accuracy = _class_loss(learner, episodes, torch.Generator().manual_seed(1))
+    codes = random_codes(2, episodes.classes, learner.code, generator=torch.Generator().manual_seed(1))
+    losses, right, s = [], [], episodes.samples
+    for x, labels, of_class in zip(episodes.x, episodes.labels, codes, strict=True):
+        for number in range(3):
+            shown = torch.cat([of_class[labels[:s]], torch.zeros(1, learner.code)])
+            told, _ = learner(torch.cat([x[:s], x[s + number, None]])[None], shown[None])
+            logits = learner.logits(told[0, -1:], of_class)
+            losses.append(torch.nn.functional.cross_entropy(logits, labels[s + number, None]))
+            right.append(float(logits.argmax() == labels[s + number]))
+    assert accuracy == pytest.approx(np.mean(right))
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    weights_and_samples = [learner.embedding.weight, learner.question, episodes.x]
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, weights_and_samples),
+        torch.autograd.grad(torch.stack(losses).mean(), weights_and_samples),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_episodes_of_data_have_its_classes_and_ask_for_samples_that_were_not_given():
