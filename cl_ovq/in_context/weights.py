@@ -27,6 +27,7 @@ from cl_ovq.mixers.state import tensors_of
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
 from cl_ovq.seeding import derive_seed, unchanged_randomness
+from kernels.growth import GROWTH, every_token
 from streams import StreamDataError
 from streams.cache import alone
 from streams.features import FeatureOptions, load_features
@@ -142,9 +143,31 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int, kind: str
         torch.manual_seed(derive_seed(seed, "learner"))
         learner = bare_learner(options, dictionary, kind)
         _check(learner)
+        sized = _sized_for_episodes(options, dictionary)
+        torch.manual_seed(derive_seed(seed, "learner"))
+        taught = bare_learner(options, sized, kind)
+        if _shapes(taught) != _shapes(learner):  # a mixer of the user's own may have weights for each slot
+            taught, sized = learner, dictionary
         what = f"learner.weights: '{options.weights}'"
-        called(what, WEIGHTS[options.weights].build, options, learner, deciding(options, dictionary), seed)
+        called(what, WEIGHTS[options.weights].build, options, taught, deciding(options, sized), seed)
+        learner.load_state_dict(taught.state_dict())
     return learner
+
+
+def _sized_for_episodes(options: LearnerOptions, dictionary: Any) -> Any:
+    """Return the dictionary that weights are learned with.
+
+    Where every token starts a slot, slots beyond the tokens of an episode change nothing but the time that it takes, and
+    learners whose dictionaries differ in these alone share their weights.
+    """
+    longest = options.longest if isinstance(options, EpisodeOptions | SineEpisodeOptions) else None
+    if longest is None or dictionary is None or GROWTH.get(dictionary.growth) is not every_token:
+        return dictionary
+    return dataclasses.replace(dictionary, capacity=min(dictionary.capacity, longest))
+
+
+def _shapes(learner: InContextLearner) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in learner.state_dict().items()}
 
 
 def _check(learner: InContextLearner) -> None:

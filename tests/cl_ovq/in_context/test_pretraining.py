@@ -81,6 +81,38 @@ def test_a_question_is_answered_as_if_it_were_the_only_one(mixer):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_more_slots_than_an_episode_has_tokens_are_other_weights_only_where_they_change_something(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = (
+        "learner.weights=gaussian_classes",
+        "learner.steps=3",
+        "learner.tasks=2",
+        "learner.samples=4",
+        "learner.width=16",
+    )
+
+    def temperature(*overrides):
+        config = load_config("in_context_digits", (*few, *overrides))
+        return float(build_learner(config.learner, config.dictionary, 0).temperature.detach())
+
+    def learned():
+        return len(list(tmp_path.rglob("*.pt")))
+
+    weights_of_16 = temperature("dictionary.capacity=16")
+    assert temperature("dictionary.capacity=64") == weights_of_16 == temperature("dictionary.capacity=17")
+    assert learned() == 1
+    temperature("dictionary.capacity=8")
+    temperature("dictionary.capacity=64", "dictionary.growth=plateau")
+    temperature("dictionary.capacity=65", "dictionary.growth=plateau")
+    assert learned() == 4
+    # The same, without the short cut.
+    monkeypatch.setattr(weights, "_sized_for_episodes", lambda options, dictionary: dictionary)
+    assert temperature("dictionary.capacity=64") == pytest.approx(weights_of_16, rel=1e-6)
+    assert learned() == 5
+
+
 def test_episodes_of_data_have_its_classes_and_ask_for_samples_that_were_not_given():
     targets = torch.randint(0, 9, (150,), generator=torch.Generator().manual_seed(0))
     x = torch.arange(150.0)[:, None]  # by which a sample is known again
