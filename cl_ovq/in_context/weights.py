@@ -157,8 +157,8 @@ def build_learner(options: LearnerOptions, dictionary: Any, seed: int, kind: str
 def _sized_for_episodes(options: LearnerOptions, dictionary: Any) -> Any:
     """Return the dictionary that weights are learned with.
 
-    Where every token starts a slot, slots beyond the tokens of an episode change nothing but the time that it takes, and
-    learners whose dictionaries differ in these alone share their weights.
+    Where every token starts a slot, slots beyond the tokens of an episode change nothing but the time that it takes,
+    and learners whose dictionaries differ in these alone share their weights.
     """
     longest = options.longest if isinstance(options, EpisodeOptions | SineEpisodeOptions) else None
     if longest is None or dictionary is None or GROWTH.get(dictionary.growth) is not every_token:

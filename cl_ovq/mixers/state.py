@@ -46,7 +46,7 @@ def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def repeated(state: Any, rows: int) -> Any:
-    """Return the state of each of `B` sequences for so many that go on from it, `B rows` in all; of one none is copied."""
+    """Return the state of `B` sequences for `B rows`, so many of which go on from each; of one nothing is copied."""
     return mapped(state, lambda x: x[:, None].expand(-1, rows, *x.shape[1:]).flatten(0, 1) if x.dim() else x)
 
 

@@ -13,7 +13,9 @@ from cl_ovq.models.base import MODELS, ModelContext
 from cl_ovq.options import WIDEST, NoOptions, option
 
 POOLED = 4  # cells along each side after pooling
-AT_ONCE = 64  # images whose responses to filters are held together: larger blocks take fresh pages every time, and thrice as long
+AT_ONCE = (
+    64  # images whose responses to filters are held together: larger blocks take fresh pages, and three times as long
+)
 
 
 class FixedFeatureModel(nn.Module):
