@@ -81,20 +81,12 @@ def test_a_question_is_answered_as_if_it_were_the_only_one(mixer):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_more_slots_than_an_episode_has_tokens_are_other_weights_only_where_they_change_something(
-    tmp_path, monkeypatch
-):
+def test_slots_beyond_an_episodes_tokens_are_other_weights_only_where_they_matter(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    few = (
-        "learner.weights=gaussian_classes",
-        "learner.steps=3",
-        "learner.tasks=2",
-        "learner.samples=4",
-        "learner.width=16",
-    )
+    few = ("steps=3", "tasks=2", "samples=4", "width=16", "weights=gaussian_classes")
 
     def temperature(*overrides):
-        config = load_config("in_context_digits", (*few, *overrides))
+        config = load_config("in_context_digits", (*(f"learner.{key}" for key in few), *overrides))
         return float(build_learner(config.learner, config.dictionary, 0).temperature.detach())
 
     def learned():
