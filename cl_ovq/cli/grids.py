@@ -83,12 +83,14 @@ def published(
 ) -> None:
     """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1)."""
     from cl_ovq.paths import write_atomically
-    from cl_ovq.studies.published import load_published, reproduce, to_table
+    from cl_ovq.studies.published import load_published, reproduce, summary, to_table
     from cl_ovq.tracking import RUNS
 
     home, said = directory or RUNS / "published", Console(stderr=True)
     found = reproduce(load_published(names or ()), seeds, home, said, jobs=jobs)
     Console().print(to_table(found))
+    if not names:
+        Console().print(summary(found))
     for reason in dict.fromkeys(one.missing for one in found if one.missing):
         said.print(f"not run: {reason}", soft_wrap=True, highlight=False, markup=False)
     if output is not None:

@@ -28,6 +28,7 @@ from cl_ovq.errors import UserError, unknown
 from cl_ovq.evaluation.aggregates import Aggregate, aggregate
 from cl_ovq.metric_names import known_metrics
 from cl_ovq.report.table import Column, Number, Table, Text
+from cl_ovq.strategies import STRATEGIES
 from cl_ovq.studies.files import Row, Study, Tuning
 from cl_ovq.studies.runs import run_study
 from cl_ovq.studies.tables import RowResult
@@ -216,3 +217,15 @@ def to_table(found: Sequence[Reproduction], *, sources: bool = False) -> Table:
         target = Number(one.target.value, spec=".4f"), Number(one.target.within, spec=".3f")
         table.add(one.target.name, *target, measured, ours and ours.seeds, verdict, one.target.source)
     return table if sources else table.keep(range(len(table.columns) - 1))
+
+
+def summary(found: Sequence[Reproduction]) -> Table:
+    """Return for each strategy how many of its published numbers are reproduced, missed and not run."""
+    table = Table("strategy", "reproduced", "missed", "not run", title="By strategy")
+    verdicts: dict[str, list[str]] = {name: [] for name in STRATEGIES}
+    for one in found:
+        verdicts[one.target.row.config({}, 0, "test").strategy.name].append(one.verdict)
+    for name, of_strategy in verdicts.items():
+        reproduced, idle = of_strategy.count("reproduced"), of_strategy.count("not run")
+        table.add(name, reproduced, len(of_strategy) - reproduced - idle, idle)
+    return table

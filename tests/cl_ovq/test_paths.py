@@ -127,7 +127,7 @@ LONG = "x" * 300
         ("study", LONG),
         ("published", LONG),
         ("study", "drift", f"--directory={LONG}"),
-        ("published", "fashion_naive", f"--directory={LONG}/a"),
+        ("published", "crosscheck_fashion_naive", f"--directory={LONG}/a"),
         ("sweep", "quick", f"--directory=a/{LONG}"),
         ("show-stream", "split_digits", f"--output={LONG}"),
         ("export", "x", "--csv", f"--output={LONG}"),

@@ -39,7 +39,7 @@ def cl_ovq(*arguments, folder):
 @pytest.mark.parametrize(
     "command",
     [
-        ("published", "fashion_naive", "--output"),
+        ("published", "crosscheck_fashion_naive", "--output"),
         ("study", "drift", "--output"),
         ("compare", "a", "b", "--html"),
         ("compare", "a", "b", "--output"),

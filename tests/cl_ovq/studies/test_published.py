@@ -10,11 +10,13 @@ from cl_ovq.errors import UserError
 from cl_ovq.evaluation.aggregates import Aggregate
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.result import Result
+from cl_ovq.strategies import STRATEGIES
 from cl_ovq.studies.published import (
     Reproduction,
     list_published,
     load_published,
     reproduce,
+    summary,
     to_table,
 )
 
@@ -61,6 +63,20 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     assert len(to_table(again).rows) == 1
 
 
+def test_strategies_and_how_many_of_their_numbers_are_reproduced(row):
+    pairs = [("a", "naive"), ("b", "naive"), ("c", "replay"), ("d", "replay"), ("e", "replay")]
+    targets = load_published([row(name, strategy=strategy) for name, strategy in pairs])
+    near, far = (Aggregate(value, None, None, 1) for value in (0.5, 0.9))
+    measured = [near, far, near, None, None]
+    found = [Reproduction(target, ours) for target, ours in zip(targets, measured, strict=True)]
+    found[4] = Reproduction(targets[4], None, missing="no data")
+    lines = summary(found).to_markdown().splitlines()
+    assert "| naive | 1 | 1 | 0 |" in lines
+    assert "| replay | 1 | 1 | 1 |" in lines  # a run that failed is one that missed
+    assert "| ewc | 0 | 0 | 0 |" in lines
+    assert len(lines) == len(STRATEGIES) + 2
+
+
 def test_data_that_is_not_there_is_said_and_the_rest_is_measured(row, tmp_path):
     path = row("elsewhere")
     elsewhere = f"set: {{stream.name: split_mnist, stream.data_dir: {tmp_path}, "
@@ -99,7 +115,9 @@ def test_a_run_that_fails_is_no_missing_data(row, tmp_path):
 def test_every_published_number_of_the_project_is_right_in_form():
     targets = load_published()
     assert {target.name for target in targets} == set(list_published())
-    assert {"fashion_naive", "fashion_joint", "mnist_lwf", "permuted_mnist_si"} <= set(list_published())
+    assert {"crosscheck_fashion_naive", "crosscheck_fashion_joint", "mnist_lwf", "permuted_mnist_si"} <= set(
+        list_published()
+    )
     for target in targets:
         assert 0 < target.value < 1
         assert 0.005 <= target.within <= 0.025
