@@ -65,12 +65,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # of whatever kind: it may be any file
-        more = "weights_only" in str(error) or "Unsupported" in str(error)
-        reason = (
-            "it holds more than tensors, and reading it would run code: save model.state_dict() in its place"
-            if more
-            else first_line(error)
-        )
+        more = _pickled(path) and ("weights_only" in str(error) or "Unsupported" in str(error))
+        reason = "it is damaged, or holds something else"  # PyTorch's own words, such as "105", help nobody
+        if more:
+            reason = "it holds more than tensors, and reading it would run code: save model.state_dict() in its place"
+        elif isinstance(error, OSError):
+            reason = first_line(error)
         raise UserError(f"encoder.weights: {path} cannot be read as weights: {reason}") from error
     for _ in range(2):
         inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
@@ -83,6 +83,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"encoder.weights: {path} holds no weights: its keys are {', '.join(map(str, found)) or 'none'}"
         )
     return tensors
+
+
+def _pickled(path: Path) -> bool:
+    """Return whether a file begins as those of `torch.save` do, of today (an archive) or of before (a pickle)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2).startswith((b"PK", b"\x80"))
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,8 +133,9 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], left_out: It
         raise UserError(f"encoder.weights: {what}: it lacks '{missing[0]}'{_more(missing)}{hint}")
     if unknown:
         close = difflib.get_close_matches(unknown[0], wanted, n=1, cutoff=0)
+        belongs = "belong" if len(unknown) > 1 else "belongs"
         raise UserError(
-            f"encoder.weights: {what}: '{unknown[0]}'{_more(unknown)} belongs nowhere: the nearest place is "
+            f"encoder.weights: {what}: '{unknown[0]}'{_more(unknown)} {belongs} nowhere: the nearest place is "
             f"'{close[0]}'"
         )
     for key, value in given.items():

@@ -134,11 +134,19 @@ def test_mistakes_in_a_file_are_one_line(resnet, weights, tmp_path):
     assert "'conv1.bias' belongs nowhere" in line
     line = refused(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)})
     assert "'conv1.weight' is [64, 3, 3, 3] there, and [64, 3, 7, 7] here" in line
+    line = refused(state | {"conv1.bias": torch.zeros(64), "conv0.bias": torch.zeros(64)})
+    assert "'conv1.bias' and 1 more belong nowhere" in line
     assert "lacks" in refused(state, model="resnet34")
     assert "holds no weights: its keys are epoch" in refused({"epoch": 3})
-    (tmp_path / "y.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"y\.pth cannot be read as weights"):
-        encoder(weights=str(tmp_path / "y.pth")).network()
+    whole = (tmp_path / "x.pth").read_bytes()
+    for content in (b"no weights", b"hi\n", b"", whole[: len(whole) // 2]):
+        for name in ("y.pth", "y.safetensors"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(UserError) as error:
+                encoder(weights=str(tmp_path / name)).network()
+            assert str(error.value).endswith(
+                f"{name} cannot be read as weights: it is damaged, or holds something else"
+            )
 
 
 class Evil:
