@@ -44,10 +44,24 @@ def check_tuning(options: AnyEncoderOptions, strategy: Any) -> None:
         raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
     if options.lora_modules and options.lora_rank is None:
         raise UserError("encoder.lora_modules: used only with encoder.lora_rank")
+    if options.lora_rank is None and _given(options, "lora_alpha"):
+        raise UserError("encoder.lora_alpha: used only with encoder.lora_rank")
     if options.lora_merge and options.lora_rank is None:
         raise UserError("encoder.lora_merge: used only with encoder.lora_rank")
-    if is_tuned(options, strategy) and options.precision == "float16":
+    if not is_tuned(options, strategy):
+        return
+    if options.precision == "float16":
         raise UserError("encoder.precision: gradients would vanish in float16: use bfloat16 or float32")
+    if key := _given(options, "batch_size", "cache", "cache_dir"):
+        instead = ", and strategy.batch_size is what counts" if key == "batch_size" else ""
+        raise UserError(
+            f"encoder.{key}: would do nothing: of a trained encoder no features are kept{instead}: leave it out"
+        )
+
+
+def _given(options: EncoderOptions, *keys: str) -> str | None:
+    """Return the first of these keys whose value is not its default, if any."""
+    return next((key for key in keys if getattr(options, key) != getattr(type(options), key)), None)
 
 
 def _check_prompts(options: AnyEncoderOptions, strategy: Any) -> None:
@@ -60,6 +74,8 @@ def _check_prompts(options: AnyEncoderOptions, strategy: Any) -> None:
         if value is not None:
             why = "and takes features of the whole" if key == "layer" else "and trains nothing else of it"
             raise UserError(f"encoder.{key}: {what}, {why}: leave it out")
+    if _given(options, "pool"):
+        raise UserError(f"encoder.pool: {what}, whose features are a vector already: leave it out")
 
 
 def tuned(network: EncoderNetwork, options: EncoderOptions, strategy: Any, experiences: int) -> EncoderNetwork:

@@ -287,6 +287,8 @@ def test_mistakes_are_one_line(config):
     assert "encoder.lora_rank: strategy.name=l2p puts prompts into" in refused("l2p", "encoder.lora_rank=2")
     assert "encoder.train_from: strategy.name=l2p" in refused("l2p", "encoder.train_from=all")
     assert "encoder.layer: strategy.name=l2p" in refused("l2p", "encoder.layer=norm")
+    assert "encoder.pool: strategy.name=l2p" in refused("l2p", "encoder.pool=first")
+    assert "encoder.cache: would do nothing" in refused("l2p", "encoder.cache=false")
     assert "model.train_encoder: never does not train prompts" in refused("l2p", "model.train_encoder=never")
     assert "learns prompts in every experience" in refused("l2p", "model.train_encoder=first_experience")
     assert "strategy.top_k: 5 is too large: strategy.pool_size is 4" in refused("l2p", "strategy.top_k=5")

@@ -168,6 +168,9 @@ def test_mistakes_are_one_line(config):
     assert "model.train_encoder=never does not train" in refused("model.train_encoder=never")
     assert "encoder.lora_modules: used only with encoder.lora_rank" in refused("encoder.lora_modules=[second]")
     assert "encoder.lora_merge: used only with encoder.lora_rank" in refused("encoder.lora_merge=true")
+    assert "encoder.lora_alpha: used only with encoder.lora_rank" in refused("encoder.lora_alpha=3")
+    for option in ("batch_size=7", "cache=false", "cache_dir=kept"):
+        assert f"encoder.{option.split('=')[0]}: would do nothing: of a trained" in refused(f"encoder.{option}")
     assert "strategy.name=ewc, which pulls weights to what they were" in refused(*MERGED, "strategy.name=ewc")
     assert "starts every experience from the first weights" in refused(*MERGED, "strategy.name=gdumb")
     assert "encoder.lora_merge: would do nothing" in refused(*MERGED, "model.train_encoder=first_experience")
