@@ -146,7 +146,10 @@ def model_of(settings: dict[str, Any]) -> Any:
 def _preprocessing(folder: Path) -> Preprocessing:
     """Return what the settings beside the weights say of images."""
     if not (folder / PROCESSOR).is_file():
-        raise UserError(f"encoder.weights: {folder} has no {PROCESSOR}, which says how images are preprocessed")
+        raise UserError(
+            f"encoder.weights: {folder} has no {PROCESSOR}, which says how images are preprocessed: the model's image "
+            "processor writes it there, by save_pretrained too"
+        )
     facts = read_settings(folder / PROCESSOR)
     whole = _side(facts.get("size")) if facts.get("do_resize", True) else None
     size = _side(facts.get("crop_size")) if facts.get("do_center_crop", False) else whole

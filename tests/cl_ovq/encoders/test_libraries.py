@@ -170,7 +170,7 @@ def test_mistakes_with_transformers_are_one_line(transformers, save, tmp_path, m
     assert "has no weights as .safetensors" in refused(weights=str(tmp_path / "empty"))
     folder = save(transformers.ViTModel(transformers.ViTConfig(**TINY, image_size=32)))
     (tmp_path / "preprocessor_config.json").unlink()
-    assert "has no preprocessor_config.json" in refused(weights=folder)
+    assert "preprocessed: the model's image processor writes it there" in refused(weights=folder)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALVES))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
