@@ -58,6 +58,8 @@ class InContextLearner(nn.Module):
         self.code = code
         self.embedding = nn.Linear(features + code, width)
         self.blocks = nn.ModuleList(Block(width=width, mixer=mixer, hidden=hidden, dropout=0.0) for mixer in mixers)
+        for mixer in mixers:
+            mixer.start_queries_as_keys()  # else pretraining stays at chance from some seeds, softmax attention's too
         # Without it a question is most like itself, and what it would learn from that is nothing: attention cannot be
         # sharp then, and classes of many modes blur.
         self.question = nn.Parameter(torch.zeros(width))

@@ -59,6 +59,11 @@ class Mamba2(ProjectedMixer):
         y = y.to(features.dtype) + self.skip[:, None] * v
         return self.norm(y.flatten(2) * functional.silu(gate)), (state,)
 
+    def queries_and_keys(self) -> tuple[slice, slice]:
+        """Return which of the projected features are queries, and which are keys."""
+        inner = self.heads * self.head_dim
+        return slice(inner + self.state_size, None), slice(inner, inner + self.state_size)
+
     def memory_bytes(self, tokens: int) -> int:
         """Return the bytes of the matrices, whatever the number of tokens."""
         return self.heads * self.state_size * self.head_dim * torch.float32.itemsize

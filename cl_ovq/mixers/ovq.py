@@ -169,6 +169,13 @@ class OVQAttention(Mixer):
         )
         return self.out(y.flatten(2)), OVQState(final, past) if final is not None else None
 
+    @torch.no_grad()
+    def start_queries_as_keys(self) -> None:
+        """Give queries the weights of keys, those that share a head's keys all the same; see `Mixer`."""
+        weight = self.qkv.weight.unflatten(0, (-1, self.head_dim))  # [H + 2 G, D, C]
+        keys = weight[self.heads : self.heads + self.key_value_heads]
+        weight[: self.heads] = keys.repeat_interleave(self.heads // self.key_value_heads, 0)
+
     def state_bytes(self, tokens: int) -> int:
         """Return the bytes of a sequence's state; all that depends on `tokens` is the open chunk."""
         size, dtype = self.head_dim, self.qkv.weight.dtype

@@ -90,6 +90,17 @@ class ProjectedMixer(Mixer):
             y = y.masked_fill(~mask[..., None], 0.0)
         return y, ProjectedState(memory, past) if return_state else None
 
+    def queries_and_keys(self) -> tuple[slice, slice]:
+        """Return which of the projected features are queries, and which are keys."""
+        third = self.qkv.out_features // 3
+        return slice(third), slice(third, 2 * third)
+
+    @torch.no_grad()
+    def start_queries_as_keys(self) -> None:
+        """Give queries the weights of keys; see `Mixer.start_queries_as_keys`."""
+        queries, keys = self.queries_and_keys()
+        self.qkv.weight[queries] = self.qkv.weight[keys]
+
     def state_bytes(self, tokens: int) -> int:
         """Return the bytes of one sequence's state after so many tokens."""
         size = 0 if self.convolution is None else self.convolution.size - 1

@@ -9,6 +9,7 @@ from quick_settings import built
 
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import MIXERS, Mixer, MixerOptions, OVQAttention, auxiliary_losses, build_mixers, layer_mixers
+from kernels import DictionaryOptions
 
 WIDTH, LENGTH = 8, 40  # longer than the chunks of flash-linear-attention on a CPU
 FP32_INSIDE = ("gated_delta", "gated_slot", "mamba2")
@@ -200,3 +201,29 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(name, monkeypatch):
 
 def test_ovq_is_of_the_registry():
     assert isinstance(make("ovq"), OVQAttention)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_queries_start_as_keys_and_values_stay(name):
+    mixer = make(name)
+    before = mixer.qkv.weight.detach().clone()
+    mixer.start_queries_as_keys()
+    if name == "mamba2":  # values first, then keys and queries that all heads share
+        size = mixer.state_size
+        v, k, q = mixer.qkv.weight.detach().split((before.shape[0] - 2 * size, size, size))
+    else:
+        q, k, v = mixer.qkv.weight.detach().chunk(3)
+    assert torch.equal(q, k)
+    assert not torch.equal(mixer.qkv.weight, before)
+    rows = {tuple(row) for row in before.tolist()}
+    assert all(tuple(row) in rows for row in torch.cat([k, v]).tolist())
+    assert {tuple(row) for row in v.tolist()}.isdisjoint(tuple(row) for row in k.tolist())
+
+
+def test_query_heads_that_share_keys_all_start_as_them():
+    options = DictionaryOptions(capacity=4, chunk_size=4)
+    mixer = OVQAttention(width=12, heads=4, key_value_heads=2, head_dim=3, options=options)
+    mixer.start_queries_as_keys()
+    heads = mixer.qkv.weight.detach().unflatten(0, (8, 3))
+    for query in range(4):
+        assert torch.equal(heads[query], heads[4 + query // 2])
