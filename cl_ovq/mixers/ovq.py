@@ -67,7 +67,7 @@ class OVQAttention(Mixer):
 
     A shared dictionary is the initial state of every sequence, and what a sequence adds to it in closed chunks is
     private and gone afterwards. Short sequences are best read whole (`chunk_size` at least their length). Its counts
-    grow with every write, so that by the definition (`dictionary_weight` None) it soon drowns the few tokens of the
+    grow with every write, so that by the definition (`dictionary_weight` None) it soon outweighs the few tokens of the
     sequence itself; a weight keeps the balance between memory and sequence whatever has been written.
     """
 
