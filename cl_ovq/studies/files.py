@@ -1,23 +1,4 @@
-"""Study files: which rows a study has, and how each is tuned.
-
-    title: Replay against nothing
-    seeds: 5                                    # reported, on the test stream: 0 to 4; or a list, [10, 11, 12]
-    set: {threads: 1}                           # for all rows
-    tuning: {seeds: [100], grid: {optimizer.learning_rate: [1e-3, 3e-3]}}
-    refit: {model: MLP, strategy: cumulative}   # rows whose forgetting is the floor
-    reference: {strategy: joint}                # rows that intransigence is measured against
-    grids:                                      # every combination of the axes of each grid is a row
-    - stream:
-        Split-Digits: {experiment: quickstart}
-      model:
-        MLP: {model.name: mlp}
-      strategy:
-        naive: {strategy.name: naive}
-        replay: {strategy.name: replay, tune: {strategy.buffer_size: [50, 100]}}
-
-An option of an axis holds overrides of the experiment, and may name the experiment (`experiment`) and what else to tune
-for its rows (`tune`; null for nothing at all).
-"""
+"""Study files: which rows a study has, and how each is tuned. `docs/files.md` describes their format."""
 
 from __future__ import annotations
 
