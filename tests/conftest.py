@@ -44,6 +44,7 @@ LONGEST = (
     "test_wheel",
     "test_full_disk",
     "test_documents",
+    "test_tutorials",
     "test_hard_numbers",
     "test_nan",
     "test_comparison",
