@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cl_ovq.uris import redact_all
 
 OURS = ("cl_ovq", "streams", "kernels")
+MOST_NAMES = 40  # of a kind that a message lists
 Made = TypeVar("Made")
 
 
@@ -179,4 +180,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = sorted(known)
     hint = nearest(name, names) or ":"
-    return UserError(f"unknown {kind} '{name}'{hint} known: {', '.join(names)}")
+    listed, more = names, ""
+    if len(names) > MOST_NAMES:  # the nearest would be lost among them
+        near = set(difflib.get_close_matches(name.lower(), names, n=MOST_NAMES, cutoff=0.3)) or set(names[:MOST_NAMES])
+        listed, more = [one for one in names if one in near], f" and {len(names) - len(near)} more"
+    return UserError(f"unknown {kind} '{name}'{hint} known: {', '.join(listed)}{more}")

@@ -125,7 +125,7 @@ def _check_transformer(backbone: Any) -> None:
     except ImportError:
         Attention = VisionTransformer = ()
     if not isinstance(backbone, VisionTransformer):
-        raise UserError(f"encoder.name: its network is of another kind, {type(backbone).__name__}: {known}")
+        raise UserError(f"encoder.name: its network is none of timm's vision transformers: {known}")
     attentions = [getattr(block, "attn", None) for block in backbone.blocks]
     if any(type(found) is not Attention or getattr(found, "gate", None) is not None for found in attentions):
         raise UserError(f"encoder.model: its blocks have an attention of another kind: {known}")

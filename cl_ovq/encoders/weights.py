@@ -117,7 +117,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], left_out: It
         what: names file and network in messages.
 
     Raises:
-        UserError: one is missing, has another shape, or belongs nowhere.
+        UserError: one is missing, has another shape, holds what is not finite, or belongs nowhere.
     """
     wanted = network.state_dict()
     prefix = _prefix(wanted, tensors)
@@ -143,6 +143,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], left_out: It
             raise UserError(
                 f"encoder.weights: {what}: '{key}' is {list(value.shape)} there, and {list(wanted[key].shape)} here"
             )
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"encoder.weights: {what}: '{key}' holds values that are not finite")
     network.load_state_dict(given, strict=False)
 
 

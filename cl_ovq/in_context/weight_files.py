@@ -16,7 +16,7 @@ from cl_ovq.in_context.episodes import EpisodeOptions  # which has all that `Sin
 from streams import StreamDataError
 from streams.files import sha256_of
 
-FORMAT = 3  # of a file of weights, and of what pretraining draws: raised where the same options give other weights
+FORMAT = 4  # of a file of weights, and of what pretraining draws: raised where the same options give other weights
 # Keys that say how weights were learned, and nothing of the network that they fit.
 OF_PRETRAINING = frozenset(
     {"weights", "weights_seed", "sha256", *(field.name for field in dataclasses.fields(EpisodeOptions))}

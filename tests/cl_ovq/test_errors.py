@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from cl_ovq.errors import UserError, called, is_foreign
+from cl_ovq.errors import UserError, called, is_foreign, unknown
 from cl_ovq.models import MODELS
 from streams import STREAMS
 
@@ -64,3 +64,15 @@ def test_a_line_stays_as_it_is():
 
     with pytest.raises(UserError, match=r"^key: no$"):
         called("what", refuses)
+
+
+def test_of_many_names_the_nearest_are_listed():
+    names = [f"network{number}" for number in range(200)] + ["resnet18", "resnet34"]
+    line = str(unknown("model", "resnet", names))
+    assert line.startswith("unknown model 'resnet': did you mean 'resnet")
+    assert "resnet18, resnet34" in line
+    assert len(line) < 700
+    listed, more = line.partition("known: ")[2].split(" and ")
+    assert len(listed.split(", ")) + int(more.removesuffix(" more")) == 202
+    assert str(unknown("model", "x", ["a", "b"])).endswith("known: a, b")
+    assert len(str(unknown("model", "qqqqqqqq", names))) < 700

@@ -136,6 +136,8 @@ def test_mistakes_in_a_file_are_one_line(resnet, weights, tmp_path):
     assert "'conv1.weight' is [64, 3, 3, 3] there, and [64, 3, 7, 7] here" in line
     line = refused(state | {"conv1.bias": torch.zeros(64), "conv0.bias": torch.zeros(64)})
     assert "'conv1.bias' and 1 more belong nowhere" in line
+    line = refused(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan})
+    assert "x.pth does not fit resnet18: 'layer1.0.conv1.weight' holds values that are not finite" in line
     assert "lacks" in refused(state, model="resnet34")
     assert "holds no weights: its keys are epoch" in refused({"epoch": 3})
     whole = (tmp_path / "x.pth").read_bytes()

@@ -279,7 +279,7 @@ def test_mistakes_are_one_line(config):
 
     efficient = ("encoder.name=timm", "encoder.model=test_efficientnet", "encoder.weights=random")
     assert "puts prompts into an encoder, and there is none" in refused("l2p", "encoder.name=none")
-    assert "encoder.name: its network is of another kind, EfficientNet: prompts enter a vision" in refused(
+    assert "encoder.name: its network is none of timm's vision transformers: prompts enter a vision" in refused(
         "l2p", *efficient
     )
     averaged = config("l2p").encoder.model.replace("Tiny", "Averaged")
