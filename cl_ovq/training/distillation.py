@@ -12,6 +12,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_ovq.mixers import dictionaries
 from cl_ovq.models.heads import unwrap
 from cl_ovq.training.criteria import has_target
 from cl_ovq.training.passes import around_own_pass, evaluating
@@ -87,6 +88,8 @@ class LearningWithoutForgetting(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Copy the model, and remember the classes that it knows."""
         self.teacher = copy.deepcopy(strategy.model).requires_grad_(False)
+        for dictionary in dictionaries(self.teacher).values():
+            dictionary.last_written = None  # a batch's tokens, for metrics of the model that was copied
         if self.outputs is not None:
             self.groups = [self.outputs]
             return

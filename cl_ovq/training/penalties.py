@@ -235,8 +235,8 @@ class SynapticIntelligence(QuadraticPenalty):
         self._step = {}
 
     def consolidate(self, strategy: Any, weights: Tensors) -> None:
-        """Add the importance of the experience."""
+        """Add the importance of the experience, whose path is not held any longer."""
         for name, end in weights.items():
             gained = self.path[name].clamp(min=0) / ((end - self.start[name]).square() + self.damping)
             self.importance[name] = self.importance.get(name, 0) + gained
-        self.anchor = weights
+        self.anchor, self.path, self.start = weights, {}, {}

@@ -55,7 +55,8 @@ class _Projection(SupervisedPlugin):
             weight.grad = part.view_as(weight).clone()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep samples of the experience."""
+        """Keep samples of the experience, and no gradient."""
+        self.references = []
         self.memory.take(strategy.experience)
 
     def batches(self, strategy: Any) -> list[MemoryBatch]:

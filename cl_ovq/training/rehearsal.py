@@ -71,6 +71,7 @@ class Rehearsal(SupervisedTemplate):
         super()._before_training_exp(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self.replayed = None  # the last step's samples are not held until the next experience
         if not self.AT_ONCE:
             self.memory.take(self.experience)
         super()._after_training_exp(**kwargs)

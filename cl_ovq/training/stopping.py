@@ -56,10 +56,11 @@ class EarlyStopping(SupervisedPlugin):
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the best weights."""
+        """Take the best weights, of which no copy is held until the next experience."""
         for name, tensor in _learned(strategy.model).items():
             if name in self.weights:
                 tensor.copy_(self.weights[name])
+        self.weights = {}
 
     @torch.no_grad()
     def validation_loss(self, strategy: Any) -> float:
