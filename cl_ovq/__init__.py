@@ -1,7 +1,7 @@
 """Continual-learning experiments with online vector-quantized attention.
 
-From Python: `run`, `evaluate`, `compare`, `sweep`, `study` and `load` do what the commands of these names do, see
-`cl_ovq.api`; `writing` is for training loops of one's own. They are imported when they are first used.
+From Python: `run`, `evaluate`, `audit`, `compare`, `sweep`, `study` and `load` do what the commands of these names do,
+see `cl_ovq.api`; `writing` is for training loops of one's own. They are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cl_ovq.packages import check_packages
 
 if TYPE_CHECKING:
-    from cl_ovq.api import compare, evaluate, load, run, study, sweep
+    from cl_ovq.api import audit, compare, evaluate, load, run, study, sweep
     from cl_ovq.errors import UserError
     from cl_ovq.imports import import_parts
     from cl_ovq.mixers import writing
@@ -25,6 +25,7 @@ __all__ = [
     "Result",
     "Stream",
     "UserError",
+    "audit",
     "compare",
     "evaluate",
     "import_parts",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("compare", "evaluate", "load", "run", "study", "sweep"), "cl_ovq.api"),
+    **dict.fromkeys(("audit", "compare", "evaluate", "load", "run", "study", "sweep"), "cl_ovq.api"),
     "Result": "cl_ovq.runs.result",
     "Stream": "streams",
     "UserError": "cl_ovq.errors",

@@ -36,6 +36,7 @@ from cl_ovq.tracking import RUNS
 from streams import Stream
 
 if TYPE_CHECKING:
+    from cl_ovq.audits import Audit
     from cl_ovq.studies import StudyResult
     from cl_ovq.sweeps.outcome import Outcome
 
@@ -119,6 +120,40 @@ def evaluate(
             section = {f"stream.{key}": value for key, value in found.sections["stream"].items()}
             changes = [*_texts(section), *changes]
         return evaluate_finished(_name(run), changes, uri)
+
+
+def audit(
+    run: Config | Result,
+    overrides: Overrides | None = None,
+    *,
+    model: GivenModel | None = None,
+    stream: Stream | None = None,
+    experiences: int = 2,
+    quiet: bool = False,
+) -> Audit:
+    """Measure what reviewers ask of an experiment or a finished run, as `cl-ovq audit` does.
+
+    Args:
+        run: a result, a finished run's directory, or a configuration as `cl_ovq.run` takes it.
+        overrides: a mapping of dotted keys, or texts as on the command line.
+        model: takes the place of the configured one, see `cl_ovq.run`; a module stays as it is.
+        stream: takes the place of the configured one.
+        experiences: that audited runs learn at most.
+        quiet: whether no progress is drawn on standard error.
+
+    Raises:
+        UserError: something is wrong with the configuration, what was given, or data.
+    """
+    from cl_ovq.audits import audit_config, audit_finished, finished_run
+
+    console = Console(quiet=True) if quiet else Console(stderr=True)
+    with given(model, stream, copied=True) as found, _undisturbed():
+        named = run.output_dir if isinstance(run, Result) else run
+        directory = finished_run(os.fspath(named)) if isinstance(named, str | os.PathLike) else None
+        if directory is not None:
+            return audit_finished(directory, _texts(overrides), console, experiences=experiences)
+        loaded = found.config = _configuration(named, overrides, found)
+        return audit_config(loaded, console, experiences=experiences)
 
 
 def compare(runs: Sequence[RunLike | SeedsResult], *, uri: str | None = None) -> Comparison:

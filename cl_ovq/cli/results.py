@@ -1,4 +1,4 @@
-"""What runs have found: compared, drawn, in MLflow."""
+"""What runs have found: audited, compared, drawn, in MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import typer
 from rich.console import Console
 
 from cl_ovq.cli.arguments import (
+    AllowEnv,
     Imports,
     Json,
+    Overrides,
     TableFile,
     picture_file,
     writable_file,
@@ -53,6 +55,43 @@ def compare(
     Console().print(table)
     for path in filter(None, (html, output)):
         Console().print(f"written: {path}", soft_wrap=True, markup=False)
+
+
+@commands.command(rich_help_panel="Results")
+def audit(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|CONFIG",
+            help="A finished run's directory, a YAML file, or the name of an experiment.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    experiences: Annotated[int, typer.Option(min=1, help="Experiences that audited runs learn.")] = 2,
+    json: Json = False,
+    allow_env: AllowEnv = False,
+    imports: Imports = None,
+) -> None:
+    """Measure what reviewers ask: leaks of data and labels, what is frozen, what a seed decides, bytes held."""
+    from cl_ovq.runs.setup import quiet
+
+    quiet()  # before Avalanche is imported
+    from cl_ovq.audits import audit_config, audit_finished, finished_run
+    from cl_ovq.config import load_config
+
+    console = Console(stderr=True)
+    if (directory := finished_run(run)) is not None:
+        found = audit_finished(directory, overrides or (), console, experiences=experiences)
+    else:
+        loaded = load_config(run, overrides or (), allow_env=allow_env)
+        found = audit_config(loaded, console, experiences=experiences)
+    if json:
+        print(found.to_json())
+    else:
+        Console().print(found.to_table())
+    if not found.sound:
+        raise typer.Exit(1)
 
 
 @commands.command(rich_help_panel="Results")

@@ -31,6 +31,7 @@ ORDER = (
     "cl_ovq.studies",
     "cl_ovq.sweeps",
     "cl_ovq.comparison",
+    "cl_ovq.audits",
     "cl_ovq.benchmarks",
     "cl_ovq.api",
     "cl_ovq.avalanche",

@@ -1,20 +1,14 @@
 """Files of configurations, and of parts of the user's own."""
 
-import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forgetting import forgetting
 
-from cl_ovq.encoders import ENCODERS
 from cl_ovq.imports import VARIABLE
-from cl_ovq.metric_names import MATRIX_METRICS
-from cl_ovq.mixers import MIXERS
-from cl_ovq.models import HEADS, MODELS
-from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
-from streams import STREAMS
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `config_helpers`: pytest imports test files by path
 
@@ -56,18 +50,8 @@ def write(tmp_path):
 def forgotten(monkeypatch):
     """Parts of the user's own that a test enters are not known afterwards."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    registries = (STRATEGIES, OPTIMIZERS, SCHEDULES, AUGMENTATIONS, MIXERS, MODELS, HEADS, ENCODERS, MATRIX_METRICS)
-    known = [(registry, dict(registry)) for registry in registries]
-    streams = set(STREAMS)
-    yield
-    for registry, parts in known:
-        registry._parts = parts
-        type(registry).revision += 1
-    for name in set(STREAMS) - streams:
-        del STREAMS[name]
-    for name in [name for name in sys.modules if name.startswith(("cl_ovq_parts_", "my_lab"))]:
-        del sys.modules[name]
-    os.environ.pop(VARIABLE, None)
+    with forgetting():
+        yield
 
 
 @pytest.fixture
