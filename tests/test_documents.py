@@ -39,7 +39,7 @@ def names(tmp_path, monkeypatch):
     return vars(module)
 
 
-@pytest.mark.parametrize(("page", "count"), [("python.md", 10), ("avalanche.md", 2)])
+@pytest.mark.parametrize(("page", "count"), [("python.md", 11), ("avalanche.md", 2)])
 def test_every_block_of_a_page_runs(page, count, names):
     found = blocks(page)
     assert len(found) == count == (DOCS / page).read_text().count("```python")

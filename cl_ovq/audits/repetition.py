@@ -15,6 +15,7 @@ from streams import build_stream
 
 if TYPE_CHECKING:
     from cl_ovq.runs.run import Run
+    from streams import Stream
 
 SEEDS = 8  # whose class orders are compared, at most: two orders of equal chance would agree once in 128 times
 
@@ -26,9 +27,9 @@ def class_order(subject: Subject) -> Finding:
     that share one order say nothing about others.
     """
     stream, section = subject.stream, subject.small.stream
-    classes = [frozenset(one) for one in stream.original_classes]
     if stream.kind != "classes":
         return not_applicable(f"a stream of {stream.kind} has no classes")
+    classes = _named(stream)
     if len({*classes}) == 1:
         return not_applicable("every experience has the same classes")
     if section.name == CUSTOM:
@@ -40,9 +41,14 @@ def class_order(subject: Subject) -> Finding:
     for number in range(1, SEEDS):
         seed = derive_seed(subject.small.seed + number, "stream")
         other = build_stream(section.name, section.options, seed=seed)
-        if [frozenset(one) for one in other.original_classes] != classes:
+        if _named(other) != classes:
             return sound(f"seeds {subject.small.seed} and {subject.small.seed + number} differ", seeds=number + 1)
     return faulty(f"{SEEDS} seeds have the same classes in every experience, and no option says so", seeds=SEEDS)
+
+
+def _named(stream: Stream) -> list[frozenset[str]]:
+    """Return the names of the classes of each experience: their numbers may be those of the classes that were drawn."""
+    return [frozenset(stream.class_names[number] for number in one) for one in stream.original_classes]
 
 
 def repeats(subject: Subject) -> Finding:

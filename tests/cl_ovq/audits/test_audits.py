@@ -161,6 +161,7 @@ def test_repeated_samples_are_found_by_content(subject):
         (("stream.shuffle_classes=false",), SOUND),
         (("stream.class_order=[9,8,7,6,5,4,3,2,1,0]",), SOUND),
         (("stream.name=permuted_digits",), NOT_APPLICABLE),
+        (("stream.name=episodes_digits", "stream.tasks=2"), SOUND),  # classes are numbered as they are drawn
         ((), SOUND),
     ],
 )
