@@ -16,7 +16,7 @@ from rich.console import Console
 
 import cl_ovq
 from cl_ovq.audits import CHECKS, audit_config
-from cl_ovq.audits.answers import batch_independence, task_labels
+from cl_ovq.audits.answers import MOVED, apart, batch_independence, differ, task_labels
 from cl_ovq.audits.choices import choices
 from cl_ovq.audits.findings import FAULTY, NOT_APPLICABLE, SOUND
 from cl_ovq.audits.frozen import frozen_parts
@@ -31,7 +31,7 @@ PARTS = Path(__file__).with_name("faulty_parts.py")
 HIDDEN_BYTES, REPEATED = 4000, 7  # as there
 CONFIG = """
 stream: {name: split_digits, experiences: 3}
-model: {name: plain}
+model: {name: network}
 strategy: {name: naive, epochs: 2, batch_size: 60}
 optimizer: {learning_rate: 1e-2}
 tracking: {enabled: false}
@@ -88,6 +88,7 @@ def test_a_sound_configuration_passes_every_check(sound):
 # Each part, the one check that finds its fault, and a number that it measures.
 FAULTS = {
     "model.name=crowd": (batch_independence, "predictions_changed", None),
+    "model.name=hidden": (batch_independence, "predictions_changed", None),
     "model.name=told": (task_labels, "changed_by_labels", None),
     "strategy.name=oracle": (task_labels, "changed_by_experience", None),
     "strategy.name=smuggler": (past_samples, "past_samples", 5),
@@ -107,6 +108,18 @@ def test_one_check_finds_a_fault_and_no_other_does(subject, part):
     assert found.verdict == FAULTY, found
     assert found.measured[name] == number if number is not None else found.measured[name] > 0
     assert [name for name, verdict in verdicts(faulty).items() if verdict == FAULTY] == [check.__name__]
+
+
+def test_rounding_is_no_other_answer_and_a_constant_hides_none():
+    torch.manual_seed(0)
+    known = torch.randn(50, 6) * torch.tensor([1.0, 1, 1, 1, 1, 1e-9]) - torch.tensor([0.0, 0, 0, 0, 1e4, 1e4])
+    rounded = known * (1 + 1e-6 * torch.randn(50, 6))
+    assert float(apart(known, rounded).max()) < MOVED
+    moved = known + torch.tensor([0.01, 0, 0, 0, 0, 0])
+    assert float(apart(known, moved).min()) > MOVED
+    assert float(apart(known, known.masked_fill(known < -1e3, -torch.inf)).min()) > MOVED
+    assert not differ(known, known.clone()).any()
+    assert differ(known, rounded).all()
 
 
 def test_a_frozen_weight_that_moves_is_found(subject):
