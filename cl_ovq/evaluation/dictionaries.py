@@ -149,7 +149,7 @@ def shared_layers(model: nn.Module, step: int, experience: int) -> dict[str, Lay
         experience: experiences begun.
     """
     found = {
-        name.removesuffix(".dictionary"): _layer(dictionary.state, step, experience)
+        name.removesuffix(".dictionary"): _layer(dictionary.state, step, experience, dictionary.sum_bytes)
         for name, dictionary in dictionaries(model).items()
     }
     return found or carried(model, step, experience) or memories(model, step, experience)
@@ -184,8 +184,9 @@ def memories(model: nn.Module, step: int, experience: int) -> dict[str, Layer]:
     }
 
 
-def _layer(state: DictionaryState, step: int, experience: int) -> Layer:
-    return Layer(measure(state, step, experience), state.capacity, state.nbytes // state.batch)
+def _layer(state: DictionaryState, step: int, experience: int, beside: int = 0) -> Layer:
+    """Return a dictionary as it is now, with the bytes that it keeps beside its state."""
+    return Layer(measure(state, step, experience), state.capacity, state.nbytes // state.batch + beside)
 
 
 @torch.no_grad()

@@ -117,6 +117,11 @@ class PersistentDictionary(nn.Module):
         for name, tensor in state.state_dict().items():
             self.fill(name, tensor)
 
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of the sums by task that `sums` keeps beside the state; the log of writes is for metrics alone."""
+        return self.key_sums.nbytes + self.value_sums.nbytes if self.sums else 0
+
     @torch.no_grad()
     def fill(self, name: str, content: Tensor) -> None:
         """Give a buffer another content, of another shape too; it stays the same object."""
