@@ -32,7 +32,7 @@ def choices(subject: Subject) -> Finding:
     if trials in run.parents or (run.parent.name == "test" and trials.is_dir()):
         return _judged("sweep", (trials.parent / "test").glob(f"*/{RESULTS}"), _read(trials.rglob(RESULTS)))
     if OF_STUDY.fullmatch(run.name):
-        return _judged("study's row", run.parent.glob(f"*/{RESULTS}"))
+        return _judged("row of a study", run.parent.glob(f"*/{RESULTS}"))
     return not_applicable(f"a run of its own does not say how it was chosen; its metrics are of the {split} split")
 
 
@@ -67,7 +67,7 @@ def _judged(what: str, paths: Iterable[Path], trials: list[Result] | None = None
         bad.append(f"{len(judged_on_test)} configurations were judged on the test split")
     if shared:
         bad.append(f"seeds {sorted(shared)} both chose and are reported")
-    good = f"the {what}'s {len(choosing)} choosing runs judged validation data, on seeds of their own"
+    good = f"the {len(choosing)} runs that chose in this {what} judged validation data, on seeds of their own"
     return judged(bool(bad), f"of this {what} {'; '.join(bad)}", good, **measured)
 
 

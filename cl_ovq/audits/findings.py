@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from cl_ovq.errors import unknown
 from cl_ovq.report.table import Column, Table, Text
 
 SOUND, FAULTY, NOT_APPLICABLE = "sound", "faulty", "not applicable"
@@ -71,12 +72,19 @@ class Audit:
         return all(finding.verdict != FAULTY for finding in self.findings)
 
     def __getitem__(self, check: str) -> Finding:
-        """Return the finding of a check, by its name."""
-        return next(finding for finding in self.findings if finding.check == check)
+        """Return the finding of a check, by its name.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        found = {finding.check: finding for finding in self.findings}
+        if check not in found:
+            raise unknown("check", check, found)
+        return found[check]
 
     def to_table(self) -> Table:
         """Return a row per check."""
-        columns = (Column(heading, right=False) for heading in ("verdict", "measured", "what that is"))
+        columns = (Column(heading, right=False) for heading in ("verdict", "measured", "why"))
         caption = f"Audited on a smaller run: {'; '.join(self.shrunk)}." if self.shrunk else ""
         table = Table("check", *columns, title=f"audit of {self.name}", caption=caption)
         for finding in self.findings:

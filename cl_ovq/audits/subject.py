@@ -55,6 +55,8 @@ class Subject:
     """
 
     def __init__(self, asked: ExperimentConfig, experiences: int, folder: Path, source: Path | None = None) -> None:
+        if experiences < 1:
+            raise UserError(f"experiences: {experiences} is too small: audited runs learn one or more")
         check_config(asked)
         self.asked, self.folder, self.source = asked, folder, source
         self.small, self.shrunk = self._made_small(experiences)

@@ -77,6 +77,8 @@ def test_a_sound_configuration_passes_every_check(sound):
     assert open_questions == {"choices", "frozen_parts"}
     assert sound["resumes"].measured["interruptions"] == 1
     assert sound["memory"].measured["claimed_bytes"] == sound["memory"].measured["held_bytes"] == 0
+    with pytest.raises(cl_ovq.UserError, match="did you mean 'memory'"):
+        sound["memori"]
     text = sound.to_table().to_markdown()
     assert "2 of 3 experiences" in text
     assert "1 epoch of 2" in text
@@ -150,10 +152,16 @@ def test_every_strategy_of_ours_sees_what_it_says_and_holds_what_it_claims(subje
         assert check(own).verdict != FAULTY, check(own)
 
 
-def test_a_teacher_holds_no_tokens_of_its_pupil(subject):
-    ovq = ("model.name=patch_transformer", "model.width=16", "model.depth=1", "model.patch_size=4")
-    found = memory(subject(*quick("lwf", *ovq, "dictionary.capacity=24", "dictionary.chunk_size=4")))
+OVQ = ("model.name=patch_transformer", "model.width=16", "model.depth=1", "model.patch_size=4")
+OVQ += ("dictionary.capacity=24", "dictionary.chunk_size=4")
+
+
+# A teacher that is a copy holds no tokens of its pupil's last write; sums by task count as dictionaries do.
+@pytest.mark.parametrize("overrides", [quick("lwf"), ("dictionary.sums=true",)], ids=["teacher", "sums"])
+def test_dictionaries_are_claimed_to_the_byte(subject, overrides):
+    found = memory(subject(*OVQ, *overrides))
     assert found.verdict == SOUND, found
+    assert found.measured["held_bytes"] > 0
 
 
 def test_augmented_batches_are_recognised_in_a_run_without_augmentation(subject):
@@ -225,7 +233,11 @@ TEST = {"s/test/seed_0": ("test", 0), "s/test/seed_1": ("test", 1)}
 @pytest.mark.parametrize(
     ("trials", "verdict", "reason"),
     [
-        ({"s/trials/0000/seed_100": ("validation", 100)}, SOUND, "1 choosing runs judged validation"),
+        (
+            {"s/trials/0000/seed_100": ("validation", 100)},
+            SOUND,
+            "1 runs that chose in this sweep judged validation data",
+        ),
         ({"s/trials/0000/seed_100": ("test", 100)}, FAULTY, "1 of 1 runs that chose judged the test split"),
         ({"s/trials/0000/seed_1": ("validation", 1)}, FAULTY, "seeds [1] both chose and are reported"),
     ],
@@ -304,6 +316,8 @@ def test_from_python_with_a_model_of_ones_own(lab):
     own = Own()
     before = own.head.weight.detach().clone()
     rest = {"stream": {"name": "split_digits"}, "strategy": {"name": "naive", "batch_size": 60}}
+    with pytest.raises(cl_ovq.UserError, match="experiences: 0 is too small"):
+        cl_ovq.audit(rest, model=own, experiences=0, quiet=True)
     found = cl_ovq.audit({**rest, "tracking": {"enabled": False}}, model=own, quiet=True)
     assert found.sound
     assert torch.equal(own.head.weight, before)
