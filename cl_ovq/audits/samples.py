@@ -60,15 +60,13 @@ def disjoint_data(subject: Subject) -> Finding:
         for name, experiences in stream.benchmark.streams.items()
     }
     train, validation, test = ({*found.get(name, [])} for name in ("train", "validation", "test"))
-    measured = {
+    shared = {
         "test_in_training": sum(key in train for key in found["test"]),
         "test_in_validation": sum(key in validation for key in found["test"]),
         "validation_in_training": sum(key in train for key in found.get("validation", [])),
-        "test_samples": len(found["test"]),
-        "twice_in_test": len(found["test"]) - len(test),
     }
-    shared = {name: count for name, count in measured.items() if "_in_t" in name or "_in_v" in name}
-    del shared["twice_in_test"]
-    bad = ", ".join(f"{count} samples are {name.replace('_', ' ')}" for name, count in shared.items() if count)
-    good = f"training, validation and test data have no sample in common ({sum(map(len, found.values()))} compared)"
+    measured = {**shared, "test_samples": len(found["test"]), "twice_in_test": len(found["test"]) - len(test)}
+    said = {name: " samples are in ".join(name.split("_in_")) for name in shared}
+    bad = ", ".join(f"{count:,} {said[name]} data" for name, count in shared.items() if count)
+    good = f"training, validation and test data have no sample in common ({sum(map(len, found.values())):,} compared)"
     return judged(bool(bad), bad, good, **measured)

@@ -173,6 +173,7 @@ def test_repeated_samples_are_found_by_content(subject):
     found = disjoint_data(subject("stream.name=leaky"))
     assert (found.verdict, found.measured["test_in_training"]) == (FAULTY, REPEATED)
     assert found.measured["validation_in_training"] == 0
+    assert found.reason == f"{REPEATED} test samples are in training data"
 
 
 @pytest.mark.parametrize(
