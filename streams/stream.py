@@ -41,8 +41,9 @@ class Stream:
             classes of the sample, the number of the experience itself.
         original_classes: classes of each experience as the data set numbers them, in the same order; differs from
             `classes_per_experience` where labels restart in each experience (`domain_incremental`).
-        class_names: name of each class, by the data set's numbers.
-        provenance: what a result must say of its data; plain values that JSON can hold.
+        class_names: name of each class, by the data set's numbers. Of sequences, the name of each experience.
+        provenance: what a result must say of its data; plain values that JSON can hold. `domains` are the names of each
+            experience's, where it is told by domains.
         kind: what the model's output and the targets are, one of `KINDS`.
         at_length: `(tokens, count, split)` to `test` or `validation` sequences of another length, where the stream has
             them; those of all experiences in equal parts.
@@ -59,6 +60,14 @@ class Stream:
     provenance: dict[str, Any]
     kind: str = "classes"
     at_length: Callable[[int, int, str], SequenceSamples] | None = None
+
+    def experience_names(self) -> list[list[str]]:
+        """Returns of each experience the names of its classes, or of its domains where it is told by these."""
+        if "domains" in self.provenance:
+            return [[str(name) for name in names] for names in self.provenance["domains"]]
+        if self.kind == "classes":
+            return [[str(self.class_names[label]) for label in labels] for labels in self.original_classes]
+        return [[str(name)] for name in self.class_names]
 
     @classmethod
     def from_avalanche(

@@ -89,7 +89,9 @@ def build_rotated_stream(name: str, data: LabelledData, options: InstalledRotati
     """
     last = max(1, options.experiences - 1)
     angles = [options.degrees * experience / last for experience in range(options.experiences)]
-    return _build(name, data, rotations(data.inputs.shape[2], data.inputs.shape[3], angles), options, seed)
+    stream = _build(name, data, rotations(data.inputs.shape[2], data.inputs.shape[3], angles), options, seed)
+    stream.provenance["domains"] = [[f"{angle:.4g} degrees"] for angle in angles]
+    return stream
 
 
 def rotations(height: int, width: int, degrees: Sequence[float]) -> np.ndarray:

@@ -94,15 +94,14 @@ def stream_table(stream: Stream) -> Table:
     heading = f"{stream.name}, {stream.scenario.replace('_', '-')}"
     targets = Column("training targets", right=False)
     table = Table("experience", *stream.benchmark.streams, targets, title=heading)
-    parts = stream.benchmark.streams["train"]
+    parts, names = stream.benchmark.streams["train"], stream.experience_names()
+    told = stream.kind != "classes" or "domains" in stream.provenance  # classes stand beside their numbers of samples
     if len(parts) > EXPERIENCES:
         table.caption = f"{EXPERIENCES} of {len(parts)} experiences"
     for number in (shown - 1 for shown in evenly(len(parts), EXPERIENCES)):
         training = parts[number]
         sizes = [len(experiences[number].dataset) for experiences in stream.benchmark.streams.values()]
-        name = f"{number + 1}" if stream.kind == "classes" else f"{number + 1}: {stream.class_names[number]}"
-        if "domains" in stream.provenance:
-            name = f"{number + 1}: {', '.join(stream.provenance['domains'][number])}"
+        name = f"{number + 1}: {', '.join(names[number])}" if told else f"{number + 1}"
         table.add(name, *sizes, balance(stream, number, stream.samples.targets[rows_of(training.dataset)]))
     return table
 

@@ -15,6 +15,8 @@ from cl_ovq.evaluation.drawing import (
     heat_map,
     legend,
     marked,
+    name_experiences,
+    name_height,
     new_figure,
     plain,
     raster,
@@ -52,6 +54,12 @@ def mean_matrix(group: Group) -> Matrix:
     return total / len(runs)
 
 
+def common_labels(groups: Sequence[Group]) -> list[str]:
+    """Return what each experience holds; none where that is not the same in all runs, as classes may be shuffled."""
+    first, *others = {tuple(run.labels) for group in groups for run in group.runs.values()}
+    return [] if others else list(first)
+
+
 def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     """Draw the results matrices side by side, on one scale; of very many groups the first `PANELS`."""
     matrices = [raster(mean_matrix(group)) for group in groups[:PANELS]]
@@ -60,7 +68,8 @@ def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     across = len(matrices) if numbered else min(len(matrices), 4)
     down = math.ceil(len(matrices) / across)
     width = 1.0 + (1.0 + 0.55 * experiences if numbered else 3.4) * across
-    figure = new_figure(width, 1.9 + 0.4 * experiences if numbered else 0.6 + 3.2 * down)
+    labels = common_labels(groups) if numbered else []
+    figure = new_figure(width, 1.9 + 0.4 * experiences + name_height(labels) if numbered else 0.6 + 3.2 * down)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     scale = color_scale(matrices, quantity)
     for axes in panels:
@@ -68,6 +77,7 @@ def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     for axes, group, matrix in zip(panels, groups, matrices, strict=False):
         axes.set_axis_on()
         image = heat_map(axes, matrix, experiences, scale, numbered=numbered, ticks=TICKS if numbered else 10)
+        name_experiences(axes, labels)
         axes.set_title(plain(group.name) if numbered else shortened(group.name), fontsize="small", wrap=True)
     figure.supxlabel("test experience", fontsize="small")
     figure.colorbar(image, ax=list(panels), label=matrix_label(quantity))

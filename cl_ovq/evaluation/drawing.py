@@ -33,6 +33,7 @@ CELLS = 500  # rows and columns of an image; about its pixels
 VERTICES = 2000  # of a curve; more than twice the pixels of an axis
 LISTED = 12  # entries of a legend
 LABEL = 40  # characters of a label
+UPRIGHT = 8  # characters of what an experience holds that have room under its number
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -54,6 +55,33 @@ def mark_names(axis: Any, names: Sequence[str], most: int = 3 * TICKS) -> None:
     step = math.ceil(len(names) / most)
     places = range(0, len(names), step)
     axis.set_ticks(places, [shortened(names[place]) for place in places], fontsize="small")
+
+
+def name_experiences(axes: Axes, labels: Sequence[str]) -> None:
+    """Write what experiences hold under the numbers of the columns of a heat map, slanted where one is long.
+
+    Args:
+        axes: with a heat map whose columns are all marked.
+        labels: of each experience, empty for its number alone; none at all leave the axis as it is.
+    """
+    if not any(labels):
+        return
+    slanted = name_height(labels) > 0
+    texts = [
+        str(number) if not label else f"{number}{': ' if slanted else chr(10)}{plain(label)}"
+        for number, label in enumerate(labels, start=1)
+    ]
+    axes.set_xticks(range(1, len(labels) + 1), texts)
+    if slanted:
+        axes.tick_params("x", labelrotation=35)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+
+
+def name_height(labels: Sequence[str]) -> float:
+    """Return the inches that slanted names of experiences take below a heat map; 0 where they stand upright."""
+    longest = max(map(len, labels), default=0)
+    return 0.05 * longest if longest > UPRIGHT else 0.0
 
 
 def plain(text: str) -> str:

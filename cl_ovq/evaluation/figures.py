@@ -17,6 +17,8 @@ from cl_ovq.evaluation.drawing import (
     legend,
     mark_experiences,
     marked,
+    name_experiences,
+    name_height,
     new_figure,
     plain,
     raster,
@@ -33,22 +35,27 @@ OWNERS = 10  # colours that can be told apart
 ENTRIES = 10_000  # points of a figure
 
 
-def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy") -> Figure:
+def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy", labels: Sequence[str] = ()) -> Figure:
     """Draw a results matrix as a heat map: rows are moments of training, columns test experiences.
 
     Args:
         matrix: as in a result.
         title: above the figure.
         quantity: what it holds; anything but accuracy has the sign turned.
+        labels: what each experience holds, see `name_experiences`.
     """
     experiences = matrix.shape[1]
     numbered, cells = experiences <= NUMBERED, raster(matrix)
     width = 0.75 if experiences <= 10 else 0.5
     figure = (
-        new_figure(max(3.2, 1.6 + width * experiences), 2.0 + 0.55 * experiences) if numbered else new_figure(7.2, 6.0)
+        new_figure(max(3.2, 1.6 + width * experiences), 2.0 + 0.55 * experiences + name_height(labels))
+        if numbered
+        else new_figure(7.2, 6.0)
     )
     axes = figure.subplots()
     image = heat_map(axes, cells, experiences, color_scale([cells], quantity), numbered=numbered)
+    if numbered:
+        name_experiences(axes, labels)
     axes.set_xlabel("test experience")
     axes.set_ylabel("training" if experiences < TICKS else "training: experiences learned")
     axes.set_title(plain(title), fontsize="medium")

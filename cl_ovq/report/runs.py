@@ -34,12 +34,19 @@ def matrix_table(result: Result) -> Table:
         measured = [i for i, row in enumerate(result.matrix) if any(value is not None for value in row)]
         moments = [measured[place - 1] for place in evenly(len(measured), COLUMNS)]
     heading = f"{result.run_name}: {matrix_label(result.quantity)} on test experience"
-    table = Table("", *map(str, told), title=heading, caption=part_note(count, COLUMNS))
+    caption = part_note(count, COLUMNS) or experiences_note(result.labels)
+    table = Table("", *map(str, told), title=heading, caption=caption)
     for i in moments:
         values = [(result.matrix[i][j - 1], "bold" if j == i else "" if j < i else "dim") for j in told]
         cells = [Number(value, result.quantity, style=style) for value, style in values]
         table.add("before training" if i == 0 else f"after {i}", *cells)
     return table
+
+
+def experiences_note(labels: Sequence[str]) -> str:
+    """Return a sentence that says what each experience holds; nothing where one does not say, or is too long."""
+    said = "; ".join(f"{number}: {label}" for number, label in enumerate(labels, start=1))
+    return f"Experiences: {said}." if labels and all(labels) else ""
 
 
 def generalization_tables(name: str, lengths: Records, capacities: Records) -> list[Table]:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from streams import Stream
 
 
-VERSION = 2  # of the fields of a result; files without one are of version 1, which had the same
+VERSION = 3  # of the fields of a result: 3 has `experiences`; files without a version are of version 1, as 2 is
+LABEL = 24  # characters of what an experience holds, where it stands beside a number
 
 
 def _inside(name: str) -> str:
@@ -149,6 +150,8 @@ class Result:
         diverged: where training ended because a loss or weights were not finite (`experience`, `step`, `reason`); the
             rows of the matrices from there on hold None. None for a run that did not diverge. Outputs that are not
             numbers at other lengths count as divergence too.
+        experiences: the names of each experience's classes, or of its domains where it is told by these; empty in
+            results of version 2 and before, which do not say.
         version: of the fields, see `VERSION`; a file of a later one is refused.
     """
 
@@ -167,6 +170,7 @@ class Result:
     lengths: list[LengthRecord] = field(default_factory=list)
     capacities: list[CapacityRecord] = field(default_factory=list)
     diverged: Divergence | None = None
+    experiences: list[list[str]] = field(default_factory=list)
     version: Annotated[int, Field(ge=1)] = VERSION
 
     @property
@@ -175,6 +179,14 @@ class Result:
         if self.diverged is None:
             return None
         return "diverged in step {step} (experience {experience}): {reason}".format_map(self.diverged)
+
+    @property
+    def labels(self) -> list[str]:
+        """What each experience holds, in at most `LABEL` characters; empty where that is longer, or nothing tells."""
+        joined = [", ".join(names) for names in self.experiences]
+        if len(set(joined)) < min(2, len(self.matrix[0])):  # all experiences have the same classes
+            return [""] * len(self.matrix[0])
+        return [text if len(text) <= LABEL else "" for text in joined]
 
     def to_numpy(self, name: str | None = None) -> Matrix:
         """Return a results matrix `[T + 1, T]`, NaN where nothing was measured.

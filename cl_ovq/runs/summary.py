@@ -95,6 +95,7 @@ def describe_findings(
         "matrix": to_lists(objective.sign * matrices[objective.quantity]),
         "matrices": {key: to_lists(value) for key, value in matrices.items() if key != objective.quantity},
         "metrics": metrics,
+        "experiences": stream.experience_names()[:stop_after],
         "anytime": [asdict(point) for point in points],
         "dictionary": finite(
             summary
@@ -132,7 +133,9 @@ def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> 
 
     name, records = result.run_name, recorders.growth.records
     draw: dict[str, Callable[[], Figure]] = {
-        "matrix.png": partial(figures.matrix_figure, to_matrix(result.matrix), name, result.quantity)
+        "matrix.png": partial(
+            figures.matrix_figure, to_matrix(result.matrix), name, result.quantity, labels=result.labels
+        )
     }
     if sum(value is not None for value in result.by_age) > 1:
         draw["by_age.png"] = partial(figures.age_figure, result.by_age, name, result.quantity)

@@ -58,6 +58,8 @@ def _consistent(result: Any) -> Any:
             raise ValueError(f"{name} has not {experiences + 1} rows of {experiences}")
     if any(len(point["values"]) > experiences for point in result.anytime):
         raise ValueError(f"anytime has values on more than {experiences} experiences")
+    if result.experiences and len(result.experiences) != experiences:
+        raise ValueError(f"experiences are {len(result.experiences)}, and the matrix has {experiences}")
     return result
 
 

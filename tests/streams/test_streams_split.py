@@ -154,6 +154,14 @@ def test_images_are_the_data_sets(digits):
     assert stream.class_names == tuple("0123456789")
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_experiences_are_called_by_the_digits_that_they_hold(digits, scenario):
+    """Also where labels restart in each of them."""
+    stream = digits(scenario=scenario)
+    for names, rows in zip(stream.experience_names(), rows_by_stream(stream)["train"], strict=True):
+        assert sorted(names) == sorted(map(str, np.unique(RAW.target[rows.numpy()])))
+
+
 def test_class_order_is_a_function_of_the_seed_alone(digits):
     def order(stream):
         return [c for classes in stream.original_classes for c in classes]

@@ -65,6 +65,7 @@ def test_rotated_experiences_turn_evenly_and_items_are_gathered_rows():
     stream = build_stream("rotated_digits", RotationOptions(experiences=3, degrees=180), seed=0)
     first, last = (stream.samples.gather(torch.arange(1797) + e * 1797) for e in (0, 2))
     assert torch.equal(last, first.flip(2, 3))
+    assert stream.experience_names() == [["0 degrees"], ["90 degrees"], ["180 degrees"]]
     for experience in range(3):
         for name, parts in stream.benchmark.streams.items():
             dataset = parts[experience].dataset

@@ -53,6 +53,44 @@ def test_a_matrix_has_numbers_where_they_can_be_read(experiences):
     assert axes.get_yticklabels()[0].get_text() == "before"
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ((), ["1", "2", "3"]),
+        (["", "", ""], ["1", "2", "3"]),
+        (["0, 1", "", r"$x$"], ["1\n0, 1", "2", "3\n\\$x\\$"]),
+        (["cats and dogs", "", "x"], ["1: cats and dogs", "2", "3: x"]),
+    ],
+)
+def test_columns_of_a_matrix_are_called_by_what_they_hold(labels, shown):
+    axes = figures.matrix_figure(matrix_of(3), "a run", labels=labels).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == shown
+
+
+def test_names_of_experiences_overlap_nothing():
+    """Neither each other nor what stands below; the picture grows for them, and cells stay as large as without."""
+    names = [f"{'name ' * 4}{number}" for number in range(15)]
+    figure = figures.matrix_figure(matrix_of(15), "a run", labels=names)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    ends = [text.get_window_extent().y0 for text in axes.get_xticklabels()]
+    assert min(ends) >= axes.xaxis.label.get_window_extent().y1
+    nameless = figures.matrix_figure(matrix_of(15), "a run")
+    nameless.draw_without_rendering()
+    assert axes.get_window_extent().height >= 0.95 * nameless.axes[0].get_window_extent().height
+
+
+def test_matrices_beside_each_other_have_names_where_all_runs_hold_the_same():
+    same, other = (group_of(3, number, []) for number in range(2))
+    for run in [*same.runs.values(), *other.runs.values()]:
+        run.experiences = [["a"], ["b"], ["c"]]
+    drawn = all_figures([same, other])["Results matrices"].axes[0]
+    assert [tick.get_text() for tick in drawn.get_xticklabels()] == ["1\na", "2\nb", "3\nc"]
+    other.runs[1].experiences = [["a"], ["c"], ["b"]]
+    drawn = all_figures([same, other])["Results matrices"].axes[0]
+    assert [tick.get_text() for tick in drawn.get_xticklabels()] == ["1", "2", "3"]
+
+
 @given(first=st.integers(0, 1), last=st.integers(1, 10**7), most=st.integers(8, 30))
 def test_ticks_are_few_and_round(first, last, most):
     found = drawing.marked(first, last, most)

@@ -115,6 +115,8 @@ def test_many_more_changed_results(rich_result, tmp_path, seed):
         ({"quantity": "luck"}, "quantity: is none of accuracy, bits_per_byte, squared_error"),
         ({"config": {}}, "config.seed: Field required"),
         ({"provenance": []}, "provenance: Input should be a valid dictionary"),
+        ({"experiences": [["0"]]}, "experiences are 1, and the matrix has 2"),
+        ({"experiences": [["0"], [1]]}, "experiences.1.0: Input should be a valid string"),
         ({"version": 0}, "version: Input should be greater than or equal to 1"),
         ({"version": "2"}, "version: Input should be a valid integer"),
         ({"diverged": {"step": 1, "experience": 1, "reason": "x", "more": 1}}, "diverged.more: Extra inputs"),

@@ -59,7 +59,8 @@ def test_every_head_learns_vectors(table, tmp_path, head):
     result = run_experiment(config(table, tmp_path / "run", *overrides), QUIET)
     assert len(result.matrix) == 4
     assert result.metrics["accuracy"] > 0.85
-    assert result.provenance["data"]["domains"] == [["one"], ["three"], ["two"]]
+    assert result.provenance["data"]["domains"] == result.experiences == [["one"], ["three"], ["two"]]
+    assert result.labels == ["one", "three", "two"]
 
 
 def test_a_model_of_images_is_refused(table, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from cl_ovq.comparison.figures import memory_figure
 from cl_ovq.errors import UserError
 from cl_ovq.mixers import dictionaries
+from cl_ovq.report.runs import matrix_table
 from cl_ovq.runs.groups import Group
-from cl_ovq.runs.result import Result, carried_bytes
+from cl_ovq.runs.result import LABEL, VERSION, Result, carried_bytes
 from cl_ovq.studies.tables import RowResult
 
 
@@ -49,6 +50,31 @@ def test_a_field_of_older_results_has_its_present_name(run, tmp_path):
     }
     (tmp_path / "results.json").write_text(json.dumps(older))
     assert Result.read(tmp_path).dictionary["slot_statistics"] == records != []
+
+
+@pytest.mark.parametrize(
+    ("experiences", "labels"),
+    [
+        ([["cat", "dog"], ["ox", "emu"]], ["cat, dog", "ox, emu"]),
+        ([["c" * LABEL], ["c" * (LABEL + 1)]], ["c" * LABEL, ""]),
+        ([["cat", "dog"], ["cat", "dog"]], ["", ""]),  # which does not tell one from the other
+        ([], ["", ""]),
+    ],
+)
+def test_short_names_label_experiences(run, experiences, labels):
+    result = dataclasses.replace(run(), experiences=experiences)
+    assert result.labels == labels
+    note = matrix_table(result).note
+    assert note == (f"Experiences: 1: {labels[0]}; 2: {labels[1]}." if all(labels) else "")
+
+
+def test_results_without_what_experiences_hold_are_read(run, tmp_path):
+    older = json.loads(run().to_json()) | {"version": 2}
+    del older["experiences"]
+    (tmp_path / "results.json").write_text(json.dumps(older))
+    found = Result.read(tmp_path)
+    assert (found.experiences, found.labels, found.version) == ([], ["", ""], VERSION)
+    assert found.matrix == run().matrix
 
 
 def test_results_are_read_as_they_were_written(run, tmp_path):

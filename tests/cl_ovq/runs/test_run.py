@@ -11,11 +11,13 @@ from PIL import Image
 from rich.console import Console
 
 from cl_ovq.config import load_config, to_dict
+from cl_ovq.config.load import from_stored
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics, to_matrix
 from cl_ovq.runs.checking import check_config
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import describe, load_stream
+from streams import rows_of
 
 LEARNED = ("matrix", "matrices", "metrics", "dictionary")
 
@@ -60,6 +62,17 @@ def test_metrics_are_those_of_the_matrix(run):
         "task_masked_accuracy": masked["accuracy"],
     }
     assert 0 < result.metrics["accuracy"] < 1
+
+
+def test_it_says_what_each_experience_holds(run):
+    config = from_stored(run().config)
+    held = [
+        sorted({str(int(stream.samples.targets[row])) for row in rows_of(part.dataset)})
+        for stream in [load_stream(config)]
+        for part in stream.benchmark.streams["test"]
+    ]
+    assert [sorted(names) for names in run().experiences] == held
+    assert run("evaluation.stop_after=1").experiences == run().experiences[:1]
 
 
 def test_history_ends_with_what_the_summary_says(run):
