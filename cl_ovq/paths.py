@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cl_ovq.errors import UnwrittenError, UserError
 
+FIGURE_FORMATS = ("png", "pdf", "svg")
 RESULTS = "results.json"  # of a run
 NAME_BYTES = 120  # far below what file systems take, since moments and numbers are appended
 

@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cl_ovq.benchmarks.operator import METHODS, series
+from cl_ovq.evaluation.drawing import legend, new_figure
+from cl_ovq.evaluation.style import PALETTE
 from cl_ovq.report.table import Column, Number, Table
 
 COLUMNS = ("tokens", "OVQ s", "SDPA s", "speed-up", "OVQ MB", "SDPA MB", "share of matmul")
@@ -72,14 +74,14 @@ def modelled_markdown(rows: list[dict[str, Any]]) -> str:
 
 def operator_figure(result: dict[str, Any]) -> Figure:
     """Draw time and peak memory over the number of tokens, one line per method, direction and shape."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     time_axes, memory_axes = figure.subplots(1, 2)
     for group in series(result["rows"]).values():
         tokens = [row["tokens"] for row in group]
         first = group[0]
         direction = first["direction"].replace("_", "+")
         style = "-" if direction == "forward" else "--"
-        for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
+        for method, color in zip(METHODS, PALETTE, strict=False):
             label = f"{method} {direction}"
             if method == "ovq":
                 label += f" N={first['capacity']} L={first['chunk']}"
@@ -94,7 +96,7 @@ def operator_figure(result: dict[str, Any]) -> Figure:
         axes.set_xlabel("tokens")
         axes.set_ylabel(name)
         axes.grid(visible=True, alpha=0.3)
-    time_axes.legend(fontsize="small")
+    legend(figure, time_axes)
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from cl_ovq.paths import expanded, is_folder, is_there
 from cl_ovq.report.table import FILES
 
 PICTURES = (".png", ".pdf", ".svg", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+FigureFormat = Annotated[
+    Literal["png", "pdf", "svg"] | None, typer.Option("--format", help="Kind of file of the figures; png if not given.")
+]
 LONGEST = 255  # bytes of a name, on every file system in use
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]

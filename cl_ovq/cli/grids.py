@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cl_ovq.cli.arguments import (
     AllowEnv,
+    FigureFormat,
     Imports,
     Jobs,
     Json,
@@ -40,9 +41,10 @@ def study(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for NAME.json, .md, .tex, .csv and .png; the runs' if not given.", callback=writable_folder
+            help="Folder for NAME.json, .md, .tex, .csv and figures; the runs' if not given.", callback=writable_folder
         ),
     ] = None,
+    figure_format: FigureFormat = None,
     json: Json = False,
     allow_env: AllowEnv = False,
     imports: Imports = None,
@@ -56,7 +58,7 @@ def study(
     console = Console()
     home = directory or RUNS / "studies" / safe_name(loaded.name)
     result = studies.run_study(loaded, home, Console(stderr=True), jobs=jobs)
-    written = result.write(output or home)
+    written = result.write(output or home, figure_format or "png")
     if json:
         print(result.to_json())
     else:

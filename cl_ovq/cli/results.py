@@ -10,12 +10,14 @@ from rich.console import Console
 
 from cl_ovq.cli.arguments import (
     AllowEnv,
+    FigureFormat,
     Imports,
     Json,
     Overrides,
     TableFile,
     picture_file,
     writable_file,
+    writable_folder,
 )
 from cl_ovq.errors import UserError
 
@@ -31,6 +33,10 @@ def compare(
         Path | None, typer.Option(help="Write one self-contained page, with figures.", callback=writable_file)
     ] = None,
     output: TableFile = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for each of the page's figures as a file.", callback=writable_folder)
+    ] = None,
+    figure_format: FigureFormat = None,
     uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
     json: Json = False,
     imports: Imports = None,
@@ -38,22 +44,25 @@ def compare(
     """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
     from cl_ovq.comparison import compare as compare_groups
     from cl_ovq.comparison import load_groups
-    from cl_ovq.comparison.pages import to_json, to_table, write_page
+    from cl_ovq.comparison.pages import to_json, to_table, write_figures, write_page
     from cl_ovq.paths import write_atomically
 
     if len(runs) < 2:
         raise UserError("compare needs two runs or more")
+    if figure_format is not None and figures is None:
+        raise UserError("--format requires --figures FOLDER: the figures of a page are part of it")
     compared = compare_groups(load_groups(runs, uri))
     table = to_table(compared)
     if html is not None:
         write_page(compared, html)
     if output is not None:
         write_atomically(output, table.rendered(output.suffix))
+    drawn = [] if figures is None else write_figures(compared, figures, figure_format or "png")
     if json:
         print(to_json(compared))
         return
     Console().print(table)
-    for path in filter(None, (html, output)):
+    for path in filter(None, (html, output, *drawn)):
         Console().print(f"written: {path}", soft_wrap=True, markup=False)
 
 

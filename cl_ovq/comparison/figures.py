@@ -25,6 +25,7 @@ from cl_ovq.evaluation.drawing import (
 )
 from cl_ovq.evaluation.figures import color_scale
 from cl_ovq.evaluation.metrics import Matrix, seen_average, to_matrix
+from cl_ovq.evaluation.style import line_style
 from cl_ovq.metric_names import QUANTITIES, matrix_label, words
 from cl_ovq.runs.groups import Group
 from cl_ovq.runs.result import carried_bytes
@@ -94,16 +95,16 @@ def average_figure(groups: Sequence[Group], quantity: str) -> Figure:
         runs = (group.sound or group.runs).values()
         curves = QUANTITIES[quantity] * np.array([seen_average(to_matrix(run.matrix)) for run in runs])
         x = np.arange(1, curves.shape[1] + 1)
-        color = f"C{number}"
+        style = line_style(number)
         for curve in curves if len(curves) > 1 else ():
-            axes.plot(*_measured(x, curve), color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(*_measured(x, curve), alpha=0.25, linewidth=0.8, **style)
         mean = _measured(x, curves.mean(0))
         marker = "o" if len(mean[0]) <= NUMBERED else ""
-        axes.plot(*mean, color=color, marker=marker, markersize=4, label=group.name)
+        axes.plot(*mean, **style, marker=marker, markersize=4, label=group.name)
     axes.set_xlabel("experiences learned")
     axes.set_ylabel(f"{words(quantity)} on those experiences")
     axes.set_xticks(marked(1, len(x)))
-    legend(axes)
+    legend(figure, axes)
     return figure
 
 
@@ -128,7 +129,7 @@ def memory_figure(groups: Sequence[Group]) -> Figure:
     axes.set_ylabel("forgetting")
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left=0)
-    legend(axes)
+    legend(figure, axes)
     return figure
 
 
@@ -142,10 +143,10 @@ def growth_figure(groups: Sequence[Group]) -> Figure:
             history = run.dictionary.get("history") or []
             if history:
                 steps, sizes = [r["step"] for r in history], [r["size"] for r in history]
-                axes.plot(*thinned(steps, sizes), color=f"C{number}", alpha=0.8, linewidth=1, label=label)
+                axes.plot(*thinned(steps, sizes), **line_style(number), alpha=0.8, linewidth=1, label=label)
                 label = "_"  # one entry in the legend for all seeds
     axes.set_xlabel("training steps")
     axes.set_ylabel("slots in use per head")
     axes.set_ylim(bottom=0)
-    legend(axes)
+    legend(figure, axes)
     return figure

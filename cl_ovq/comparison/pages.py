@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cl_ovq.comparison.differences import Comparison
 from cl_ovq.config.identity import identity
+from cl_ovq.errors import UserError
 from cl_ovq.paths import write_atomically
 from cl_ovq.report.table import Column, Number, Table, Text, html_page, mean_number, metric_name
 
@@ -76,6 +77,33 @@ def write_page(comparison: Comparison, path: Path) -> None:
     pictures.append(f"<h2>Where the configurations differ</h2><pre>{html.escape(_configurations(comparison))}</pre>")
     body = to_table(comparison).to_html() + "".join(pictures)
     write_atomically(path, html_page(" / ".join(group.name for group in comparison.groups), body))
+
+
+def write_figures(comparison: Comparison, folder: Path, figure_format: str) -> list[Path]:
+    """Write every figure of the page into a file of its own, named after its heading.
+
+    Args:
+        comparison: of the runs.
+        folder: is made.
+        figure_format: one of `FIGURE_FORMATS`.
+
+    Returns:
+        The paths.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    from cl_ovq.comparison.figures import all_figures
+
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for heading, figure in all_figures(comparison.groups).items():
+            paths.append(folder / f"{heading.lower().replace(' ', '_')}.{figure_format}")
+            figure.savefig(paths[-1], dpi=120)
+    except OSError as error:
+        raise UserError(f"figures: {folder} cannot be written: {error.strerror}") from error
+    return paths
 
 
 def _configurations(comparison: Comparison) -> str:

@@ -30,6 +30,7 @@ INDIFFERENT = (
     "device",
     "seeds",
     "figures",
+    "figure_format",
     "imports",
 )
 # Keys of what is measured on the finished model.

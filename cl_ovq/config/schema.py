@@ -17,6 +17,7 @@ from cl_ovq.in_context import LearnerOptions
 from cl_ovq.mixers import ChunkOptions
 from cl_ovq.models import HEADS, MODELS, MemoryOptions
 from cl_ovq.options import COUNT, LONGEST, option
+from cl_ovq.paths import FIGURE_FORMATS
 from cl_ovq.registry import Registry
 from cl_ovq.strategies import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, STRATEGIES
 from streams import STREAMS
@@ -200,6 +201,7 @@ class ExperimentConfig:
     device: str = option("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
     threads: int | None = option(None, "CPU threads of PyTorch; its own choice if null", minimum=1, maximum=4096)
     figures: bool = option(True, "whether a run draws its figures at its end")
+    figure_format: str = option("png", "kind of file of a run's figures", choices=FIGURE_FORMATS)
     output_dir: str | None = option(None, "directory of the run's results; a new one under `runs/` if null")
     # Of keys whose values the environment has a part in: the text that is stored, and the value that it stands for.
     unresolved: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)

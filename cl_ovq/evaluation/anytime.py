@@ -10,9 +10,10 @@ import numpy as np
 from avalanche.training.plugins import SupervisedPlugin
 from matplotlib.figure import Figure
 
-from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, plain, task_color, thinned
+from cl_ovq.evaluation.drawing import LISTED, legend, mark_experiences, marked, new_figure, plain, thinned
 from cl_ovq.evaluation.matrix import MatrixRecorder, Point
 from cl_ovq.evaluation.metrics import Matrix
+from cl_ovq.evaluation.style import SCALE, task_color
 from cl_ovq.metric_names import words
 from cl_ovq.seeding import unchanged_randomness
 
@@ -68,13 +69,13 @@ def anytime_figure(points: Sequence[Point], title: str, quantity: str = "accurac
     steps, values = [point.step for point in points], as_array(points, experiences)
     for column in range(experiences):
         color, label = task_color(column, experiences), f"experience {column + 1}"
-        axes.plot(*thinned(steps, values[:, column]), color=color, linewidth=1, label=label)
-    axes.plot(*thinned(steps, np.nanmean(values, axis=1)), color="black", linewidth=1.6, label="mean")
+        axes.plot(*thinned(steps, values[:, column]), "-", color=color, linewidth=1, label=label)
+    axes.plot(*thinned(steps, np.nanmean(values, axis=1)), "-", color="black", linewidth=1.6, label="mean")
     begins = [before.step for before, point in itertools.pairwise(points) if point.experience != before.experience]
     mark_experiences(axes, begins, "training step")
     axes.set_ylabel(words(quantity))
     axes.set_title(plain(title), fontsize="medium")
-    legend(figure, axes, loc="outside right center")
+    legend(figure, axes)
     return figure
 
 
@@ -94,7 +95,7 @@ def _anytime_image(points: Sequence[Point], experiences: int, title: str, quanti
     half = max(0.5, (steps[-1] - steps[0]) / max(1, 2 * (len(steps) - 1)))
     extent = (steps[0] - half, steps[-1] + half, experiences + 0.5, 0.5)
     low, high = (0, 1) if quantity == "accuracy" else (None, None)
-    image = below.imshow(values, vmin=low, vmax=high, cmap="viridis", aspect="auto", extent=extent)
+    image = below.imshow(values, vmin=low, vmax=high, cmap=SCALE, aspect="auto", extent=extent)
     below.set_yticks(marked(1, experiences))
     below.set_ylabel("test experience")
     below.set_xlabel("training step")

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from cl_ovq.errors import printable
+from cl_ovq.evaluation.style import GREY, SCALE, StyledFigure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
     from cl_ovq.evaluation.metrics import Matrix
@@ -33,12 +33,13 @@ CELLS = 500  # rows and columns of an image; about its pixels
 VERTICES = 2000  # of a curve; more than twice the pixels of an axis
 LISTED = 12  # entries of a legend
 LABEL = 40  # characters of a label
+LETTER = 0.07  # inches of a legend's character
 UPRIGHT = 8  # characters of what an experience holds that have room under its number
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches; a side that is too long is cut to `INCHES`."""
-    return Figure(figsize=(min(width, INCHES), min(height, INCHES)), layout="constrained")
+    return StyledFigure(figsize=(min(width, INCHES), min(height, INCHES)), layout="constrained")
 
 
 def marked(first: int, last: int, most: int = TICKS) -> list[int]:
@@ -115,31 +116,27 @@ def mark_experiences(axes: Axes, places: Sequence[float], label: str) -> None:
     """Label the horizontal axis, and draw dotted lines where experiences begin, unless they are too many."""
     drawn = places if len(places) <= 2 * TICKS else ()
     for place in drawn:
-        axes.axvline(place, color="grey", linestyle=":", linewidth=0.8)
+        axes.axvline(place, color=GREY, linestyle=":", linewidth=0.8)
     axes.set_xlabel(f"{label} (dotted: a new experience)" if drawn else label)
 
 
-def legend(owner: Axes | Figure, axes: Axes | None = None, **options: Any) -> None:
-    """Draw a legend, of which the last entry says how many there are for which there is no room.
+def legend(figure: Figure, *panels: Axes) -> None:
+    """Draw a legend beside the data, for which the figure grows; its last entry counts those that have no room.
 
     Args:
-        owner: what the legend is drawn in.
-        axes: whose curves it names; the owner's if None.
-        options: of matplotlib's legend.
+        figure: that the legend is drawn in.
+        panels: whose curves it names; those of one name once.
     """
-    handles, labels = (axes or owner).get_legend_handles_labels()  # type: ignore[union-attr]
-    if not handles:
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if not named:
         return
-    labels = [shortened(label) for label in labels]
+    handles, labels = list(named.values()), [shortened(label) for label in named]
     if len(handles) > LISTED:
         labels = [*labels[: LISTED - 1], f"... and {len(labels) - LISTED + 1} more"]
         handles = [*handles[: LISTED - 1], Line2D([], [], linestyle="none")]
-    owner.legend(handles, labels, fontsize="small", **options)
-
-
-def task_color(task: int, tasks: int) -> Any:
-    """Return the colour of an experience, the same in every figure."""
-    return colormaps["viridis"](task / max(1, tasks - 1))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(min(width + LETTER * max(map(len, labels)) + 0.5, INCHES), height)
+    figure.legend(handles, labels, fontsize="small", loc="outside right center")
 
 
 def raster(matrix: Matrix) -> Matrix:
@@ -168,7 +165,7 @@ def heat_map(
     """
     low, high = scale
     extent = (0.5, experiences + 0.5, experiences + 0.5, -0.5)
-    image = axes.imshow(cells, vmin=low, vmax=high, cmap="viridis", aspect="auto", extent=extent)
+    image = axes.imshow(cells, vmin=low, vmax=high, cmap=SCALE, aspect="auto", extent=extent)
     if numbered:
         for (i, j), value in np.ndenumerate(cells):
             if not np.isnan(value):

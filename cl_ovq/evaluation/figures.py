@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +23,18 @@ from cl_ovq.evaluation.drawing import (
     new_figure,
     plain,
     raster,
-    task_color,
     thinned,
 )
 from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
 from cl_ovq.evaluation.slot_statistics import SlotStatistics
+from cl_ovq.evaluation.style import GREY, PALETTE, SCALE, task_color
 from cl_ovq.metric_names import matrix_label
 from cl_ovq.mixers import PersistentDictionary
 
 OWNERS = 10  # colours that can be told apart
 ENTRIES = 10_000  # points of a figure
+POINTS = 1000  # that are drawn one by one in PDF and SVG; more of them are a picture in it
 
 
 def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy", labels: Sequence[str] = ()) -> Figure:
@@ -117,14 +119,14 @@ def growth_figure(records: Sequence[DictionaryRecord], capacity: float, title: s
     ]
     if rests:
         whole = axes.get_xaxis_transform()  # from the bottom of the axes to their top
-        axes.broken_barh(rests, (0, 1), transform=whole, color="tab:blue", alpha=0.08, label="plateau")
-    axes.axhline(capacity, color="grey", linewidth=0.8, label="capacity")
+        axes.broken_barh(rests, (0, 1), transform=whole, color=PALETTE[0], alpha=0.08, label="plateau")
+    axes.axhline(capacity, color=GREY, linewidth=0.8, label="capacity")
     begins = [tokens[i - 1] for i in range(1, len(records)) if records[i].experience != records[i - 1].experience]
     mark_experiences(axes, begins, "tokens written")
     axes.set_ylabel("slots per head")
     axes.set_ylim(bottom=0)
     axes.set_title(plain(title), fontsize="medium")
-    legend(axes, loc="best")
+    legend(figure, axes)
     return figure
 
 
@@ -145,7 +147,7 @@ def ownership_figure(statistics: Sequence[SlotStatistics], title: str) -> Figure
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("slots per head, by owner")
     axes.set_title(plain(title), fontsize="medium")
-    legend(figure, axes, loc="outside right center")
+    legend(figure, axes)
     return figure
 
 
@@ -166,14 +168,15 @@ def entries_figure(dictionary: PersistentDictionary, title: str) -> Figure:
     points = (centred @ basis.T).numpy()
     sizes, tasks = (4 + 4 * counts.log1p().numpy()) / max(1, len(used) / 1000), len(dictionary.written)
     x, y = points[:, 0], points[:, -1]  # one axis only, where there are fewer entries than axes
+    shown: dict[str, Any] = {"alpha": 0.8, "rasterized": len(used) > POINTS}
     if tasks <= OWNERS:
         for task in np.unique(owner).tolist():
             own = owner == task
             color = task_color(task, tasks)
-            axes.scatter(x[own], y[own], s=sizes[own], color=color, label=_span(task + 1, task + 1), alpha=0.8)
-        legend(axes)
+            axes.scatter(x[own], y[own], s=sizes[own], color=color, label=_span(task + 1, task + 1), **shown)
+        legend(figure, axes)
     else:
-        drawn = axes.scatter(x, y, s=sizes, c=owner + 1, vmin=1, vmax=tasks, cmap="viridis", alpha=0.8)
+        drawn = axes.scatter(x, y, s=sizes, c=owner + 1, vmin=1, vmax=tasks, cmap=SCALE, **shown)
         figure.colorbar(drawn, label="experience")
     axes.set_xlabel("first principal axis of the key means")
     axes.set_ylabel("second")

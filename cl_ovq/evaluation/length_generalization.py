@@ -245,19 +245,20 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
         trained: tokens of training sequences, marked by a line.
     """
     from cl_ovq.evaluation.drawing import legend, new_figure
+    from cl_ovq.evaluation.style import GREY
 
-    figure = new_figure(13, 3.8)
+    figure = new_figure(11, 3.8)
     over_length, over_distance, over_bytes = figure.subplots(1, 3, sharey=True)
     for name, records in runs.items():
         values = [record["value"] for record in records]
         (line,) = over_length.plot([record["tokens"] for record in records], values, marker="o", label=name)
-        color = line.get_color()
+        drawn = {"color": line.get_color(), "linestyle": line.get_linestyle()}
         farthest = max(records, key=lambda record: record["tokens"])
         near = [record["nearest"] for record in farthest["distances"]]
-        over_distance.plot(near, [record["value"] for record in farthest["distances"]], marker=".", color=color)
-        over_bytes.plot([record["state_bytes"] for record in records], values, marker="o", color=color)
+        over_distance.plot(near, [record["value"] for record in farthest["distances"]], marker=".", **drawn)
+        over_bytes.plot([record["state_bytes"] for record in records], values, marker="o", **drawn)
     if trained is not None:
-        over_length.axvline(trained, color="grey", linestyle=":", linewidth=0.8)
+        over_length.axvline(trained, color=GREY, linestyle=":", linewidth=0.8)
     labels = ("tokens of a sequence", "distance in tokens, longest sequences", "bytes of a sequence's state")
     for axes, label in zip((over_length, over_distance, over_bytes), labels, strict=True):
         if any(place > 0 for line in axes.get_lines() for place in line.get_xdata()):
@@ -267,5 +268,5 @@ def lengths_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], trained: int
     over_length.set_ylabel(words(quantity))
     if quantity == "accuracy":
         over_length.set_ylim(0, 1.02)
-    legend(figure, over_length, loc="outside right center")
+    legend(figure, over_length)
     return figure

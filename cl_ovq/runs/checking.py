@@ -22,6 +22,7 @@ from cl_ovq.mixers import (
     scope_of,
 )
 from cl_ovq.models import MODELS, check_model, check_stack
+from cl_ovq.paths import FIGURE_FORMATS
 from cl_ovq.runs.training_checks import check_compiler, check_precision, check_training
 from cl_ovq.strategies import STRATEGIES
 from kernels.native import library
@@ -98,6 +99,8 @@ def check_config(config: ExperimentConfig) -> None:
             "use model.head=linear"
         )
     _check_learner(config)
+    if config.figure_format != FIGURE_FORMATS[0] and not config.figures:
+        raise UserError(f"figure_format: {config.figure_format} does not go with figures=false, which draws none")
     for tag in OWN_TAGS:
         if tag in config.tracking.tags:
             raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")

@@ -16,7 +16,7 @@ import psutil
 
 from cl_ovq.config import ExperimentConfig
 from cl_ovq.errors import UserError
-from cl_ovq.paths import RESULTS, expanded, is_there, make_folder, safe_name
+from cl_ovq.paths import FIGURE_FORMATS, RESULTS, expanded, is_there, make_folder, safe_name
 from cl_ovq.runs.checkpoints.files import NAME as CHECKPOINT
 from cl_ovq.runs.checkpoints.history import NAME as HISTORY
 from cl_ovq.tracking import RUNS
@@ -30,9 +30,9 @@ KEPT = {  # what a folder may hold that a new run would overwrite
     SEEDS: "the results of seeds",
 }
 # What else a run writes, by names that the next one may not write again.
-FIGURES = tuple(f"{name}.png" for name in ("matrix", "by_age", "anytime", "lengths"))
-FIGURES += tuple(f"dictionary_{name}.png" for name in ("growth", "owners", "entries"))
-WRITTEN = (*KEPT, HISTORY, "config.yaml", "model.pt", *FIGURES)
+FIGURES = ("matrix", "by_age", "anytime", "lengths", "dictionary_growth", "dictionary_owners", "dictionary_entries")
+DRAWN = tuple(f"{name}.{kind}" for name in FIGURES for kind in FIGURE_FORMATS)
+WRITTEN = (*KEPT, HISTORY, "config.yaml", "model.pt", *DRAWN)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 3  # of the fields of a result: 3 has `experiences`; files without a version are of version 1, as 2 is
+PICTURES = {".png": "image/png", ".pdf": "application/pdf", ".svg": "image/svg+xml"}
 LABEL = 24  # characters of what an experience holds, where it stands beside a number
 
 
@@ -122,8 +123,10 @@ class Picture:
 
     path: Path
 
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, bytes | str]:
+        """Return the file under its type, as a notebook asks for it; of SVG, which is text, the text."""
+        found, kind = self.path.read_bytes(), PICTURES[self.path.suffix]
+        return {kind: found.decode() if kind == PICTURES[".svg"] else found}
 
 
 @dataclass
@@ -224,7 +227,9 @@ class Result:
     def figures(self) -> dict[str, Picture]:
         """The figures of the run by name; a notebook draws the one that a cell ends with."""
         return {
-            name: Picture(Path(self.output_dir, file)) for name, file in self.artifacts.items() if file.endswith(".png")
+            name: Picture(Path(self.output_dir, file))
+            for name, file in self.artifacts.items()
+            if Path(file).suffix in PICTURES
         }
 
     def model(self, model: GivenModel | None = None, stream: Stream | None = None) -> Module:

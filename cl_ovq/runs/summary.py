@@ -126,32 +126,30 @@ def stream_metrics(matrices: Mapping[str, Matrix], objective: Objective) -> dict
 
 
 def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> dict[str, Callable[[], Figure]]:
-    """Return what draws the figures of a run, by file name."""
+    """Return what draws the figures of a run, by file name without its ending."""
     from cl_ovq.evaluation import figures
     from cl_ovq.evaluation.anytime import anytime_figure
     from cl_ovq.evaluation.length_generalization import lengths_figure
 
     name, records = result.run_name, recorders.growth.records
     draw: dict[str, Callable[[], Figure]] = {
-        "matrix.png": partial(
-            figures.matrix_figure, to_matrix(result.matrix), name, result.quantity, labels=result.labels
-        )
+        "matrix": partial(figures.matrix_figure, to_matrix(result.matrix), name, result.quantity, labels=result.labels)
     }
     if sum(value is not None for value in result.by_age) > 1:
-        draw["by_age.png"] = partial(figures.age_figure, result.by_age, name, result.quantity)
+        draw["by_age"] = partial(figures.age_figure, result.by_age, name, result.quantity)
     if result.anytime:
-        draw["anytime.png"] = partial(anytime_figure, recorders.matrix.points, name, result.quantity)
+        draw["anytime"] = partial(anytime_figure, recorders.matrix.points, name, result.quantity)
     if result.lengths:
         length = result.config["stream"].get("length")
-        draw["lengths.png"] = partial(lengths_figure, {name: result.lengths}, length)
+        draw["lengths"] = partial(lengths_figure, {name: result.lengths}, length)
     if records and (capacity := result.dictionary.get("capacity")) is not None:
-        draw["dictionary_growth.png"] = partial(figures.growth_figure, records, capacity, name)
+        draw["dictionary_growth"] = partial(figures.growth_figure, records, capacity, name)
     shared = dictionaries(model)
     if shared and recorders.slots.records:
-        draw["dictionary_owners.png"] = partial(figures.ownership_figure, recorders.slots.records, name)
+        draw["dictionary_owners"] = partial(figures.ownership_figure, recorders.slots.records, name)
     if shared and records and records[-1].size:
         layer, dictionary = list(shared.items())[-1]
-        draw["dictionary_entries.png"] = partial(figures.entries_figure, dictionary, f"{name}, {layer}")
+        draw["dictionary_entries"] = partial(figures.entries_figure, dictionary, f"{name}, {layer}")
     return draw
 
 
@@ -166,11 +164,12 @@ def draw_figures(result: Result, figures: Mapping[str, Callable[[], Figure]], co
 
     Args:
         result: of the run, written already: no picture may lose it.
-        figures: what draws each, by file name.
+        figures: what draws each, by file name without its ending; the run's configuration has that.
         console: where a warning goes.
     """
     directory = Path(result.output_dir)
-    for file, draw in figures.items():
+    for name, draw in figures.items():
+        file = f"{name}.{result.config['figure_format']}"
         try:
             draw().savefig(directory / file, dpi=120)
         except Exception as error:  # of whatever kind
@@ -178,4 +177,4 @@ def draw_figures(result: Result, figures: Mapping[str, Callable[[], Figure]], co
                 (directory / file).unlink()  # half a picture
             warn(console, "figure", f"{file} was not drawn: {str(error) or type(error).__name__}")
         else:
-            result.artifacts[Path(file).stem] = file
+            result.artifacts[name] = file

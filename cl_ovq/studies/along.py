@@ -64,30 +64,28 @@ def along_figure(rows: Sequence[RowResult], heading: str) -> Figure:
         rows: of `rows_along`.
         heading: above the figure.
     """
-    from cl_ovq.evaluation.drawing import new_figure, plain, shortened
+    from cl_ovq.evaluation.drawing import legend, new_figure, plain
+    from cl_ovq.evaluation.style import line_style
 
     names = {row.name: row.labels.get(METHOD, row.name) for row in rows}
-    colors = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys(names.values()))}
+    styles = {name: line_style(number) for number, name in enumerate(dict.fromkeys(names.values()))}
     panels: dict[str, list[RowResult]] = {}
     for row in rows:
         others = [label for axis, label in row.labels.items() if axis != METHOD]
         panels.setdefault(", ".join(others) if METHOD in row.labels else "", []).append(row)
-    figure = new_figure(2.5 + 3.6 * len(panels), 3.8)
+    figure = new_figure(1.0 + 3.6 * len(panels), 3.8)
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (panel, found) in zip(drawn, panels.items(), strict=True):
         for row in found:
             values = along(row)
             means, spreads = [one.mean for one in values.values()], [one.interval or 0.0 for one in values.values()]
             name = names[row.name]
-            axes.errorbar(list(values), means, yerr=spreads, marker="o", markersize=3, color=colors[name], label=name)
+            axes.errorbar(list(values), means, yerr=spreads, marker="o", markersize=3, **styles[name], label=name)
         axes.set_xscale("log")
         axes.set_xlabel("experiences learned")
         axes.set_title(plain(panel), fontsize="medium")
         axes.grid(linewidth=0.4)
     figure.axes[0].set_ylabel(f"{words(rows[0].sound[0].quantity)} on those experiences")
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), map(shortened, handles), loc="outside right center", fontsize="small")
+    legend(figure, *figure.axes)
     figure.suptitle(plain(heading), fontsize="medium")
     return figure

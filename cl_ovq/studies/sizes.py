@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cl_ovq.metric_names import title
 from cl_ovq.runs.result import carried_bytes
@@ -29,42 +29,40 @@ def sizes_figure(study: StudyResult) -> Figure:
     Args:
         study: has the axis `budget`.
     """
-    from cl_ovq.evaluation.drawing import new_figure
+    from cl_ovq.evaluation.drawing import legend, new_figure
+    from cl_ovq.evaluation.style import line_style
 
     lines = _grouped(study.rows, (BUDGET,))
     names = dict.fromkeys(_name(rows[0], keep_method=True) for rows in lines)
-    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    styles = {name: line_style(number) for number, name in enumerate(names)}
     panels = list(dict.fromkeys(_name(rows[0], keep_method=False) for rows in lines))
     figure = new_figure(1.5 + 3.6 * len(panels), 3.8)
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for rows in lines:
             if _name(rows[0], keep_method=False) == panel:
-                _draw(axes, study, rows, colors)
+                _draw(axes, study, rows, styles)
         axes.set_xscale("log")
         axes.set_xlabel("bytes carried from task to task")
         axes.set_title(panel, fontsize="medium")
         axes.grid(linewidth=0.4)
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
     figure.axes[0].set_ylabel(title(study.quantities[0]))
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
+    legend(figure, *figure.axes)
     figure.suptitle(study.study.title, fontsize="medium")
     return figure
 
 
-def _draw(axes: Axes, study: StudyResult, rows: Sequence[RowResult], colors: dict[str, str]) -> None:
+def _draw(axes: Axes, study: StudyResult, rows: Sequence[RowResult], styles: dict[str, dict[str, Any]]) -> None:
     name = _name(rows[0], keep_method=True)
     found = [(row.mean(carried_bytes), study.metric(row, study.quantities[0])) for row in rows]
     sized = sorted((size, one.mean, one.interval or 0.0) for size, one in found if one is not None and size)
     if sized and not sees_all(rows[0].runs[0].config):
         sizes, means, spreads = zip(*sized, strict=True)
-        axes.errorbar(sizes, means, yerr=spreads, marker="o", markersize=3, color=colors[name], label=name)
+        axes.errorbar(sizes, means, yerr=spreads, marker="o", markersize=3, **styles[name], label=name)
         return
     for size, one in found:
         if one is not None:
             label = f"{name} (bytes unknown)" if size is None else name
-            axes.axhline(one.mean, linestyle="--", linewidth=1, color=colors[name], label=label)
+            axes.axhline(one.mean, linewidth=1, **(styles[name] | {"linestyle": "--"}), label=label)
 
 
 def _grouped(rows: Sequence[RowResult], without: Sequence[str]) -> list[list[RowResult]]:

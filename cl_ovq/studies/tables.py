@@ -230,6 +230,7 @@ class StudyResult:
     def to_figure(self) -> Figure:
         """Draw averages and forgetting of every row, with confidence intervals."""
         from cl_ovq.evaluation.drawing import mark_names, new_figure, plain
+        from cl_ovq.evaluation.style import PALETTE
 
         rows = self.rows[::-1]
         names = (*self.quantities, "forgetting")
@@ -237,15 +238,19 @@ class StudyResult:
         for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
             found = {y: aggregate for y, row in enumerate(rows) if (aggregate := self.metric(row, name)) is not None}
             means, spreads = [one.mean for one in found.values()], [one.interval or 0.0 for one in found.values()]
-            axes.errorbar(means, list(found), xerr=spreads, fmt="o", color="tab:blue", markersize=4)
+            axes.errorbar(means, list(found), xerr=spreads, fmt="o", color=PALETTE[0], markersize=4)
             axes.set_xlabel(self.metrics[name])
             axes.grid(axis="x", linewidth=0.4)
             mark_names(axes.yaxis, [row.name for row in rows])
         figure.suptitle(plain(self.study.title), fontsize="medium")
         return figure
 
-    def write(self, directory: Path) -> list[Path]:
-        """Write `<study>.json`, `.md`, `.tex`, `.csv` and `.png`, some over length, bytes or experiences, too.
+    def write(self, directory: Path, figure_format: str = "png") -> list[Path]:
+        """Write `<study>.json`, `.md`, `.tex`, `.csv` and figures, some over length, bytes or experiences, too.
+
+        Args:
+            directory: is made.
+            figure_format: one of `FIGURE_FORMATS`.
 
         Returns:
             The paths.
@@ -260,15 +265,20 @@ class StudyResult:
             texts[f"{name}_along.csv"] = along_table(along).to_csv()
         for file, text in texts.items():
             write_atomically(directory / file, text)
-        lengths, figures = comparable_rows(self.rows), {f"{name}.png": self.to_figure()}
-        figures |= {f"{name}_{group}.png": mean_lengths_figure(rows) for group, rows in lengths.items()}
-        if along:
-            figures[f"{name}_along.png"] = along_figure(along, self.study.title)
-        if BUDGET in self.study.axes:
-            figures[f"{name}_bytes.png"] = sizes_figure(self)
+        figures = {f"{file}.{figure_format}": figure for file, figure in self._figures().items()}
         for file, figure in figures.items():
             figure.savefig(directory / file, dpi=110)
         return [directory / file for file in (*texts, *figures)]
+
+    def _figures(self) -> dict[str, Figure]:
+        """Return every figure by the name of its file without its ending."""
+        name, figures = self.study.name, {self.study.name: self.to_figure()}
+        figures |= {f"{name}_{group}": mean_lengths_figure(rows) for group, rows in comparable_rows(self.rows).items()}
+        if along := rows_along(self.rows):
+            figures[f"{name}_along"] = along_figure(along, self.study.title)
+        if BUDGET in self.study.axes:
+            figures[f"{name}_bytes"] = sizes_figure(self)
+        return figures
 
 
 def _without_distances(record: LengthRecord) -> dict[str, object]:

@@ -271,7 +271,8 @@ class Outcome:
         return figure
 
     def _pareto_figure(self) -> Figure:
-        from cl_ovq.evaluation.drawing import LISTED, new_figure, plain
+        from cl_ovq.evaluation.drawing import LISTED, legend, new_figure, plain
+        from cl_ovq.evaluation.style import GREY, PALETTE
 
         y, x = list(self.sweep.objectives)[:2]
         figure = new_figure(6.4, 4.4)
@@ -280,18 +281,18 @@ class Outcome:
         axes.scatter(
             [r.values[x] for r in done],
             [r.values[y] for r in done],
-            color="tab:gray",
+            color=GREY,
             s=min(36.0, 18000 / max(1, len(done))),
             label="trials",
         )
         line = sorted((r.values[x], r.values[y]) for r in front)
-        axes.plot(*zip(*line, strict=True), "o-", color="tab:blue", label="Pareto front") if line else None
+        axes.plot(*zip(*line, strict=True), "o-", color=PALETTE[0], label="Pareto front") if line else None
         for record in front[:: math.ceil(len(front) / LISTED) or 1]:
             axes.annotate(str(record.trial), (record.values[x], record.values[y]), fontsize="small")
         axes.set(xlabel=x, ylabel=y)
         if x.endswith("bytes") and line and line[0][0] > 0:
             axes.set_xscale("log")
-        axes.legend()
+        legend(figure, axes)
         axes.set_title(plain(self.sweep.title), fontsize="medium")
         return figure
 

@@ -116,7 +116,7 @@ def test_what_a_result_shows(run):
     assert (len(frame), frame.index.tolist()) == (1, [result.run_name])
     assert frame["accuracy"].item() == result.metrics["accuracy"]
     assert np.isnan(frame["forgetting"].item())
-    picture = result.figures["matrix"]._repr_png_()
+    picture = result.figures["matrix"]._repr_mimebundle_()["image/png"]
     assert picture == Path(result.output_dir, "matrix.png").read_bytes()
 
 

@@ -187,3 +187,18 @@ def test_mistakes_are_said(runs, tmp_path):
     (tmp_path / "results.json").write_text(next(iter(other.runs.values())).to_json())
     with pytest.raises(UserError, match="not of one stream"):
         load_groups([str(runs / "replay"), str(tmp_path)])
+
+
+def test_figures_of_a_comparison_are_files(run, call, tmp_path):
+    folder = run().output_dir
+    code, out, error = call("compare", folder, folder, "--figures", "drawn", "--format", "pdf")
+    assert (code, error) == (0, "")
+    names = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert {"results_matrices.pdf", "accuracy_over_experiences.pdf"} <= names
+    assert all(f"written: drawn/{name}" in out for name in names)
+    assert {path.read_bytes()[:4] for path in (tmp_path / "drawn").iterdir()} == {b"%PDF"}
+    code, _, error = call("compare", folder, folder, "--format", "svg")
+    assert (code, error) == (
+        2,
+        "error: --format requires --figures FOLDER: the figures of a page are part of it\n",
+    )

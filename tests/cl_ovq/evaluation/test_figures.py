@@ -149,7 +149,7 @@ def test_hundreds_of_groups_have_figures_of_bounded_size():
     for figure in all_figures(groups).values():
         assert max(figure.get_size_inches()) <= drawing.INCHES
         assert len(figure.axes) <= 13
-        for legend in [axes.get_legend() for axes in figure.axes if axes.get_legend()]:
+        for legend in figure.legends:
             assert legend.get_texts()[-1].get_text() == "... and 89 more"
 
 

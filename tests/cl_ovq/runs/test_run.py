@@ -15,6 +15,7 @@ from cl_ovq.config.load import from_stored
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.metrics import all_metrics, to_matrix
 from cl_ovq.runs.checking import check_config
+from cl_ovq.runs.folder import FIGURES
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.setup import describe, load_stream
 from streams import rows_of
@@ -117,6 +118,15 @@ def test_figures_are_drawn_if_asked_for(run):
     assert set(without.artifacts) == {"results", "config"}
     assert list(Path(without.output_dir).glob("*.png")) == []
     assert without.matrix == with_figures.matrix
+
+
+def test_figures_are_files_of_the_kind_that_is_asked_for(run, tiny):
+    result = run("figures=true", "figure_format=svg")
+    assert result.artifacts["matrix"] == "matrix.svg"
+    assert {path.suffix for path in Path(result.output_dir).iterdir() if path.stem in FIGURES} == {".svg"}
+    assert result.figures["matrix"]._repr_mimebundle_()["image/svg+xml"].startswith("<?xml")
+    with pytest.raises(UserError, match="figure_format: pdf does not go with figures=false, which draws none"):
+        check_config(tiny("figure_format=pdf", "figures=false"))
 
 
 def test_what_is_measured_changes_nothing(run):

@@ -74,6 +74,8 @@ def test_a_line_is_a_method_and_a_panel_a_budget(found):
 def test_only_a_study_with_such_rows_writes_it(found, tmp_path):
     written = {path.name for path in found.write(tmp_path)}
     assert {"along_along.png", "along_along.csv"} <= written
+    drawn = {path.suffix: path for path in found.write(tmp_path, "svg") if "along_along" in path.name}
+    assert drawn[".svg"].read_text().startswith("<?xml")
     assert "after experiences" in (tmp_path / "along.md").read_text()
     for method in ("whole", "nearest mean"):  # after every experience, and at the end alone
         assert rows_along([row for row in found.rows if row.labels["method"] == method]) == []
