@@ -18,6 +18,7 @@ from cl_ovq.evaluation.drawing import (
     name_experiences,
     name_height,
     new_figure,
+    number_cells,
     plain,
     raster,
     shortened,
@@ -28,7 +29,7 @@ from cl_ovq.evaluation.metrics import Matrix, seen_average, to_matrix
 from cl_ovq.evaluation.style import line_style
 from cl_ovq.metric_names import QUANTITIES, matrix_label, words
 from cl_ovq.runs.groups import Group
-from cl_ovq.runs.result import carried_bytes
+from cl_ovq.runs.result import carried_bytes, common_labels
 
 PANELS = 12  # matrices of a figure
 
@@ -55,12 +56,6 @@ def mean_matrix(group: Group) -> Matrix:
     return total / len(runs)
 
 
-def common_labels(groups: Sequence[Group]) -> list[str]:
-    """Return what each experience holds; none where that is not the same in all runs, as classes may be shuffled."""
-    first, *others = {tuple(run.labels) for group in groups for run in group.runs.values()}
-    return [] if others else list(first)
-
-
 def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     """Draw the results matrices side by side, on one scale; of very many groups the first `PANELS`."""
     matrices = [raster(mean_matrix(group)) for group in groups[:PANELS]]
@@ -69,7 +64,7 @@ def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
     across = len(matrices) if numbered else min(len(matrices), 4)
     down = math.ceil(len(matrices) / across)
     width = 1.0 + (1.0 + 0.55 * experiences if numbered else 3.4) * across
-    labels = common_labels(groups) if numbered else []
+    labels = common_labels([run for group in groups for run in group.runs.values()]) if numbered else []
     figure = new_figure(width, 1.9 + 0.4 * experiences + name_height(labels) if numbered else 0.6 + 3.2 * down)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     scale = color_scale(matrices, quantity)
@@ -77,7 +72,9 @@ def matrices_figure(groups: Sequence[Group], quantity: str) -> Figure:
         axes.set_axis_off()
     for axes, group, matrix in zip(panels, groups, matrices, strict=False):
         axes.set_axis_on()
-        image = heat_map(axes, matrix, experiences, scale, numbered=numbered, ticks=TICKS if numbered else 10)
+        image = heat_map(axes, matrix, experiences, scale, TICKS if numbered else 10)
+        if numbered:
+            number_cells(axes, matrix, scale)
         name_experiences(axes, labels)
         axes.set_title(plain(group.name) if numbered else shortened(group.name), fontsize="small", wrap=True)
     figure.supxlabel("test experience", fontsize="small")

@@ -150,9 +150,7 @@ def raster(matrix: Matrix) -> Matrix:
     return matrix
 
 
-def heat_map(
-    axes: Axes, cells: Matrix, experiences: int, scale: tuple[float, float], *, numbered: bool, ticks: int = TICKS
-) -> AxesImage:
+def heat_map(axes: Axes, cells: Matrix, experiences: int, scale: tuple[float, float], ticks: int = TICKS) -> AxesImage:
     """Draw a results matrix: row i is after experience i (0: before training), column j is test experience j.
 
     Args:
@@ -160,19 +158,30 @@ def heat_map(
         cells: `raster` of the matrix.
         experiences: T, the columns of the matrix.
         scale: ends of the scale of colours.
-        numbered: whether each cell holds its number.
         ticks: of an axis, see `marked`.
     """
     low, high = scale
     extent = (0.5, experiences + 0.5, experiences + 0.5, -0.5)
     image = axes.imshow(cells, vmin=low, vmax=high, cmap=SCALE, aspect="auto", extent=extent)
-    if numbered:
-        for (i, j), value in np.ndenumerate(cells):
-            if not np.isnan(value):
-                color = "white" if value < low + 0.6 * (high - low) else "black"
-                axes.text(j + 1, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize="small")
     axes.set_xticks(marked(1, experiences, ticks))
     moments = marked(0, experiences, ticks)
     names = [f"after {i}" if experiences < ticks else str(i) for i in moments[1:]]
     axes.set_yticks(moments, ["before", *names])
     return image
+
+
+def number_cells(axes: Axes, cells: Matrix, scale: tuple[float, float], spread: Matrix | None = None) -> None:
+    """Write its number into every cell of a heat map.
+
+    Args:
+        axes: with the heat map.
+        cells: of it.
+        scale: ends of the scale of colours.
+        spread: what stands below each number; None for nothing.
+    """
+    low, high = scale
+    for (i, j), value in np.ndenumerate(cells):
+        if not np.isnan(value):
+            color = "white" if value < low + 0.6 * (high - low) else "black"
+            text = f"{value:.2f}" if spread is None else f"{value:.2f}\n\u00b1{spread[i, j]:.2f}"
+            axes.text(j + 1, i, text, ha="center", va="center", color=color, fontsize="small")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from cl_ovq.evaluation.drawing import (
     name_experiences,
     name_height,
     new_figure,
+    number_cells,
     plain,
     raster,
     thinned,
@@ -29,7 +30,7 @@ from cl_ovq.evaluation.metrics import Matrix
 from cl_ovq.evaluation.plateaus import cumulative, growth_plateaus
 from cl_ovq.evaluation.slot_statistics import SlotStatistics
 from cl_ovq.evaluation.style import GREY, PALETTE, SCALE, task_color
-from cl_ovq.metric_names import matrix_label
+from cl_ovq.metric_names import matrix_label, words
 from cl_ovq.mixers import PersistentDictionary
 
 OWNERS = 10  # colours that can be told apart
@@ -37,7 +38,9 @@ ENTRIES = 10_000  # points of a figure
 POINTS = 1000  # that are drawn one by one in PDF and SVG; more of them are a picture in it
 
 
-def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy", labels: Sequence[str] = ()) -> Figure:
+def matrix_figure(
+    matrix: Matrix, title: str, quantity: str = "accuracy", labels: Sequence[str] = (), spread: Matrix | None = None
+) -> Figure:
     """Draw a results matrix as a heat map: rows are moments of training, columns test experiences.
 
     Args:
@@ -45,6 +48,7 @@ def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy", labels
         title: above the figure.
         quantity: what it holds; anything but accuracy has the sign turned.
         labels: what each experience holds, see `name_experiences`.
+        spread: over the runs of which the matrix is the mean; None for a single run.
     """
     experiences = matrix.shape[1]
     numbered, cells = experiences <= NUMBERED, raster(matrix)
@@ -54,15 +58,29 @@ def matrix_figure(matrix: Matrix, title: str, quantity: str = "accuracy", labels
         if numbered
         else new_figure(7.2, 6.0)
     )
-    axes = figure.subplots()
-    image = heat_map(axes, cells, experiences, color_scale([cells], quantity), numbered=numbered)
+    axes, scale = figure.subplots(), color_scale([cells], quantity)
+    image = heat_map(axes, cells, experiences, scale)
     if numbered:
+        number_cells(axes, cells, scale, spread)
         name_experiences(axes, labels)
     axes.set_xlabel("test experience")
     axes.set_ylabel("training" if experiences < TICKS else "training: experiences learned")
     axes.set_title(plain(title), fontsize="medium")
     figure.colorbar(image, label=matrix_label(quantity))
     return figure
+
+
+def mean_matrix_figure(matrices: Sequence[Matrix], title: str, quantity: str, labels: Sequence[str] = ()) -> Figure:
+    """Draw the mean of results matrices over seeds; with their standard deviation (n - 1), where there are several.
+
+    Args:
+        matrices: of each seed.
+        title: above the figure.
+        quantity: what they hold; anything but accuracy has the sign turned.
+        labels: what each experience holds, see `name_experiences`.
+    """
+    spread = np.std(matrices, axis=0, ddof=1) if len(matrices) > 1 else None
+    return matrix_figure(np.mean(matrices, axis=0), title, quantity, labels, spread)
 
 
 def age_figure(by_age: Sequence[float | None], title: str, quantity: str = "accuracy") -> Figure:
@@ -73,18 +91,36 @@ def age_figure(by_age: Sequence[float | None], title: str, quantity: str = "accu
         title: above the figure.
         quantity: what it is; anything but accuracy has the sign turned.
     """
-    figure = new_figure(6.4, 3.6)
-    axes = figure.subplots()
-    measured = {age: value for age, value in enumerate(by_age) if value is not None}
-    curve = thinned(list(measured), list(measured.values()))
-    axes.plot(*curve, marker="o" if len(measured) <= NUMBERED else "")
+    axes = _curve({age: value for age, value in enumerate(by_age) if value is not None}, title, quantity)
     axes.set_xticks(marked(0, len(by_age) - 1))
     axes.set_xlabel("experiences learned since")
     axes.set_ylabel(f"{matrix_label(quantity)}, mean over experiences")
+    return axes.figure
+
+
+def seen_figure(seen: Sequence[float | None], title: str, quantity: str = "accuracy") -> Figure:
+    """Draw the average over the experiences learned so far, after each of them.
+
+    Args:
+        seen: as in a result.
+        title: above the figure.
+        quantity: what it is, with the sign that it has.
+    """
+    axes = _curve({i: value for i, value in enumerate(seen, start=1) if value is not None}, title, quantity)
+    axes.set_xticks(marked(1, len(seen)))
+    axes.set_xlabel("experiences learned")
+    axes.set_ylabel(f"{words(quantity)} on those experiences")
+    return axes.figure
+
+
+def _curve(measured: Mapping[int, float], title: str, quantity: str) -> Any:
+    """Return axes with a curve through what was measured."""
+    axes = new_figure(6.4, 3.6).subplots()
+    axes.plot(*thinned(list(measured), list(measured.values())), marker="o" if len(measured) <= NUMBERED else "")
     if quantity == "accuracy":
         axes.set_ylim(0, 1)
     axes.set_title(plain(title), fontsize="medium")
-    return figure
+    return axes
 
 
 def color_scale(matrices: Sequence[Matrix], quantity: str) -> tuple[float, float]:

@@ -13,7 +13,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":")  # of the first, second and third seven lines
 SCALE = "viridis"  # of colours: even to the eye, for the colour-blind and in grey
 GREY = "#7F7F7F"  # of what is beside the data
-SHEET: dict[str, Any] = {
+SHEET: Any = {
     "axes.prop_cycle": cycler(linestyle=DASHES) * cycler(color=PALETTE),
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from cl_ovq.errors import unknown
-from cl_ovq.evaluation.metrics import Matrix, by_age, to_matrix
+from cl_ovq.evaluation.metrics import Matrix, by_age, seen_average, to_matrix
 from cl_ovq.evaluation.records import (
     Amount,
     AnytimeRecord,
@@ -24,6 +24,7 @@ from cl_ovq.evaluation.records import (
     Number,
     Quantity,
 )
+from cl_ovq.metric_names import QUANTITIES
 from cl_ovq.paths import RESULTS, write_atomically
 from cl_ovq.strategies import STRATEGIES
 
@@ -215,6 +216,12 @@ class Result:
             return [None] * len(self.matrix[0])
         return finite(by_age(self.to_numpy()))
 
+    @property
+    def seen_average(self) -> list[float | None]:
+        """The average over the experiences learned so far, after each; None where one of them was not evaluated."""
+        sign = QUANTITIES[self.quantity]
+        return [None if value is None else sign * value for value in finite(seen_average(self.to_numpy()))]
+
     def to_pandas(self) -> DataFrame:
         """Return the metrics as a data frame of one row, called like the run; NaN where one is undefined."""
         import pandas
@@ -318,6 +325,12 @@ def carried_bytes(result: Result) -> int | None:
     memory = found["memory"]["bytes"] if "memory" in found else 0
     dictionaries = 0 if found["scope"] == "sequence" else result.provenance["dictionary_bytes"]
     return int(dictionaries + memory + result.provenance["replay_bytes"] + method)
+
+
+def common_labels(runs: Sequence[Result]) -> list[str]:
+    """Return what each experience holds; none where that is not the same in all runs, as classes may be shuffled."""
+    first, *others = {tuple(run.labels) for run in runs}
+    return [] if others else list(first)
 
 
 def undefined_metrics(result: Result) -> list[str]:

@@ -21,15 +21,17 @@ from cl_ovq.runs.folder import SEEDS as FILE_NAME
 from cl_ovq.runs.folder import clear, for_seed, run_folder, seeds_of
 from cl_ovq.runs.pool import Make, run_many, run_one
 from cl_ovq.runs.provenance import warn_of_changed_imports
-from cl_ovq.runs.result import Result, summary_metrics, undefined_metrics
+from cl_ovq.runs.result import Result, common_labels, summary_metrics, undefined_metrics
 from cl_ovq.runs.reuse import FinishedRuns
 from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.run_logging import check_store, open_tracker
 from cl_ovq.runs.setup import describe, load_stream
+from cl_ovq.runs.summary import save_figure
 from cl_ovq.tracking import RunKey, Tracker, warm_up
 from cl_ovq.tracking.notes import seeds_note
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -121,6 +123,9 @@ def run_seeds(
             if whole.diverged:
                 parent.tag({"diverged": f"seeds {', '.join(map(str, whole.diverged))}"})
             parent.log_file(directory / FILE_NAME)
+            picture = directory / f"matrix.{config.figure_format}"
+            if config.figures and save_figure(partial(_figure, whole), picture, console):
+                parent.log_file(picture)
         return whole
 
 
@@ -130,6 +135,16 @@ def _whole(results: list[Result]) -> SeedsResult:
     names = dict.fromkeys(name for found in numbers for name in found)
     metrics = {name: aggregate([found[name] for found in numbers if name in found]) for name in names}
     return SeedsResult(metrics, results, [result.config["seed"] for result in results if result.diverged])
+
+
+def _figure(whole: SeedsResult) -> Figure:
+    """Draw the mean results matrix of the seeds that did not diverge, of all where all did."""
+    from cl_ovq.evaluation.figures import mean_matrix_figure
+
+    runs = [run for run in whole.runs if run.diverged is None] or whole.runs
+    title = f"{runs[0].run_name.rsplit(' seed ', 1)[0]}, {len(runs)} seeds"
+    matrices = [run.to_numpy() for run in runs]
+    return mean_matrix_figure(matrices, title, runs[0].quantity, common_labels(runs))
 
 
 def _log_aggregates(whole: SeedsResult, parent: Tracker) -> None:

@@ -135,6 +135,8 @@ def figures_of(result: Result, model: torch.nn.Module, recorders: Recorders) -> 
     draw: dict[str, Callable[[], Figure]] = {
         "matrix": partial(figures.matrix_figure, to_matrix(result.matrix), name, result.quantity, labels=result.labels)
     }
+    if sum(value is not None for value in result.seen_average) > 1:
+        draw["over_experiences"] = partial(figures.seen_figure, result.seen_average, name, result.quantity)
     if sum(value is not None for value in result.by_age) > 1:
         draw["by_age"] = partial(figures.age_figure, result.by_age, name, result.quantity)
     if result.anytime:
@@ -170,11 +172,17 @@ def draw_figures(result: Result, figures: Mapping[str, Callable[[], Figure]], co
     directory = Path(result.output_dir)
     for name, draw in figures.items():
         file = f"{name}.{result.config['figure_format']}"
-        try:
-            draw().savefig(directory / file, dpi=120)
-        except Exception as error:  # of whatever kind
-            with contextlib.suppress(OSError):
-                (directory / file).unlink()  # half a picture
-            warn(console, "figure", f"{file} was not drawn: {str(error) or type(error).__name__}")
-        else:
+        if save_figure(draw, directory / file, console):
             result.artifacts[name] = file
+
+
+def save_figure(draw: Callable[[], Figure], path: Path, console: Console) -> bool:
+    """Draw a figure into a file, and return whether it could be done; a warning in one line says why not."""
+    try:
+        draw().savefig(path, dpi=120)
+    except Exception as error:  # of whatever kind
+        with contextlib.suppress(OSError):
+            path.unlink()  # half a picture
+        warn(console, "figure", f"{path.name} was not drawn: {str(error) or type(error).__name__}")
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,28 @@ def test_matrices_beside_each_other_have_names_where_all_runs_hold_the_same():
     other.runs[1].experiences = [["a"], ["c"], ["b"]]
     drawn = all_figures([same, other])["Results matrices"].axes[0]
     assert [tick.get_text() for tick in drawn.get_xticklabels()] == ["1", "2", "3"]
+
+
+def test_a_mean_matrix_has_its_spread_over_seeds():
+    matrices = [matrix_of(3, seed) for seed in range(4)]
+    axes = figures.mean_matrix_figure(matrices, "a run", "accuracy").axes[0]
+    found = [text.get_text().split("\n\u00b1") for text in axes.texts]
+    of_cells = [[matrix[i, j] for matrix in matrices] for i in range(4) for j in range(3)]
+    assert found == [[f"{statistics.mean(each):.2f}", f"{statistics.stdev(each):.2f}"] for each in of_cells]
+    alone = figures.mean_matrix_figure(matrices[:1], "a run", "accuracy").axes[0]
+    assert [text.get_text() for text in alone.texts] == [f"{value:.2f}" for value in matrices[0].flat]
+
+
+@pytest.mark.parametrize(("quantity", "sign"), [("accuracy", 1), ("bits_per_byte", -1)])
+def test_the_average_along_the_stream_is_that_of_the_experiences_so_far(quantity, sign):
+    run = group_of(4, 0, []).runs[0]
+    run.quantity, run.matrix = quantity, [*run.matrix[:2], [None] * 4, *run.matrix[3:]]  # a row was not asked for
+    axes = figures.seen_figure(run.seen_average, "a run", quantity).axes[0]
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == [1, 3, 4]
+    expected = [sign * statistics.mean(run.matrix[i][:i]) for i in (1, 3, 4)]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    assert axes.get_ylabel() == f"{quantity.replace('_', ' ')} on those experiences"
 
 
 @given(first=st.integers(0, 1), last=st.integers(1, 10**7), most=st.integers(8, 30))

@@ -31,6 +31,7 @@ def test_the_directory_holds_the_result(run):
         "results": "results.json",
         "config": "config.yaml",
         "matrix": "matrix.png",
+        "over_experiences": "over_experiences.png",
         "by_age": "by_age.png",
         "dictionary_growth": "dictionary_growth.png",
         "dictionary_owners": "dictionary_owners.png",

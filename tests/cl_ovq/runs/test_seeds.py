@@ -36,6 +36,14 @@ def test_each_seed_is_the_run_that_it_is_alone(three, tiny, tmp_path):
     assert result.runs[0].matrix != result.runs[1].matrix
 
 
+def test_their_mean_matrix_is_drawn_if_asked_for(three, tiny, tmp_path):
+    _, folder = three
+    assert not (folder / "matrix.png").exists()
+    config = tiny(*QUICK, "seeds=2", f"output_dir={tmp_path / 'two'}", "figures=true", "figure_format=svg")
+    run_seeds(config, Console(file=io.StringIO()))
+    assert (tmp_path / "two" / "matrix.svg").read_text().startswith("<?xml")
+
+
 def test_metrics_are_aggregated(three):
     result, folder = three
     for name in ("accuracy", "forgetting"):
