@@ -44,14 +44,18 @@ def compare(
     """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
     from cl_ovq.comparison import compare as compare_groups
     from cl_ovq.comparison import load_groups
+    from cl_ovq.comparison.cautions import cautions
     from cl_ovq.comparison.pages import to_json, to_table, write_figures, write_page
     from cl_ovq.paths import write_atomically
+    from cl_ovq.runs.summary import warn
 
     if len(runs) < 2:
         raise UserError("compare needs two runs or more")
     if figure_format is not None and figures is None:
         raise UserError("--format requires --figures FOLDER: the figures of a page are part of it")
     compared = compare_groups(load_groups(runs, uri))
+    for line in cautions(compared.groups):
+        warn(Console(stderr=True), "compare", line)
     table = to_table(compared)
     if html is not None:
         write_page(compared, html)

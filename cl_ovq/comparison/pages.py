@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from cl_ovq.comparison.cautions import cautions
 from cl_ovq.comparison.differences import Comparison
 from cl_ovq.config.identity import identity
 from cl_ovq.errors import UserError
@@ -54,6 +55,7 @@ def to_json(comparison: Comparison) -> str:
                 {"name": group.name, "seeds": list(group.runs), "diverged": sorted(group.runs.keys() - group.sound)}
                 for group in comparison.groups
             ],
+            "cautions": cautions(comparison.groups),
             "means": comparison.means,
             "differences": [asdict(d) | {"verdict": d.verdict} for d in comparison.differences],
         },
@@ -75,7 +77,8 @@ def write_page(comparison: Comparison, path: Path) -> None:
             f"<h2>{html.escape(caption)}</h2><img alt='{html.escape(caption)}' src='data:image/png;base64,{data}'>"
         )
     pictures.append(f"<h2>Where the configurations differ</h2><pre>{html.escape(_configurations(comparison))}</pre>")
-    body = to_table(comparison).to_html() + "".join(pictures)
+    said = "".join(f"<p class='red'>{html.escape(line)}</p>" for line in cautions(comparison.groups))
+    body = said + to_table(comparison).to_html() + "".join(pictures)
     write_atomically(path, html_page(" / ".join(group.name for group in comparison.groups), body))
 
 

@@ -30,8 +30,8 @@ KEPT = {  # what a folder may hold that a new run would overwrite
     SEEDS: "the results of seeds",
 }
 # What else a run writes, by names that the next one may not write again.
-FIGURES = ("matrix", "over_experiences", "by_age", "anytime", "lengths")
-FIGURES += ("dictionary_growth", "dictionary_owners", "dictionary_entries")
+OF_DICTIONARIES = ("dictionary_growth", "dictionary_owners", "dictionary_entries")
+FIGURES = ("matrix", "over_experiences", "by_age", "anytime", "lengths", *OF_DICTIONARIES)
 DRAWN = tuple(f"{name}.{kind}" for name in FIGURES for kind in FIGURE_FORMATS)
 WRITTEN = (*KEPT, HISTORY, "config.yaml", "model.pt", *DRAWN)
 

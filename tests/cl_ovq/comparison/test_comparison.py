@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 from cl_ovq.comparison import Group, compare, load_group, load_groups
+from cl_ovq.comparison.cautions import cautions
 from cl_ovq.comparison.differences import holm
 from cl_ovq.comparison.figures import all_figures
 from cl_ovq.comparison.pages import to_json, to_table, write_page
@@ -187,6 +188,47 @@ def test_mistakes_are_said(runs, tmp_path):
     (tmp_path / "results.json").write_text(next(iter(other.runs.values())).to_json())
     with pytest.raises(UserError, match="not of one stream"):
         load_groups([str(runs / "replay"), str(tmp_path)])
+
+
+def test_single_runs_of_different_seeds_say_little(run, call):
+    one, other = run().output_dir, run("seed=1").output_dir
+    code, _, error = call("compare", one, other)
+    assert (code, len(error.splitlines())) == (0, 1)
+    assert error.startswith("compare: single runs of different seeds (0, 1): their differences say little")
+    assert call("compare", one, one)[2] == ""
+    (line,) = json.loads(call("compare", one, other, "--json")[1])["cautions"]
+    assert error == f"compare: {line}\n"
+    several = group("c", {0: 0.5, 1: 0.6})
+    assert cautions([group("a", {0: 0.5}), group("b", {1: 0.5})])
+    assert cautions([group("a", {0: 0.5}), group("b", {0: 0.5})]) == cautions([several, group("b", {1: 0.5})]) == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "data", "stream", "told"),
+    [
+        ((0, 0), {}, {}, False),
+        ((0, 0), {"files": {"x.csv": {"sha256": "b"}}}, {}, True),
+        ((0, 1), {"files": {"x.csv": {"sha256": "b"}}}, {}, True),
+        ((0, 0), {"files": {"elsewhere/x.csv": {"sha256": "a"}}}, {}, False),
+        ((0, 0), {"sequences_sha256": "t"}, {}, True),
+        ((0, 1), {"sequences_sha256": "t"}, {}, False),  # which are drawn from the seed
+        ((0, 0), {"files": {"x.csv": {"sha256": "b"}}}, {"name": "y"}, False),  # another key says so
+        ((0, 0), {"files": {}, "sequences_sha256": 5}, {}, True),
+    ],
+)
+def test_one_stream_in_the_configuration_and_other_data_are_told(seeds, data, stream, told):
+    first, second = (group(name, {seed: 0.5, 9: 0.5}) for name, seed in zip("ab", seeds, strict=True))
+    del first.runs[9]
+    for one in [*first.runs.values(), *second.runs.values()]:
+        one.provenance["data"] = {"files": {"x.csv": {"sha256": "a"}}, "sequences_sha256": f"s{one.config['seed']}"}
+    changed = second.runs[seeds[1]]
+    changed.provenance["data"] = changed.provenance["data"] | data
+    changed.config["stream"] = changed.config["stream"] | stream
+    lines = cautions([first, second])
+    assert len(lines) == told
+    assert not told or "different data (checksums differ)" in lines[0]
+    del changed.provenance["data"]  # as in older results
+    assert cautions([first, second]) == []
 
 
 def test_figures_of_a_comparison_are_files(run, call, tmp_path):
