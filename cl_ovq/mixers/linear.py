@@ -40,9 +40,10 @@ class LinearAttention(ProjectedMixer):
         if mask is not None:
             k = k * mask[:, None, :, None]
         v = functional.pad(v, (0, 1), value=1.0)  # the last column sums the weights
-        rest = -tokens % CHUNK
-        # [B, H, chunks, CHUNK, D]
-        q, k, v = (functional.pad(part, (0, 0, 0, rest)).unflatten(2, (-1, CHUNK)) for part in (q, k, v))
+        chunk = max(1, min(CHUNK, tokens))  # one token, as in decoding, is not padded to a whole chunk
+        rest = -tokens % chunk
+        # [B, H, chunks, chunk, D]
+        q, k, v = (functional.pad(part, (0, 0, 0, rest)).unflatten(2, (-1, chunk)) for part in (q, k, v))
         sums = k.transpose(-1, -2) @ v  # [B, H, chunks, D, D + 1]
         first = sums.new_zeros(*sums.shape[:2], *sums.shape[3:]) if memory is None else memory[0]
         before = torch.cat((first[:, :, None], sums), 2).cumsum(2)  # [B, H, chunks + 1, D, D + 1]
