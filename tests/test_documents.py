@@ -49,9 +49,9 @@ def test_every_block_of_a_page_runs(page, count, names):
 
 def test_the_notebook_runs_and_shows_figures_and_tables(names):
     shown = [run(cell, names, f"cell {number}") for number, cell in enumerate(cells(), start=1)]
-    pictures = [value._repr_png_() for value in shown if hasattr(value, "_repr_png_")]
+    pictures = [value._repr_mimebundle_() for value in shown if hasattr(value, "_repr_mimebundle_")]
     assert len(pictures) == 2
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert all(picture["image/png"].startswith(b"\x89PNG") for picture in pictures)
     assert sum(hasattr(value, "_repr_html_") for value in shown) == 2
 
 

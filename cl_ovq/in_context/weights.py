@@ -22,7 +22,7 @@ from cl_ovq.in_context.pretraining import pretrain
 from cl_ovq.in_context.sine import SineEpisodeOptions, sine_episodes
 from cl_ovq.in_context.standardisation import standardise, statistics_of
 from cl_ovq.in_context.weight_files import FORMAT, read_weights, write_weights
-from cl_ovq.mixers import StackOptions, build_mixers, checked_mixers
+from cl_ovq.mixers import DictionaryConfig, StackOptions, build_mixers, checked_mixers
 from cl_ovq.mixers.state import tensors_of
 from cl_ovq.options import WIDEST, option
 from cl_ovq.registry import Part, Registry
@@ -161,7 +161,8 @@ def _sized_for_episodes(options: LearnerOptions, dictionary: Any) -> Any:
     and learners whose dictionaries differ in these alone share their weights.
     """
     longest = options.longest if isinstance(options, EpisodeOptions | SineEpisodeOptions) else None
-    if longest is None or dictionary is None or GROWTH.get(dictionary.growth) is not every_token:
+    grows = isinstance(dictionary, DictionaryConfig) and GROWTH.get(dictionary.growth) is every_token
+    if longest is None or not grows:
         return dictionary
     return dataclasses.replace(dictionary, capacity=min(dictionary.capacity, longest))
 
