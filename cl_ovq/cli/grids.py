@@ -130,6 +130,8 @@ def sweep(
     else:
         for table in outcome.tables():
             console.print(table)
+        for line in outcome.doubts:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         if outcome.best is not None:
             console.print(f"again: {outcome.command(outcome.best)}", soft_wrap=True, highlight=False, markup=False)
         console.print(f"results: {outcome.directory}", soft_wrap=True, markup=False)

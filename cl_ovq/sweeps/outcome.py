@@ -44,6 +44,7 @@ class Outcome:
         interrupted: why it ended before its time; None if it did not.
         tests: runs of the best configuration on the test stream.
         importances: share of the variance by key.
+        doubts: what makes them doubtful, in a line each.
     """
 
     sweep: Sweep
@@ -54,6 +55,7 @@ class Outcome:
     interrupted: str | None = None
     tests: list[dict[str, Any]] = field(default_factory=list)
     importances: dict[str, float] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> Record | None:
@@ -124,6 +126,7 @@ class Outcome:
                 else [],
                 "pareto_front": [record.trial for record in self.front],
                 "importances": self.importances,
+                "doubts": self.doubts,
                 "trials": [finite(asdict(record)) for record in self.records],
             },
             indent=2,
@@ -229,6 +232,7 @@ class Outcome:
             lines.append("The best trial changed its hyper-parameters as it went; the command has the last ones.")
         if self.sweep.compare:
             lines.append(self._compared_table().to_markdown())
+        lines += self.doubts
         lines += [self.trials(50).to_markdown(), f"Everything: {code(str(self.directory / FILE_NAME))}."]
         return "\n\n".join(lines)
 

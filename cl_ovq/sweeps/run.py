@@ -22,7 +22,7 @@ from cl_ovq.runs.reuse import FinishedRuns
 from cl_ovq.runs.run_logging import check_store, experiment_of, open_tracker
 from cl_ovq.sweeps.cluster import connected
 from cl_ovq.sweeps.files import Sweep
-from cl_ovq.sweeps.importance import importances
+from cl_ovq.sweeps.importance import doubts, importances
 from cl_ovq.sweeps.outcome import Outcome, point_tags
 from cl_ovq.sweeps.records import Record, read_records
 from cl_ovq.tracking import Tracker, warm_up
@@ -65,7 +65,7 @@ def _run_sweep(sweep: Sweep, directory: Path, console: Console, *, resume: bool)
             _run(outcome, _job(sweep, directory, tracker), tracker, console, watch.lost)
         outcome.seconds = time.monotonic() - began
         outcome.run_id = tracker.run_id if tracker else None
-        outcome.importances = importances(sweep, outcome.records)
+        outcome.importances, outcome.doubts = importances(sweep, outcome.records), doubts(sweep, outcome.records)
         _publish(outcome, tracker)
         if outcome.interrupted == INTERRUPTED:
             raise _Interrupted  # for MLflow to mark the sweep so
