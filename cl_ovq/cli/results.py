@@ -215,6 +215,10 @@ def export(
         typer.Option(help="File; standard output if not given (not for Parquet).", callback=writable_file),
     ] = None,
     uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Killed and unfinished runs too, and those above others."),
+    ] = False,
 ) -> None:
     """Write an experiment as a table: one row a run, with its tags, parameters and metrics."""
     from cl_ovq.tracking.export import export_experiment
@@ -222,4 +226,6 @@ def export(
     formats = [name for name, chosen in {"csv": csv, "parquet": parquet, "html": html}.items() if chosen]
     if len(formats) != 1:
         raise UserError("export: name one format: --csv, --parquet or --html")
-    export_experiment(experiment, formats[0], output, uri)
+    left_out = export_experiment(experiment, formats[0], output, uri, every=every)
+    if said := ", ".join(f"{count} {why}" for why, count in left_out.items() if count):
+        Console(stderr=True).print(f"left out: {said} (--all)", soft_wrap=True, highlight=False, markup=False)

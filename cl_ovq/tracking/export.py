@@ -16,28 +16,39 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000
+GROUPS = ("metrics.", "params.", "tags.")
+CUT = ("KILLED", "RUNNING", "SCHEDULED")  # what they have is no result
 
 
-def export_experiment(experiment: str, kind: str, output: Path | None, uri: str | None) -> None:
-    """Write an experiment as `csv`, `parquet` or `html`.
+def export_experiment(
+    experiment: str, kind: str, output: Path | None, uri: str | None, *, every: bool = False
+) -> dict[str, int]:
+    """Write an experiment as `csv`, `parquet` or `html`, and return how many runs were left out, by reason.
 
     Args:
         experiment: its name or id.
         kind: of the file.
         output: the file; standard output if None.
         uri: the store; the default one if None.
+        every: whether runs that were killed or have not ended are rows too, and those that stand above others: of a
+            sweep, or of several seeds.
 
     Raises:
         UserError: there is no such store or experiment, or the file cannot be written.
     """
     if kind == "parquet" and output is None:
         raise UserError("export: Parquet is no text: name a file with --output")
-    table = experiment_table(open_existing(uri), experiment)
+    table, left_out = experiment_table(open_existing(uri), experiment), {}
+    if not every:
+        cut, parent = table["status"].isin(CUT), table["run_id"].isin(table["parent"].dropna())
+        left_out = {"killed or not ended": int(cut.sum()), "above others": int((parent & ~cut).sum())}
+        table = table[~(cut | parent)]
+        table = table[[name for name in table if not name.startswith(GROUPS) or table[name].notna().any()]]
     try:
         if kind == "parquet":
             assert output is not None
             table.to_parquet(output, index=False)
-            return
+            return left_out
         text = table.to_csv(index=False) if kind == "csv" else _printable(table).to_html()
         if output is None:
             sys.stdout.write(text)
@@ -45,6 +56,7 @@ def export_experiment(experiment: str, kind: str, output: Path | None, uri: str 
             output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"export: cannot write {output}: {error.strerror}") from error
+    return left_out
 
 
 def open_existing(uri: str | None) -> MlflowClient:
@@ -87,9 +99,8 @@ def experiment_table(client: MlflowClient, experiment: str) -> pd.DataFrame:
         if not token:
             break
     table = pd.DataFrame([_row(run) for run in runs])
-    groups = ("metrics.", "params.", "tags.")
-    head = [name for name in table.columns if not name.startswith(groups)]
-    rest = [name for group in groups for name in sorted(table.columns) if name.startswith(group)]
+    head = [name for name in table.columns if not name.startswith(GROUPS)]
+    rest = [name for group in GROUPS for name in sorted(table.columns) if name.startswith(group)]
     table = table[head + rest]
     for name in ("start", "end"):
         if name in table:

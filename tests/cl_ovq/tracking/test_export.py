@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from cl_ovq.cli.app import app
@@ -51,6 +52,30 @@ def test_csv_goes_to_standard_output(logged):
     done = CliRunner().invoke(app, ["export", "exported", "--csv", "--uri", logged])
     assert done.exit_code == 0
     assert len(pd.read_csv(io.StringIO(done.stdout))) == 2
+
+
+def test_killed_runs_and_those_above_others_are_left_out_unless_asked_for(store, tmp_path):
+    def run(name, parent=None, status="FINISHED"):
+        tags = {} if parent is None else {"mlflow.parentRunId": parent}
+        found = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        client.log_metric(found, "only_of_parents" if name == "sweep" else "accuracy", 0.5)
+        if status != "RUNNING":
+            client.set_terminated(found, status)
+        return found
+
+    client = MlflowClient(store)
+    experiment = client.create_experiment("with parents")
+    sweep = run("sweep")
+    for name, status in {"good": "FINISHED", "diverged": "FAILED", "killed": "KILLED", "alive": "RUNNING"}.items():
+        run(name, sweep, status)
+    done = CliRunner().invoke(app, ["export", "with parents", "--csv", "--uri", store])
+    table = pd.read_csv(io.StringIO(done.stdout))
+    assert sorted(table["run_name"]) == ["diverged", "good"]
+    assert "metrics.only_of_parents" not in table
+    assert "left out: 2 killed or not ended, 1 above others (--all)" in done.stderr
+    done = CliRunner().invoke(app, ["export", "with parents", "--csv", "--uri", store, "--all"])
+    assert sorted(pd.read_csv(io.StringIO(done.stdout))["run_name"]) == ["alive", "diverged", "good", "killed", "sweep"]
+    assert done.stderr == ""
 
 
 def test_mistakes(logged, tmp_path):
