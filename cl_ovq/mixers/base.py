@@ -50,7 +50,6 @@ class Mixer(nn.Module, ABC):
             `(y, state)`: `y` is `[B, T, C]`, `state` is None unless `return_state`.
         """
 
-    @torch.no_grad()
     def start_queries_as_keys(self) -> None:
         """Give queries the weights of keys, from which they then part: a token first finds those that are like it.
 

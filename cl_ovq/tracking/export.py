@@ -39,7 +39,7 @@ def export_experiment(
     if kind == "parquet" and output is None:
         raise UserError("export: Parquet is no text: name a file with --output")
     table, left_out = experiment_table(open_existing(uri), experiment), {}
-    if not every:
+    if not every and len(table):
         cut, parent = table["status"].isin(CUT), table["run_id"].isin(table["parent"].dropna())
         left_out = {"killed or not ended": int(cut.sum()), "above others": int((parent & ~cut).sum())}
         table = table[~(cut | parent)]

@@ -249,6 +249,7 @@ class O:
     x: """
 STRATEGY = "from cl_ovq.strategies import STRATEGIES\n@STRATEGIES.enter"
 BUILD = "\ndef build(options, context):\n    return context.naive()\n"
+METRIC = "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter"
 STREAM = "from streams import STREAMS, StreamEntry\nclass O:\n    pass\nSTREAMS"
 
 
@@ -263,7 +264,7 @@ STREAM = "from streams import STREAMS, StreamEntry\nclass O:\n    pass\nSTREAMS"
         (f"{STREAM}['mine'] = 3", "TypeError: stream 'mine': a int is no StreamEntry"),
         (f"{STREAM}['mine'] = StreamEntry(None, O, '')", "TypeError: stream 'mine': its options are no dataclass"),
         (
-            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('accuracy', '')(lambda matrix: 42)",
+            f"{METRIC}('accuracy', '')(lambda matrix: 42)",
             "ValueError: there is a metric 'accuracy' already: enter yours under another name",
         ),
         (
@@ -332,13 +333,9 @@ def test_a_part_that_cannot_be_one_is_refused_where_it_is_entered(lab, call, tex
             ("stream.name=mine",),
             "stream: 'mine' is built as a NoneType, and must be a Stream",
         ),
+        (f"{METRIC}('mine', '')(lambda matrix: 1 / 0)", (), "metric 'mine': ZeroDivisionError: division by zero"),
         (
-            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('mine', '')(lambda matrix: 1 / 0)",
-            (),
-            "metric 'mine': ZeroDivisionError: division by zero",
-        ),
-        (
-            "from cl_ovq.metric_names import MATRIX_METRICS\nMATRIX_METRICS.enter('mine', '')(lambda matrix: 1e999)",
+            f"{METRIC}('mine', '')(lambda matrix: 1e999)",
             (),
             "metric 'mine' is inf: it must be a finite number, or NaN where it is undefined",
         ),

@@ -14,23 +14,29 @@ BLOCK = re.compile(r"^```(python|bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 @pytest.fixture
 def follow(call, tmp_path, monkeypatch, forgotten):
-    """`follow(page, run)`: go through a page; `run(*arguments)` calls a command in place of this process."""
+    """`follow(page, run)`: go through a page, and return how many blocks and commands were run.
+
+    `run(*arguments)` calls a command in place of this process.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def follow(page, run=call):
         written(TUTORIALS / page, tmp_path)
-        names = {"__name__": "page"}
+        names, followed = {"__name__": "page"}, 0
         for kind, block in BLOCK.findall((TUTORIALS / page).read_text(encoding="utf-8")):
             if re.match(r"# \w+\.(py|yaml)\n", block):
                 continue
             if kind == "python":
                 exec(compile(block, page, "exec"), names)
+                followed += 1
             else:
                 assert kind == "bash"
                 for command in arguments(block, tmp_path):
                     code, shown, said = run(*command)
                     assert code == 0, f"{command}: {shown[-2000:]}{said[-2000:]}"
+                    followed += 1
+        return followed
 
     yield follow
     sys.modules.pop("nets", None)
@@ -38,7 +44,7 @@ def follow(call, tmp_path, monkeypatch, forgotten):
 
 @pytest.mark.parametrize("page", ["own_data.md", "encoder.md", "own_method.md"])
 def test_a_tutorial(page, follow):
-    follow(page)
+    assert follow(page) > 2
 
 
 def in_a_process(*arguments):
@@ -55,7 +61,7 @@ def test_a_sweep_on_a_cluster(follow, tmp_path, monkeypatch):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:
-        follow("cluster.md", in_a_process)
+        assert follow("cluster.md", in_a_process) > 2
     finally:
         cluster.shutdown()
 

@@ -78,6 +78,15 @@ def test_killed_runs_and_those_above_others_are_left_out_unless_asked_for(store,
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("options", [(), ("--all",)])
+def test_an_experiment_without_runs_is_an_empty_table(store, options):
+    name = f"empty {len(options)}"
+    MlflowClient(store).create_experiment(name)
+    done = CliRunner().invoke(app, ["export", name, "--csv", "--uri", store, *options])
+    assert done.exit_code == 0
+    assert done.stdout.strip() in ("", '""')
+
+
 def test_mistakes(logged, tmp_path):
     with pytest.raises(UserError, match="unknown experiment 'exprted': did you mean 'exported'"):
         export_experiment("exprted", "csv", None, logged)
