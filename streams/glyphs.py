@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from streams.own_options import CacheOptions, CutOptions
 from streams.shared_data import providable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from streams.cache import Sink
     from streams.split import LabelledData
     from streams.stream import Stream
@@ -141,7 +144,16 @@ def load_glyphs(options: GlyphOptions) -> LabelledData:
     data = read_glyphs(source)
     if options.classes is not None or options.skip:
         data = _drawn(data, options.skip, options.classes)
-    return replace(data, test_fraction=options.test_fraction)
+    return replace(data, test_fraction=options.test_fraction, contents=_contents(data))
+
+
+def _contents(data: LabelledData) -> np.ndarray:
+    """Returns the content `[n]` of each image as a number: typefaces share the drawings of many characters."""
+    import numpy as np
+
+    seen: dict[bytes, int] = {}
+    digests = (blake2b(image.tobytes(), digest_size=16).digest() for image in data.inputs)
+    return np.array([seen.setdefault(digest, len(seen)) for digest in digests])
 
 
 @providable

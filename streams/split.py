@@ -45,6 +45,8 @@ class LabelledData:
         domains: `[n]`, domains numbered from zero; None where there are none.
         domain_names: one per domain.
         offsets: `[n + 1]`, where each text begins in `inputs`, and where the last one ends; None of images and vectors.
+        contents: `[n]`, equal numbers where inputs are equal, so that no sample is both learned and asked for
+            (`without_repeats`); None where a data set is taken as it is.
     """
 
     dataset: str
@@ -59,6 +61,7 @@ class LabelledData:
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
     offsets: np.ndarray | None = None
+    contents: np.ndarray | None = None
 
     def samples(self, labels: np.ndarray) -> TensorSamples | TextSamples:
         """Returns all samples with their labels `[n]`, as a model sees these."""
@@ -197,10 +200,38 @@ def split_classes(order: Sequence[int], experiences: int) -> tuple[tuple[int, ..
 
 
 def split_data(data: LabelledData, groups: np.ndarray, validation_fraction: float) -> dict[str, np.ndarray]:
-    """Splits the rows of a data set, see `split_rows`."""
-    return split_rows(
+    """Splits the rows of a data set, see `split_rows` and `without_repeats`."""
+    split = split_rows(
         groups, n_test=data.n_test, validation_fraction=validation_fraction, test_fraction=data.test_fraction
     )
+    return split if data.contents is None else without_repeats(split, groups, data.contents)
+
+
+def without_repeats(split: dict[str, np.ndarray], groups: np.ndarray, contents: np.ndarray) -> dict[str, np.ndarray]:
+    """Leaves out held-out samples that have their like among those that are learned.
+
+    A group of which nothing would be left to ask for keeps its first sample, and the likes of this one are not learned.
+
+    Args:
+        split: rows by split, as `split_rows` returns them.
+        groups: `[n]`, the groups that were held out from alike.
+        contents: `[n]`, equal numbers where samples are equal.
+
+    Returns:
+        Rows by split, ascending; no content is in two of them.
+    """
+    split = dict(split)
+    for held_out, others in (("test", ("train", "validation")), ("validation", ("train",))):
+        if held_out not in split:
+            continue
+        rows, learned = split[held_out], [name for name in others if name in split]
+        new = ~np.isin(contents[rows], np.concatenate([contents[split[name]] for name in learned]))
+        _, first = np.unique(groups[rows], return_index=True)
+        new[first[~np.isin(groups[rows[first]], groups[rows[new]])]] = True
+        split[held_out] = rows[new]
+        for name in learned:
+            split[name] = split[name][~np.isin(contents[split[name]], contents[rows[new]])]
+    return split
 
 
 def split_rows(

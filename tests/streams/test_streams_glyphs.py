@@ -147,6 +147,25 @@ def test_streams_by_class_and_by_family(fonts):
     assert (torch.bincount(families.samples.targets[rows]) > 0).all()
 
 
+@pytest.mark.parametrize("scenario", ["class_incremental", "domain_incremental"])
+def test_no_drawing_is_both_learned_and_asked_for(fonts, tmp_path, scenario):
+    """Typefaces share drawings; here each but three has a twin that is the same in all."""
+    twins = tmp_path / "twins"
+    shutil.copytree(fonts, twins)
+    for name in sorted(path.name for path in fonts.iterdir())[3:]:
+        shutil.copy(twins / name, twins / f"twin-{name}")
+    options = glyphs(twins, difference=0.0, experiences=2, validation_fraction=0.2, scenario=scenario)
+    stream = build_stream("glyphs", options, seed=0)
+    found = {}
+    for part, experiences in stream.benchmark.streams.items():
+        rows = torch.cat([rows_of(experience.dataset) for experience in experiences])
+        found[part] = {image.numpy().tobytes() for image in stream.samples.gather(rows)}
+        assert set(stream.samples.targets[rows].tolist()) == set(range(22))
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["validation"] & found["test"]
+
+
 def test_the_sets_of_characters_are_the_standards():
     sizes = {name: len(make()) for name, make in SETS.items()}
     assert sizes == {

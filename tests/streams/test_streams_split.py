@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from streams import SplitOptions, StreamDataError, TensorSamples, build_stream, rows_of
 from streams.options import SCENARIOS
-from streams.split import order_classes, split_classes, split_rows
+from streams.split import order_classes, split_classes, split_rows, without_repeats
 
 RAW = load_digits()
 
@@ -245,3 +245,25 @@ def test_reading_float_samples_leaves_them_unchanged():
         assert torch.equal(samples[1][0], images[1] / 2)
         assert torch.equal(samples.gather(torch.tensor([1, 1, 3])), images[[1, 1, 3]] / 2)
     assert samples.sample_shape == (1, 2, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_repeats_are_left_out_of_what_is_asked_for(data):
+    """Against the definition, sample by sample."""
+    n = data.draw(st.integers(12, 60))
+    contents = np.array(data.draw(st.lists(st.integers(0, n), min_size=n, max_size=n)))
+    groups = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    whole = split_rows(groups, n_test=0, validation_fraction=data.draw(st.sampled_from([0, 0.3])), test_fraction=0.3)
+    split = without_repeats(whole, groups, contents)
+    assert list(split) == list(whole)
+    parts = {part: set(contents[rows].tolist()) for part, rows in split.items()}
+    assert all(parts[a].isdisjoint(parts[b]) for a in parts for b in parts if a < b)
+    for part, rows in split.items():
+        assert rows.tolist() == sorted(set(rows.tolist()) & set(whole[part].tolist()))
+        if part == "test":
+            assert set(groups[rows].tolist()) == set(groups[whole[part]].tolist())
+    # No content is lost, and what has no like elsewhere stays.
+    assert set().union(*parts.values()) == set(contents.tolist())
+    others = np.concatenate([whole[part] for part in whole if part != "test"])
+    assert set(whole["test"][~np.isin(contents[whole["test"]], contents[others])]) <= set(split["test"])
