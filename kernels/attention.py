@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kernels import chunked, reference
 from kernels.native import library
+from kernels.native.step import next_step
 from kernels.native.support import unserved as unserved_by_native
 from kernels.options import DictionaryOptions, check_name
 from kernels.schema import Arguments
@@ -64,6 +65,10 @@ def ovq_attention(
     Gradients flow to q, k, v, beta, slot_bias and to the means and pending tokens of the initial state, through the
     read-out and through the means of all later chunks; the choice of slots carries none.
     """
+    if initial_state is not None and implementation in ("auto", "native"):
+        x = Arguments(q, k, v, beta, slot_bias, mask, initial_state, options)  # type: ignore[arg-type]
+        if (result := next_step(x, output_final_state)) is not None:
+            return result
     check_name("implementation", implementation, IMPLEMENTATIONS)
     if not isinstance(beta, Tensor):
         beta = torch.full(q.shape[2:3], float(beta), device=q.device)

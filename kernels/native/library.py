@@ -22,7 +22,7 @@ import torch
 
 _HERE = Path(__file__).parent
 _loaded = False
-SOURCES = ("scan.cpp", "backward.cpp")
+SOURCES = ("scan.cpp", "backward.cpp", "step.cpp")
 HEADERS = ("call.h", "arithmetic.h")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 

@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <limits>
-#include <tuple>
 
 #include "call.h"
 
@@ -215,43 +214,6 @@ void forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   });
 }
 
-void copy_tokens(const Tokens& x, int64_t b, int64_t tokens, int64_t heads, int64_t size, float* to) {
-  if (x.head == size && x.token == heads * size) {
-    std::copy_n(x.at(b, 0, 0), tokens * heads * size, to);
-    return;
-  }
-  for (int64_t s = 0; s < tokens; ++s)
-    for (int64_t g = 0; g < heads; ++g, to += size) std::copy_n(x.at(b, s, g), size, to);
-}
-
-// Pending tokens of an open chunk, with new ones behind them: keys, normalised, values and validity.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> append(const at::Tensor& k, const at::Tensor& v,
-                                                      const at::Tensor& pending_k, const at::Tensor& pending_v,
-                                                      const at::Tensor& pending_mask) {
-  const int64_t B = k.size(0), T = k.size(1), G = k.size(2), Dk = k.size(3), Dv = v.size(3), p = pending_k.size(1);
-  at::Tensor keys = at::empty({B, p + T, G, Dk}, pending_k.options());
-  at::Tensor values = at::empty({B, p + T, G, Dv}, pending_v.options());
-  at::Tensor mask = at::ones({B, p + T}, pending_mask.options());
-  const Tokens new_k(k), new_v(v), old_k(pending_k), old_v(pending_v);
-  float *to_k = keys.data_ptr<float>(), *to_v = values.data_ptr<float>();
-  for (int64_t b = 0; b < B; ++b) {
-    copy_tokens(old_k, b, p, G, Dk, to_k);
-    copy_tokens(old_v, b, p, G, Dv, to_v);
-    to_k += p * G * Dk;
-    to_v += p * G * Dv;
-    for (int64_t s = 0; s < T; ++s)
-      for (int64_t g = 0; g < G; ++g, to_k += Dk, to_v += Dv) {
-        const float* key = new_k.at(b, s, g);
-        scale_to(key, Dk, inverse_norm(key, Dk), to_k);
-        std::copy_n(new_v.at(b, s, g), Dv, to_v);
-      }
-    for (int64_t s = 0; s < p; ++s)
-      mask.data_ptr<bool>()[b * (p + T) + s] =
-          pending_mask.data_ptr<bool>()[b * pending_mask.stride(0) + s * pending_mask.stride(1)];
-  }
-  return {keys, values, mask};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(ovq_native, library) {
@@ -259,7 +221,4 @@ TORCH_LIBRARY_FRAGMENT(ovq_native, library) {
       "forward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? slot_bias, Tensor? mask, Tensor[] state, int[] sizes, "
       "float[] numbers, Tensor targets, Tensor[] results) -> ()",
       &forward);
-  library.def(
-      "append(Tensor k, Tensor v, Tensor pending_k, Tensor pending_v, Tensor pending_mask) -> (Tensor, Tensor, Tensor)",
-      &append);
 }

@@ -139,6 +139,64 @@ def test_token_by_token_is_the_whole(biased, shared):
     assert_states_close(state, final, rtol=1e-4, atol=1e-5)
 
 
+@given(
+    group=st.sampled_from([1, 3]),
+    read_out=st.sampled_from(READ_OUTS),
+    query_norm=st.booleans(),
+    biased=st.booleans(),
+    forks=st.lists(st.integers(0, 12), min_size=4, max_size=12),
+)
+@examples(60)
+def test_every_branch_of_decoding_is_its_own_sequence(group, read_out, query_norm, biased, forks):
+    """Steps go on from any state, as beams do; places of an open chunk are shared only while that is safe."""
+    query_norm = query_norm or read_out == "gmr"
+    options = DictionaryOptions(capacity=6, chunk_size=7, read_out=read_out, query_norm=query_norm)
+    inputs = random_inputs(b=2, t=16 + len(forks), h=2, group=group, biased=biased, dtype=torch.float32, masked=0.3)
+    before = inputs.cut(0, 16)  # two closed chunks, and two tokens of the third; what is masked holds NaN
+
+    def go_on(implementation, state, t):
+        one = inputs.cut(t, t + 1).on_tokens(lambda x: x.nan_to_num(1.0))
+        return ovq_attention(
+            *(one.q, one.k, one.v, one.beta, options),
+            initial_state=state,
+            slot_bias=one.slot_bias,
+            output_final_state=True,
+            implementation=implementation,
+        )
+
+    states = {name: [before.run(options, name)[1]] for name in ("native", "chunked")}
+    for number, fork in enumerate(forks):
+        found = {name: go_on(name, all_[fork % len(all_)], 16 + number) for name, all_ in states.items()}
+        torch.testing.assert_close(found["native"][0], found["chunked"][0], rtol=1e-4, atol=1e-5)
+        for name, (_, state) in found.items():
+            states[name].append(state)
+    for native, chunked in zip(states["native"], states["chunked"], strict=True):
+        assert_states_close(native, chunked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v, beta: (q[:, :, :3], k, v, beta[:3]), "q has 3 heads"),
+        (lambda q, k, v, beta: (q, k, v[:, :, :1], beta), "expected q"),
+        (lambda q, k, v, beta: (q, k, v, beta[:1]), r"beta must have shape \[4\]"),
+        (lambda q, k, v, beta: (q[:1], k[:1], v[:1], beta), "the state has 2 rows, the tokens 1"),
+    ],
+)
+def test_a_step_after_a_step_checks_what_changed(change, message):
+    options, inputs = (
+        DictionaryOptions(capacity=4, chunk_size=9),
+        random_inputs(b=2, t=1, h=2, group=2, dtype=torch.float32),
+    )
+    tensors = inputs.q, inputs.k, inputs.v, inputs.beta
+    _, state = ovq_attention(*tensors, options, output_final_state=True)
+    _, state = ovq_attention(*tensors, options, initial_state=state, output_final_state=True)
+    with pytest.raises(ValueError, match=message):
+        ovq_attention(*change(*tensors), options, initial_state=state)
+    with pytest.raises(ValueError, match="slot_bias must be floating"):
+        ovq_attention(*tensors, options, initial_state=state, slot_bias=torch.zeros(3))
+
+
 def test_threads_do_not_change_a_bit():
     options = DictionaryOptions(capacity=64, chunk_size=64)
     inputs = random_inputs(b=2, t=1024, h=4, dk=16, dv=16, dtype=torch.float32)
