@@ -312,7 +312,7 @@ void backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, con
     OneThread products;
     Back back;
     for (int64_t i = begin; i < end; ++i)
-      for (int64_t row = 0; row < rows; ++row) scan_back(c, to, to.one_means ? row : i / c.G, i % c.G, back);
+      for (int64_t row = 0; row < rows; ++row) scan_back(c, to, to.one_means ? row : i % c.B, to.one_means ? i : i / c.B, back);
   });
 }
 

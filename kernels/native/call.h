@@ -72,6 +72,7 @@ struct Work {
   std::vector<int64_t> valid, nearest, order, seeds, taken;
   std::vector<char> is_valid, is_seed;
   bool finite = true;
+  const int64_t* prepared = nullptr;  // counts of the dictionary that was prepared last
 };
 
 inline float* room(std::vector<float>& buffer, int64_t size) {
@@ -119,14 +120,17 @@ inline float share_of(const Call& c, bool seeds, int64_t members, int64_t count)
 
 // What the read-out adds to the logits of slots, and the means as it uses them.
 inline Seen prepare(const Call& c, const int64_t* counts, Seen seen, Work& w) {
+  if (c.read_out == UNIT) room(w.unit, seen.n * c.Dk);
+  const bool known = c.full_chunks == 0 && w.prepared == counts;  // rows that share a dictionary come one after the other
+  w.prepared = counts;
   float* log_count = room(w.log_count, seen.n);
-  for (int64_t i = 0; i < seen.n; ++i) log_count[i] = std::log(static_cast<float>(counts[i]));
-  if (c.read_out == GMR) {
+  for (int64_t i = 0; i < seen.n && !known; ++i) log_count[i] = std::log(static_cast<float>(counts[i]));
+  if (c.read_out == GMR && !known) {
     float* half = room(w.half, seen.n);
     for (int64_t i = 0; i < seen.n; ++i) half[i] = square(seen.mu + i * seen.mu_stride, c.Dk) / 2;
   } else if (c.read_out == UNIT) {
-    float* unit = room(w.unit, seen.n * c.Dk);
-    for (int64_t i = 0; i < seen.n; ++i) {
+    float* unit = w.unit.data();
+    for (int64_t i = 0; i < seen.n && !known; ++i) {
       const float* mu = seen.mu + i * seen.mu_stride;
       scale_to(mu, c.Dk, inverse_norm(mu, c.Dk), unit + i * c.Dk);
     }

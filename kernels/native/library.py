@@ -24,7 +24,10 @@ _HERE = Path(__file__).parent
 _loaded = False
 SOURCES = ("scan.cpp", "backward.cpp", "step.cpp")
 HEADERS = ("call.h", "arithmetic.h")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# Compilers prefer half of a processor's vectors, for the sake of its clock; here loops over numbers are the work.
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+_MATHS = ("-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-std=c++20", "-O3", "-march=native", *_WIDE, "-fopenmp", *_MATHS, "-fPIC", "-shared")
 
 
 def library_path() -> Path:

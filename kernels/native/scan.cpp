@@ -210,7 +210,7 @@ void forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   at::parallel_for(0, c.B * c.G, grain(c), [&](int64_t begin, int64_t end) {
     OneThread products;  // a product of one chunk is too small to share
     Work w;
-    for (int64_t line = begin; line < end; ++line) scan(c, line / c.G, line % c.G, w, r);
+    for (int64_t i = begin; i < end; ++i) scan(c, i % c.B, i / c.B, w, r);
   });
 }
 
