@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cl_ovq.errors import UserError
 from cl_ovq.runs.run_logging import log_data, log_model, log_result
 from cl_ovq.runs.summary import warn
+from cl_ovq.training import quantity_of
 
 if TYPE_CHECKING:
     from cl_ovq.runs.checkpoints.plugin import Checkpoints
@@ -76,6 +78,9 @@ class Tracking(Callback):
     def run_begin(self, run: Run) -> None:
         """Name the data; what a run that was finished before has found, tell an MLflow run that is new."""
         log_data(run.stream, run.config.evaluation.split, run.tracker)
+        if not run.tracker.resumed:
+            # MLflow's comparison page plots what a run logged first; undefined until an experience is learned.
+            run.tracker.log({quantity_of(run.config.stream.name): math.nan}, step=0)
         if run.earlier is not None and not run.tracker.resumed:
             found = {name: value for name, value in run.earlier.metrics.items() if value is not None}
             run.tracker.log(found, step=len(run.earlier.matrix) - 1)

@@ -109,7 +109,7 @@ def test_mlflow_holds_the_sweep_as_parent_of_its_trials(broken):
     assert by_trial["0"].info.status == "FINISHED"
     assert "the loss is" in by_trial["1"].data.tags["diverged"]
     history = client.get_metric_history(by_trial["0"].info.run_id, "accuracy")
-    assert [entry.step for entry in history] == [1, 2]
+    assert [entry.step for entry in history] == [0, 1, 2]
     assert {run.data.tags["sweep"] for run in children} == {"small"}
 
 
