@@ -166,7 +166,10 @@ def weights(
 def ui(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(help="Runs to compare: ids, names or directories; the latest few if none.", show_default=False),
+        typer.Argument(
+            help="Runs to compare: ids, names or directories; a sweep stands for its trials. The latest few if none.",
+            show_default=False,
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port; the next free one is taken if it is in use.")] = 5000,
     uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,

@@ -18,7 +18,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from cl_ovq.errors import UserError
-from cl_ovq.runs.find import find_run, latest_runs
+from cl_ovq.runs.find import latest_runs, runs_of
 from cl_ovq.tracking.export import open_existing
 from cl_ovq.tracking.journal import PATTERN
 from cl_ovq.tracking.store import RUNS, absolute_uri, artifact_location
@@ -36,7 +36,8 @@ def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browse
     """Run MLflow's server until it is interrupted.
 
     Args:
-        names: runs to compare: MLflow's ids, names or directories; the latest few if none.
+        names: runs to compare: MLflow's ids, names or directories; a sweep or several seeds stand for the runs below
+            them. The latest few if none.
         port: the first to try.
         uri: the store; the default one if None.
         host: address to listen on; any but this machine's own turns MLflow's authentication on.
@@ -51,7 +52,7 @@ def serve(names: Sequence[str], *, port: int, uri: str | None, host: str, browse
         for run in sync(RUNS, uri):  # runs that were killed would be shown as going on
             if run.outcome in ("kept", "malformed"):
                 said.print(run.line(), soft_wrap=True, highlight=False, markup=False)
-    runs = [find_run(client, name) for name in names] if names else latest_runs(client)
+    runs = [run for name in names for run in runs_of(client, name)] if names else latest_runs(client)
     port = free_port(port, host)
     command, environment = server_command(absolute_uri(uri), host, port)
     root = f"http://{host}:{port}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 LATEST = 3
+MOST = 100  # runs that one name stands for: their ids are part of an address
 
 
 def latest_runs(client: MlflowClient) -> list[Run]:
@@ -46,3 +47,21 @@ def find_run(client: MlflowClient, name: str) -> Run:
         if run.info.run_name == name:
             return run
     raise unknown("run", name, {run.info.run_name for run in runs})
+
+
+def runs_of(client: MlflowClient, name: str) -> list[Run]:
+    """Return the run of a name (see `find_run`), or the runs below it: the trials of a sweep, the seeds of several.
+
+    Those that have finished, if any have; the latest ones where there are very many.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    run = find_run(client, name)
+    below = client.search_runs(
+        [run.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{run.info.run_id}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=MOST,
+    )
+    return [child for child in below if child.info.status == "FINISHED"] or list(below) or [run]

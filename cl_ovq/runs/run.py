@@ -178,7 +178,8 @@ class Run:
                 run._build(begun)
                 if overwrite:
                     clear(run.directory)
-                tracker = open_tracker(config, run.directory, run.name, run.device, parent, resume=run.resumed)
+                again = True if run.resumed else None if resume else False
+                tracker = open_tracker(config, run.directory, run.name, run.device, parent, resume=again)
                 with unchanged_randomness():
                     run.tracker = held.enter_context(tracker)
                 run._begin(callbacks)

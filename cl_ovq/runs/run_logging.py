@@ -69,9 +69,11 @@ def open_tracker(
     device: torch.device,
     parent: Tracker | RunKey | None = None,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
 ) -> Tracker:
     """Return the MLflow run of a configuration; the one that was last tracked from its directory if it is resumed.
+
+    `resume` is None where there was nothing to resume from: see `Tracker`.
 
     Where tracking is off, what it returns forgets everything.
     """

@@ -74,7 +74,9 @@ class JournalWriter:
 
     Args:
         directory: of the run.
-        resume: whether to go on with the directory's last journal; otherwise it is a new one.
+        parameters: digest of those that the run begins with.
+        resume: whether to go on with the directory's last journal; otherwise it is a new one. None goes on if that run
+            began with the same parameters.
 
     Attributes:
         path: of the journal.
@@ -88,13 +90,15 @@ class JournalWriter:
         OSError: it cannot be written.
     """
 
-    def __init__(self, directory: Path, *, resume: bool = False) -> None:
-        last = last_state(directory) if resume else None
+    def __init__(self, directory: Path, *, parameters: str = "", resume: bool | None = False) -> None:
+        last = None if resume is False else last_state(directory)
+        if last is not None and resume is None and not _began_with(last, parameters):
+            last = None
         self._why: str | None = None
         self._rest, self._lost = bytearray(), False
         self.resumed = False
         if last is None:
-            state = State(key=uuid.uuid4().hex)
+            state = State(key=uuid.uuid4().hex, parameters=parameters)
             self.path = directory.absolute() / f"tracking-{state.key[:8]}.jsonl"
             keep_state(state, self.path)
         else:
@@ -173,6 +177,14 @@ def last_state(directory: Path) -> Path | None:
     """Return the state of the run that was last tracked from a directory; None if there was none."""
     states = sorted(directory.absolute().glob("tracking-*.json"), key=modified)
     return states[-1] if states else None
+
+
+def _began_with(state: Path, parameters: str) -> bool:
+    """Return whether the run of a state began with parameters of that digest."""
+    try:
+        return state_of(state.with_suffix(".jsonl")).parameters == parameters
+    except JournalMalformed:
+        return False
 
 
 def modified(path: Path) -> int:

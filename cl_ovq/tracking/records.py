@@ -119,9 +119,11 @@ class State(_Model):
         resumed_at: the last step of each metric when the run was resumed: what comes again is not sent again.
         ended: whether MLflow knows that the run has ended.
         refused: what MLflow refused for good, in words.
+        parameters: digest of the parameters that the run began with; empty where an older version wrote the state.
     """
 
     key: Key
+    parameters: Text = ""
     run_id: Id | None = None
     offset: Count = 0
     resumed_at: dict[Text, Count] = Field(default_factory=dict)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
+import json
 import shlex
 import sys
 import time
@@ -90,7 +92,8 @@ class Tracker:
         parent: the run that this one belongs to.
         resume: whether to go on with the run that was last tracked from `directory`. It keeps its id, name and tags;
             metrics that it logs again at steps that it had logged are not logged twice. Where there is none, a new run
-            begins.
+            begins. None goes on with it if its parameters are the same: it was interrupted before its first checkpoint,
+            and begins again.
 
     Raises:
         UserError: the run that is to be resumed has not ended, or its journal is none, or nothing can be written.
@@ -106,7 +109,7 @@ class Tracker:
         tags: Mapping[str, Any],
         parameters: Mapping[str, Any],
         parent: Tracker | RunKey | None = None,
-        resume: bool = False,
+        resume: bool | None = False,
     ) -> None:
         self.directory = directory
         self._uri = absolute_uri(uri)
@@ -115,7 +118,7 @@ class Tracker:
         self._patience = ENDING_SECONDS
         self._ended = False
         try:
-            self._journal = JournalWriter(directory, resume=resume)
+            self._journal = JournalWriter(directory, parameters=_digest(parameters), resume=resume)
         except JournalBusy as error:
             raise UserError(f"output_dir: the run in {directory} is still going on") from error
         except JournalMalformed as error:
@@ -310,6 +313,10 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "unknown"
+
+
+def _digest(parameters: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_texts(parameters, PARAMETER_LENGTH), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _now() -> int:

@@ -1,5 +1,6 @@
 """What happens to a run's record when something dies: the run, the process beside it, the server."""
 
+import contextlib
 import json
 import os
 import signal
@@ -230,6 +231,28 @@ def test_resumed_run_is_one_run_without_doubles(store, tmp_path):
     assert client.get_run(first).info.status == "FINISHED"
     assert history(client, first, "m") == [(step, step * step) for step in range(1, 12)]
     assert track(False, range(1, 3), error=False) != first
+
+
+def test_a_run_that_begins_again_is_one_run_if_it_is_the_same(store, tmp_path):
+    """It was interrupted before there was a checkpoint."""
+    client = MlflowClient(tracking_uri=store)
+
+    def track(width, steps, error=None):
+        names = {"experiment": "faults", "run_name": "again", "tags": {}}
+        tracker = Tracker(tmp_path, uri=store, parameters={"width": width}, resume=None, **names)
+        with contextlib.suppress(KeyboardInterrupt), tracker:
+            for step in steps:
+                tracker.log({"m": step * step}, step)
+            if error:
+                raise error
+        return tracker.run_id
+
+    first = track(1, range(1, 6), KeyboardInterrupt)
+    assert client.get_run(first).info.status == "KILLED"
+    assert track(1, range(1, 9)) == first
+    assert client.get_run(first).info.status == "FINISHED"
+    assert history(client, first, "m") == [(step, step * step) for step in range(1, 9)]
+    assert track(2, range(1, 3)) != first
 
 
 def test_resumed_run_that_was_never_sent(store, tmp_path):

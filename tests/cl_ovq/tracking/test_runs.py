@@ -1,5 +1,6 @@
 """MLflow holds what the run found, in a SQLite file and on a server; a store that cannot be opened costs nothing."""
 
+import io
 import json
 import math
 import re
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from rich.console import Console
 
 from cl_ovq.config.keys import flatten
 from cl_ovq.errors import UserError
+from cl_ovq.runs.callbacks import Callback
 from cl_ovq.runs.result import summary_metrics
+from cl_ovq.runs.run import run_experiment
 from cl_ovq.runs.run_logging import run_color
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.tracking import StoreCheck, Tracker, artifact_location, open_client
@@ -328,3 +332,22 @@ def test_seeds_share_a_colour_and_models_do_not():
     assert all(len(shared) == 1 for shared in colours)
     assert len(set.union(*colours)) == 3
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for shared in colours for colour in shared)
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_is_one_row(store, tiny, tmp_path):
+    class Interrupt(Callback):
+        def run_begin(self, run):
+            raise KeyboardInterrupt
+
+    def go(*callbacks):
+        tracking = ("tracking.enabled=true", f"tracking.uri={store}", "tracking.experiment=one row")
+        config = tiny(*tracking, "tracking.log_model=false", f"output_dir={tmp_path / 'run'}")
+        return run_experiment(config, Console(file=io.StringIO()), resume=True, callbacks=callbacks)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(Interrupt())
+    result = go()
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("one row").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")

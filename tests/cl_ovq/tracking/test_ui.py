@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from cl_ovq.cli import ui
 from cl_ovq.errors import UserError
+from cl_ovq.runs.find import find_run, runs_of
 from cl_ovq.tracking import Tracker
 from cl_ovq.tracking.view import COMPARED, view_tags
 
@@ -42,9 +43,28 @@ def test_runs_are_found_by_id_name_and_directory(named, tmp_path):
     shipped = json.loads((Path(__file__).parents[3] / "docs/results/quickstart_stream.json").read_text())["runs"][0]
     (tmp_path / "results.json").write_text(json.dumps(shipped | {"run_id": ids["second"]}))
     for name, wanted in ((ids["first"], "first"), ("third", "third"), (str(tmp_path), "second")):
-        assert ui.find_run(client, name).info.run_id == ids[wanted]
+        assert find_run(client, name).info.run_id == ids[wanted]
     with pytest.raises(UserError, match="unknown run 'thrid': did you mean 'third'"):
-        ui.find_run(client, "thrid")
+        find_run(client, "thrid")
+
+
+def test_a_sweep_stands_for_its_trials(store, tmp_path):
+    def track(name, parent=None):
+        options = {"uri": store, "experiment": "swept", "run_name": name, "tags": {}, "parameters": {}}
+        (tmp_path / name).mkdir()
+        return Tracker(tmp_path / name, parent=parent, **options)
+
+    with track("sweep small") as sweep:
+        for name in ("trial 0", "trial 1"):
+            with track(name, sweep):
+                pass
+        with pytest.raises(KeyboardInterrupt), track("trial 2", sweep):
+            raise KeyboardInterrupt
+        client = MlflowClient(tracking_uri=store)
+        assert sweep.run_id
+    names = [run.info.run_name for run in runs_of(client, "sweep small")]
+    assert sorted(names) == ["trial 0", "trial 1"]  # and not the one that was killed
+    assert [run.info.run_name for run in runs_of(client, "trial 2")] == ["trial 2"]
 
 
 def test_nothing_to_show(tmp_path):
