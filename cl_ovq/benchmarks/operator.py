@@ -17,9 +17,8 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
+from cl_ovq.benchmarks.peers import attention
 from cl_ovq.runs.provenance import (
     code_revision,
     device_name,
@@ -28,7 +27,7 @@ from cl_ovq.runs.provenance import (
     reset_peak_memory,
     resident_bytes,
 )
-from kernels import GROWTH, DictionaryOptions, ovq_attention
+from kernels import GROWTH, DictionaryOptions
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
 METHODS = ("ovq", "sdpa")
@@ -66,7 +65,10 @@ SHAPE = tuple(field.name for field in fields(Case) if field.name != "tokens")
 
 
 def measure_operator(
-    cases: Sequence[Case], rounds: int = 5, report: Callable[[str], None] = lambda line: None
+    cases: Sequence[Case],
+    rounds: int = 5,
+    report: Callable[[str], None] = lambda line: None,
+    peers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure every case.
 
@@ -74,20 +76,21 @@ def measure_operator(
         cases: the shapes.
         rounds: timings of each method, after one that does not count; medians are reported.
         report: is told what is being measured.
+        peers: further methods to measure beside the two: names in `PEERS`.
 
     Returns:
         `rows`, one per case with the fields of `Case`, seconds (median, minimum, maximum), `speedup` (the median over
         rounds of SDPA's time over OVQ's), peak bytes, and `matmul_share`, the floating-point operations per second of
-        OVQ's matrix products over those of a large matrix product; `series`, one per shape, with `slopes` and
-        `crossover_tokens`; `machine`.
+        OVQ's matrix products over those of a large matrix product; with `peers`, of each the same three numbers;
+        `series`, one per shape, with `slopes` and `crossover_tokens`; `machine`.
     """
     rows = []
     device = torch.device(cases[0].device)
     rates = {name: matmul_rate(name, device) for name in dict.fromkeys(case.dtype for case in cases)}
     for case in cases:
         report(f"{case.direction} {case.tokens} tokens")
-        seconds = _time(case, rounds)
-        peaks = {method: peak_bytes(case, method) for method in METHODS}
+        seconds = _time(case, rounds, (*METHODS, *peers))
+        peaks = {method: peak_bytes(case, method) for method in (*METHODS, *peers)}
         ovq, sdpa = (statistics.median(seconds[method]) for method in METHODS)
         rows.append(
             asdict(case)
@@ -100,6 +103,7 @@ def measure_operator(
                 "ovq_peak_bytes": peaks["ovq"],
                 "sdpa_peak_bytes": peaks["sdpa"],
                 "matmul_share": operations(case) / ovq / rates[case.dtype],
+                "peers": {peer: _beside(seconds[peer], seconds["ovq"], peaks[peer]) for peer in peers},
             }
         )
     return {
@@ -197,10 +201,20 @@ def _measure_peak(case: Case, method: str, threads: int) -> int:
     return max(0, peak_memory_bytes(device) - before)
 
 
-def _time(case: Case, rounds: int) -> dict[str, list[float]]:
+def _beside(seconds: Sequence[float], ovq: Sequence[float], peak: int) -> dict[str, Any]:
+    """Return what is said of a peer; `speedup` is its time over OVQ's, the median over rounds."""
+    return {
+        "seconds": statistics.median(seconds),
+        "seconds_range": [min(seconds), max(seconds)],
+        "speedup": statistics.median(s / o for o, s in zip(ovq, seconds, strict=True)),
+        "peak_bytes": peak,
+    }
+
+
+def _time(case: Case, rounds: int, methods: Sequence[str]) -> dict[str, list[float]]:
     device = torch.device(case.device)
-    runners = {method: runner(case, method) for method in METHODS}
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    runners = {method: runner(case, method) for method in methods}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
     for number in range(rounds + 1):
         for method, run in runners.items():
             spent = _seconds(run, device)
@@ -228,7 +242,7 @@ def runner(case: Case, method: str) -> Callable[[], Any]:
 
     Args:
         case: the shape.
-        method: `ovq`, `sdpa`, or `chunked`, which is `ovq` in PyTorch's own operations.
+        method: see `peers.attention`.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (1, case.tokens, case.heads, case.head_dim)
@@ -241,19 +255,12 @@ def runner(case: Case, method: str) -> Callable[[], Any]:
     for tensor in inputs:
         tensor.requires_grad_(backward)
 
-    def attend() -> Tensor:
-        if method != "sdpa":
-            name = "auto" if method == "ovq" else method
-            return ovq_attention(q, k, v, beta, options, implementation=name)[0]
-        heads_first = [x.transpose(1, 2) for x in inputs]
-        return functional.scaled_dot_product_attention(
-            heads_first[0], heads_first[1], heads_first[2], is_causal=True
-        ).transpose(1, 2)
+    attend = attention(method, beta, options)
 
     def run() -> Any:
         if not backward:
             with torch.no_grad():
-                return attend()
-        return torch.autograd.grad(attend(), inputs, gradient)
+                return attend(q, k, v)
+        return torch.autograd.grad(attend(q, k, v), inputs, gradient)
 
     return run

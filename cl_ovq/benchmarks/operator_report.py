@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cl_ovq.benchmarks.operator import METHODS, series
+from cl_ovq.benchmarks.peers import PEERS
 from cl_ovq.evaluation.drawing import legend, new_figure
 from cl_ovq.evaluation.style import PALETTE
 from cl_ovq.report.table import Column, Number, Table
@@ -48,9 +49,62 @@ def tables(result: dict[str, Any], *, ranges: bool) -> list[Table]:
     return found
 
 
+def peer_tables(result: dict[str, Any], *, ranges: bool) -> list[Table]:
+    """Return a table for each series of rows that has peers: their time over OVQ's, and their memory.
+
+    Args:
+        result: of `measure_operator`.
+        ranges: whether seconds and their spread are in the cells.
+    """
+    found = []
+    for group in series(result["rows"]).values():
+        names = tuple(group[0].get("peers", {}))
+        if not names:
+            continue
+        columns = [Column("tokens"), *(Column(f"{PEERS[name]} {unit}") for unit in ("x", "MB") for name in names)]
+        table = Table(*columns, title=f"{title(group[0])}: time over OVQ's")
+        for row in group:
+            peers = [row["peers"][name] for name in names]
+            table.add(
+                row["tokens"],
+                *(_beside(peer, ranges) for peer in peers),
+                *(Number(peer["peak_bytes"] / 1e6, spec=".0f") for peer in peers),
+            )
+        found.append(table)
+    return found
+
+
+def decoding_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the microseconds that a token takes in decoding, with the spread."""
+    columns = ("tokens before", "OVQ us", "OVQ in PyTorch us", "softmax over a cache us")
+    table = Table(*map(Column, columns), title="decoding, a token and layer")
+    for row in rows:
+        cells = []
+        for method in ("ovq", "chunked", "softmax"):
+            median, (low, high) = row[method]["seconds"], row[method]["seconds_range"]
+            cells.append(f"{median * 1e6:.0f} ({low * 1e6:.0f} to {high * 1e6:.0f})")
+        table.add(row["tokens"], *cells)
+    return table
+
+
+def products_table(rates: dict[str, float]) -> Table:
+    """Return the rates of matrix products, and their shares of the largest."""
+    table = Table("product", "GFLOP/s", "share of the best", title="matrix products")
+    for name, rate in rates.items():
+        table.add(name, Number(rate / 1e9, spec=".0f"), Number(rate / max(rates.values()), spec=".0%"))
+    return table
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """Return the benchmark's series as Markdown tables."""
-    return "\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in tables(result, ranges=True))
+    """Return all tables of the benchmark as Markdown."""
+    found = [*tables(result, ranges=True), *peer_tables(result, ranges=True), *machine_tables(result)]
+    return "\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in found)
+
+
+def machine_tables(result: dict[str, Any]) -> list[Table]:
+    """Return the tables of decoding and of products, where they were measured."""
+    decoding, products = result.get("decoding"), result.get("products")
+    return [*([decoding_table(decoding)] if decoding else []), *([products_table(products)] if products else [])]
 
 
 def modelled_markdown(rows: list[dict[str, Any]]) -> str:
@@ -103,3 +157,10 @@ def operator_figure(result: dict[str, Any]) -> Figure:
 def _seconds(row: dict[str, Any], method: str, ranges: bool) -> Number | str:
     median, (low, high) = row[f"{method}_seconds"], row[f"{method}_seconds_range"]
     return f"{median:.3g} ({low:.3g} to {high:.3g})" if ranges else Number(median, spec=".3g")
+
+
+def _beside(peer: dict[str, Any], ranges: bool) -> Number | str:
+    if not ranges:
+        return Number(peer["speedup"], spec=".2f")
+    low, high = peer["seconds_range"]
+    return f"{peer['speedup']:.2f} ({low:.3g} to {high:.3g} s)"

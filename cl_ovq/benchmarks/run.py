@@ -12,18 +12,37 @@ from typing import Any
 from rich.console import Console
 
 from cl_ovq.benchmarks.cost import MACHINES, modelled_rows
+from cl_ovq.benchmarks.decoding import measure_decoding
 from cl_ovq.benchmarks.operator import DTYPES, Case, measure_operator
-from cl_ovq.benchmarks.operator_report import markdown, modelled_markdown, operator_figure, tables
+from cl_ovq.benchmarks.operator_report import (
+    machine_tables,
+    markdown,
+    modelled_markdown,
+    operator_figure,
+    peer_tables,
+    tables,
+)
+from cl_ovq.benchmarks.peers import PEERS
+from cl_ovq.benchmarks.products import product_rates
 from cl_ovq.errors import UserError, unknown
+from cl_ovq.mixers.recurrences import require_library
 from cl_ovq.paths import write_atomically
 from cl_ovq.runs.checking import find_device
 from kernels import GROWTH
 
+DECODED = (1024, 16384, 65536)  # tokens before those that are decoded
 NAMED = {"dtype": tuple(DTYPES), "growth": tuple(GROWTH)}
 
 
 def run_operator_benchmark(
-    tokens: Mapping[str, str], lists: Mapping[str, str], *, device: str, rounds: int, output: Path | None, as_json: bool
+    tokens: Mapping[str, str],
+    lists: Mapping[str, str],
+    *,
+    device: str,
+    rounds: int,
+    output: Path | None,
+    as_json: bool,
+    peers: bool = False,
 ) -> None:
     """Measure every combination of the given lists, print the table, and write the files that were asked for.
 
@@ -34,6 +53,7 @@ def run_operator_benchmark(
         rounds: timings of each method.
         output: folder for `operator.json`, `operator.md` and `operator.png`.
         as_json: whether standard output carries the result as JSON, and nothing else.
+        peers: whether to measure OVQ's other forms, a gated recurrence, decoding and the rate of matrix products too.
 
     Raises:
         UserError: an option holds something that cannot be measured.
@@ -63,9 +83,19 @@ def run_operator_benchmark(
             write_atomically(output / f"modelled_{modelled}.md", modelled_markdown(rows))
         print(json.dumps(rows, indent=2) if as_json else modelled_markdown(rows))
         return
+    if peers and place != "cpu":
+        raise UserError(f"--peers: measured on a CPU, not on {place}: add --device cpu")
+    if peers:
+        require_library("gated_delta")
     progress = Console(stderr=True)
     with progress.status("measuring") as status:
-        result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"))
+        names = tuple(PEERS) if peers else ()
+        result = measure_operator(cases, rounds, lambda line: status.update(f"measuring {line}"), names)
+        if peers:
+            shape = {name: getattr(cases[0], name) for name in ("capacity", "chunk", "heads", "head_dim")}
+            status.update("measuring decoding")
+            result["decoding"] = measure_decoding(DECODED, rounds=rounds, **shape)
+            result["products"] = product_rates(**shape)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "operator.json", json.dumps(result, indent=2) + "\n")
@@ -75,7 +105,7 @@ def run_operator_benchmark(
         print(json.dumps(result, indent=2))
         return
     console = Console()
-    for table in tables(result, ranges=False):
+    for table in (*tables(result, ranges=False), *peer_tables(result, ranges=False), *machine_tables(result)):
         console.print(table)
     console.print(f"median of {rounds}; {result['machine']['device']}")
 

@@ -82,6 +82,13 @@ def bench_operator(
     growth: Annotated[str, typer.Option(help="Schedules of slots.")] = "plateau",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="Also other forms of OVQ, a gated recurrence, decoding, and the rate of matrix products; CPU.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for operator.json, operator.md and operator.png.", callback=writable_folder),
@@ -105,6 +112,7 @@ def bench_operator(
         rounds=rounds,
         output=output,
         as_json=json,
+        peers=peers,
     )
 
 

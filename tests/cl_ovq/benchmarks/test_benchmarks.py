@@ -7,7 +7,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cl_ovq.benchmarks import run
+from cl_ovq.benchmarks.decoding import decode_ovq, decode_softmax
 from cl_ovq.benchmarks.operator import Case, crossover, operations, peak_bytes, slopes
+from cl_ovq.benchmarks.peers import PEERS, exact_attention, plain_ovq
 from cl_ovq.benchmarks.profile import profile_operator
 from cl_ovq.benchmarks.run import parse_list, run_operator_benchmark
 from cl_ovq.benchmarks.tracking import measure_tracking
@@ -74,8 +77,10 @@ def test_profile_shares_add_up_to_one():
     assert shares["matrix products"] > 0
 
 
-def test_the_operators_rows_as_json(tmp_path):
-    command = "bench operator --tokens 64 --backward-tokens 128 --capacity 16 --chunk 32 --heads 2 --head-dim 8"
+def test_the_operators_rows_as_json(tmp_path, monkeypatch):
+    pytest.importorskip("fla", reason="a peer needs flash-linear-attention: pip install 'cl-ovq[fla]'")
+    monkeypatch.setattr(run, "DECODED", (64, 96))
+    command = "bench operator --tokens 64 --backward-tokens 128 --capacity 16 --chunk 32 --heads 2 --head-dim 8 --peers"
     result = CliRunner().invoke(
         app, [*command.split(), "--rounds", "1", "--device", "cpu", "--json", "--output", str(tmp_path)]
     )
@@ -88,10 +93,40 @@ def test_the_operators_rows_as_json(tmp_path):
         ("forward_backward", 128),
     ]
     assert all(keys <= set(row) for row in found["rows"])
+    assert all(list(row["peers"]) == list(PEERS) for row in found["rows"])
+    assert [row["tokens"] for row in found["decoding"]] == [64, 96]
+    assert {"large squares, NumPy", "logits of a chunk, one head"} <= found["products"].keys()
     assert found["machine"]["matmul_flops"]["float32"] > 1e8
     assert json.loads((tmp_path / "operator.json").read_text()) == found
     assert (tmp_path / "operator.md").read_text().count("|") > 20
     assert (tmp_path / "operator.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("growth", ["plateau", "all", "linear"])
+@pytest.mark.parametrize(("capacity", "chunk"), [(16, 8), (64, 32), (8, 16)])
+def test_the_operator_with_old_assignment_is_what_one_writes_in_a_few_lines(growth, capacity, chunk):
+    """What `preset=paper` is: an independent derivation, in other operations, with autograd's own gradients."""
+    options = DictionaryOptions(capacity=capacity, chunk_size=chunk, growth=growth, assignment="old")
+    q, k, v = (torch.randn(2, 200, 3, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    beta = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)
+    outputs = plain_ovq(q, k, v, beta, options), ovq_attention(q, k, v, beta, options)[0]
+    gradients = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in outputs]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-13)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_both_ways_of_decoding_read_what_attention_over_the_whole_reads():
+    tokens = torch.randn(3, 1, 40, 2, 8)
+    q, k, v = tokens
+    cache = torch.zeros(2, 1, 2, 40, 8)
+    cache[:, :, :, :24] = tokens[1:, :, :24].transpose(2, 3)
+    torch.testing.assert_close(decode_softmax(tokens[:, :, 24:], cache), exact_attention(q, k, v)[:, 24:])
+    options, beta = DictionaryOptions(capacity=8, chunk_size=8), torch.ones(2)
+    expected, _ = ovq_attention(q, k, v, beta, options)
+    _, state = ovq_attention(*(x[:, :24] for x in (q, k, v)), beta, options, output_final_state=True)
+    for implementation in ("auto", "chunked"):
+        found = decode_ovq(tokens[:, :, 24:], beta, options, state, implementation)
+        torch.testing.assert_close(found, expected[:, 24:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
