@@ -83,21 +83,32 @@ def published(
     ] = None,
     output: TableFile = None,
 ) -> None:
-    """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1)."""
+    """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1).
+
+    A row whose protocol differs from its source's is near or far, and does not fail.
+    """
     from cl_ovq.paths import write_atomically
-    from cl_ovq.studies.published import load_published, reproduce, summary, to_table
+    from cl_ovq.studies.published import FAILURES, load_published, reproduce, summary, to_table
     from cl_ovq.tracking import RUNS
 
     home, said = directory or RUNS / "published", Console(stderr=True)
     found = reproduce(load_published(names or ()), seeds, home, said, jobs=jobs)
     Console().print(to_table(found))
-    if not names:
-        Console().print(summary(found))
     for reason in dict.fromkeys(one.missing for one in found if one.missing):
         said.print(f"not run: {reason}", soft_wrap=True, highlight=False, markup=False)
+    for one in found:
+        if one.measured and one.target.differs:
+            said.print(
+                f"{one.target.name}: the protocol differs: {one.target.differs}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
+    if not names:
+        Console().print(summary(found))
     if output is not None:
         write_atomically(output, to_table(found, sources=True).rendered(output.suffix))
-    if any(one.verdict not in ("reproduced", "not run") for one in found):
+    if any(one.verdict in FAILURES for one in found):
         raise typer.Exit(1)
 
 

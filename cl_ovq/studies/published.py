@@ -4,9 +4,13 @@ A file under `experiments/published/` is one row:
 
     title: Split-Fashion-MNIST, naive
     source: where the number is from
+    links: {number: "https://...", settings: ["https://..."]}
+    differs: what of the source's protocol the experiment does not have
     target: {accuracy: 0.1994, within: 0.005}
     experiment: split_fashion_mnist_mlp
     set: {strategy.name: naive}
+
+Where the protocol differs a number cannot be reproduced, nor missed: it is `near` or `far`, and neither is a failure.
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ from cl_ovq.studies.tables import RowResult
 from streams import STREAMS, StreamDataError
 
 QUIET = {"tracking.enabled": False, "checkpoint.enabled": False}
-KEYS = ("title", "source", "target", "experiment", "set")
+KEYS = ("title", "source", "links", "differs", "target", "experiment", "set")
+LINKS = ("number", "settings")
+FAILURES = ("too low", "too high", "diverged", "failed")  # verdicts
+NO_SOURCE = "no source with a whole protocol found"
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class Target:
         name: of the file.
         title: what it is of.
         source: where it is from.
+        number_at: address of the page where the number stands; None if it has none.
+        settings_at: addresses of the files where hyper-parameters stand.
+        differs: what of the source's protocol the row does not have; None if nothing that could matter.
         metric: its name.
         value: as published.
         within: the largest distance at which it counts as reproduced, on either side.
@@ -55,6 +65,9 @@ class Target:
     name: str
     title: str
     source: str
+    number_at: str | None
+    settings_at: tuple[str, ...]
+    differs: str | None
     metric: str
     value: float
     within: float
@@ -79,13 +92,19 @@ class Reproduction:
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `too low`, `too high`, `diverged`, `failed` if no run ended, or `not run` if none could."""
+        """`reproduced`, `too low`, `too high`, `diverged`, `failed` if no run ended, or `not run` if none could.
+
+        Where the protocol differs it is `near` or `far` in place of the first three.
+        """
         if self.diverged:
             return "diverged"
         if self.measured is None:
             return "failed" if self.missing is None else "not run"
         distance = self.measured.mean - self.target.value
-        if abs(distance) <= self.target.within:
+        within = abs(distance) <= self.target.within
+        if self.target.differs is not None:
+            return "near" if within else "far"
+        if within:
             return "reproduced"
         return "too high" if distance > 0 else "too low"
 
@@ -110,7 +129,7 @@ def load_published(names: Sequence[str | Path] = ()) -> list[Target]:
 
 def _is_text(path: Sequence[Step]) -> bool:
     match list(path):
-        case ["title" | "source" | "experiment"]:
+        case ["title" | "source" | "differs" | "experiment"] | ["links", "number"] | ["links", "settings", _]:
             return True
         case ["set", *place]:
             return is_text_below(place)
@@ -134,11 +153,43 @@ def _target(path: Path) -> Target:
     for key, value in target.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{path}: {key}: {value!r} is not a number")
+    number_at, settings_at = _links(path, tree.get("links"))
     row = Row({"row": path.stem}, str(tree["experiment"]), QUIET | as_mapping(tree.get("set") or {}, "set"), {})
     row.check({})
     return Target(
-        path.stem, str(tree["title"]), str(tree["source"]), metrics[0], target[metrics[0]], target["within"], row
+        name=path.stem,
+        title=str(tree["title"]),
+        source=str(tree["source"]),
+        number_at=number_at,
+        settings_at=settings_at,
+        differs=None if tree.get("differs") is None else str(tree["differs"]),
+        metric=metrics[0],
+        value=target[metrics[0]],
+        within=target["within"],
+        row=row,
     )
+
+
+def _links(path: Path, value: Any) -> tuple[str | None, tuple[str, ...]]:
+    """Return the addresses of the number and of the hyper-parameters.
+
+    Raises:
+        UserError: naming the file and what is no address.
+    """
+    if value is None:
+        return None, ()
+    links = as_mapping(value, "links")
+    for key in links:
+        if key not in LINKS:
+            raise unknown("link of a published number", str(key), LINKS)
+    settings = links.get("settings") or []
+    if not isinstance(settings, list):
+        raise UserError(f"{path}: links.settings: must be a list of addresses")
+    number = links.get("number")
+    for address in [*settings, *([] if number is None else [number])]:
+        if not str(address).startswith("https://"):
+            raise UserError(f"{path}: links: {address!r} is no address: write https://...")
+    return (None if number is None else str(number)), tuple(map(str, settings))
 
 
 def reproduce(
@@ -205,27 +256,34 @@ def _missing(targets: Sequence[Target]) -> dict[str, str]:
 
 
 def to_table(found: Sequence[Reproduction], *, sources: bool = False) -> Table:
-    """Return target, measurement and verdict, a row each; the sources too, if asked for."""
-    words = [Column(name, right=False) for name in ("verdict", "source")]
+    """Return target, measurement and verdict, a row each; with sources, links and what differs, if asked for."""
+    words = [Column(name, right=False) for name in ("verdict", "source", "differs", "links")]
     heads = ("", "published", "within", "measured", "seeds")
     table = Table(*heads, *words, title="Published numbers", spread="standard deviation")
-    styles = {"reproduced": "green", "not run": "dim"}
+    styles = dict.fromkeys(FAILURES, "red") | {"reproduced": "green", "not run": "dim"}
     for one in found:
-        verdict, measured = Text(one.verdict, styles.get(one.verdict, "red")), Number(None)
+        target, measured = one.target, Number(None)
         if (ours := one.measured) is not None:
             measured = Number(ours.mean, spec=".4f", spread=ours.standard_deviation)
-        target = Number(one.target.value, spec=".4f"), Number(one.target.within, spec=".3f")
-        table.add(one.target.name, *target, measured, ours and ours.seeds, verdict, one.target.source)
-    return table if sources else table.keep(range(len(table.columns) - 1))
+        numbers = Number(target.value, spec=".4f"), Number(target.within, spec=".3f"), measured
+        links = " ".join(filter(None, [target.number_at, *target.settings_at]))
+        verdict = Text(one.verdict, styles.get(one.verdict, ""))
+        table.add(target.name, *numbers, ours and ours.seeds, verdict, target.source, target.differs or "", links)
+    return table if sources else table.keep(range(len(heads) + 1))
 
 
 def summary(found: Sequence[Reproduction]) -> Table:
-    """Return for each strategy how many of its published numbers are reproduced, missed and not run."""
-    table = Table("strategy", "reproduced", "missed", "not run", title="By strategy")
-    verdicts: dict[str, list[str]] = {name: [] for name in STRATEGIES}
+    """Return how many published numbers of a strategy are reproduced, missed, not run, or of a protocol that differs.
+
+    Strategies of the user's own stand there if they have a row.
+    """
+    heads = ("strategy", "reproduced", "missed", "differs", "not run")
+    table = Table(*heads, Column("", right=False), title="By strategy")
+    verdicts: dict[str, list[str]] = {name: [] for name, strategy in STRATEGIES.items() if not strategy.foreign}
     for one in found:
-        verdicts[one.target.row.config({}, 0, "test").strategy.name].append(one.verdict)
+        verdicts.setdefault(one.target.row.config({}, 0, "test").strategy.name, []).append(one.verdict)
+    groups = ("reproduced",), FAILURES, ("near", "far"), ("not run",)
     for name, of_strategy in verdicts.items():
-        reproduced, idle = of_strategy.count("reproduced"), of_strategy.count("not run")
-        table.add(name, reproduced, len(of_strategy) - reproduced - idle, idle)
+        counts = [sum(verdict in group for verdict in of_strategy) for group in groups]
+        table.add(name, *counts, "" if of_strategy else NO_SOURCE)
     return table

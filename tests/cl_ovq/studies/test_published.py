@@ -1,17 +1,22 @@
 """Published numbers: what is compared with what, on both sides, with real runs."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cl_ovq.cli.app import app
 from cl_ovq.errors import UserError
 from cl_ovq.evaluation.aggregates import Aggregate
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.result import Result
 from cl_ovq.strategies import STRATEGIES
 from cl_ovq.studies.published import (
+    NO_SOURCE,
     Reproduction,
     list_published,
     load_published,
@@ -20,6 +25,7 @@ from cl_ovq.studies.published import (
     to_table,
 )
 
+PAGE = (Path(__file__).parents[3] / "docs" / "published.md").read_text(encoding="utf-8")
 ROW = """
 title: Digits
 source: somebody
@@ -31,12 +37,12 @@ set: {{strategy.name: {strategy}}}
 
 @pytest.fixture(scope="module")
 def row(tiny_path, tmp_path_factory):
-    """`row(name, value=..., strategy=...)`: the file of a published number of the tiny experiment."""
+    """`row(name, value=..., strategy=..., more=...)`: the file of a published number of the tiny experiment."""
     folder = tmp_path_factory.mktemp("published")
 
-    def row(name, value=0.5, strategy="naive"):
+    def row(name, value=0.5, strategy="naive", more=""):
         path = folder / f"{name}.yaml"
-        path.write_text(ROW.format(value=value, strategy=strategy, tiny=tiny_path))
+        path.write_text(ROW.format(value=value, strategy=strategy, tiny=tiny_path) + more)
         return path
 
     return row
@@ -63,6 +69,29 @@ def test_both_sides_fail_and_what_is_near_does_not(row, tmp_path):
     assert len(to_table(again).rows) == 1
 
 
+def test_another_protocol_is_neither_reproduced_nor_missed(row):
+    links = 'links: {number: "https://a/table", settings: ["https://b/one", "https://b/two"]}'
+    (target,) = load_published([row("other", 0.5, more=f"differs: fewer epochs\n{links}")])
+    assert target.differs == "fewer epochs"
+    assert (target.number_at, target.settings_at) == ("https://a/table", ("https://b/one", "https://b/two"))
+    found = [Reproduction(target, Aggregate(value, None, None, 1)) for value in (0.509, 0.48, 0.52)]
+    assert [one.verdict for one in found] == ["near", "far", "far"]
+    assert "| naive | 0 | 0 | 3 | 0 |  |" in summary(found).to_markdown().splitlines()
+    text = to_table(found, sources=True).to_markdown()
+    assert "| somebody | fewer epochs | https://a/table https://b/one https://b/two |" in text
+    failed = Reproduction(target, None)
+    assert failed.verdict == "failed"  # whatever the protocol
+
+
+@pytest.mark.parametrize(("more", "code"), [("", 1), ("differs: nothing much", 0)])
+def test_a_number_that_is_missed_fails_the_command_and_another_protocol_does_not(row, tmp_path, more, code):
+    path = row("missed", 0.999, more=more)
+    done = CliRunner().invoke(app, ["published", str(path), "--seeds", "1", "--directory", str(tmp_path / "runs")])
+    assert done.exit_code == code
+    assert ("too low" if code else "far") in done.output
+    assert ("missed: the protocol differs: nothing much" in done.output) == (not code)
+
+
 def test_strategies_and_how_many_of_their_numbers_are_reproduced(row):
     pairs = [("a", "naive"), ("b", "naive"), ("c", "replay"), ("d", "replay"), ("e", "replay")]
     targets = load_published([row(name, strategy=strategy) for name, strategy in pairs])
@@ -71,10 +100,17 @@ def test_strategies_and_how_many_of_their_numbers_are_reproduced(row):
     found = [Reproduction(target, ours) for target, ours in zip(targets, measured, strict=True)]
     found[4] = Reproduction(targets[4], None, missing="no data")
     lines = summary(found).to_markdown().splitlines()
-    assert "| naive | 1 | 1 | 0 |" in lines
-    assert "| replay | 1 | 1 | 1 |" in lines  # a run that failed is one that missed
-    assert "| ewc | 0 | 0 | 0 |" in lines
-    assert len(lines) == len(STRATEGIES) + 2
+    assert "| naive | 1 | 1 | 0 | 0 |  |" in lines
+    assert "| replay | 1 | 1 | 0 | 1 |  |" in lines  # a run that failed is one that missed
+    assert f"| ewc | 0 | 0 | 0 | 0 | {NO_SOURCE} |" in lines
+    assert [line.split(" ")[1] for line in lines[2:]] == list(STRATEGIES)
+
+
+def test_a_strategy_of_the_users_own_stands_in_the_summary_if_it_has_a_row(row):
+    with STRATEGIES.lent("mine", "fine-tuning", build=lambda options, context: context.naive()):
+        assert "| mine |" not in summary([]).to_markdown()
+        (target,) = load_published([row("own", strategy="mine")])
+        assert "| mine | 0 | 1 | 0 | 0 |  |" in summary([Reproduction(target, None)]).to_markdown()
 
 
 def test_data_that_is_not_there_is_said_and_the_rest_is_measured(row, tmp_path):
@@ -112,15 +148,42 @@ def test_a_run_that_fails_is_no_missing_data(row, tmp_path):
     assert "model.patch_size: 3 does not divide" in said.getvalue()
 
 
-def test_every_published_number_of_the_project_is_right_in_form():
-    targets = load_published()
-    assert {target.name for target in targets} == set(list_published())
-    assert {"crosscheck_fashion_naive", "crosscheck_fashion_joint", "mnist_lwf", "permuted_mnist_si"} <= set(
-        list_published()
-    )
-    for target in targets:
+@pytest.fixture(scope="module")
+def shipped():
+    return load_published()
+
+
+def test_every_published_number_of_the_project_is_right_in_form(shipped):
+    assert {target.name for target in shipped} == set(list_published())
+    for target in shipped:
         assert 0 < target.value < 1
         assert 0.005 <= target.within <= 0.025
+
+
+def test_every_published_number_says_where_it_and_its_settings_stand(shipped):
+    for target in shipped:
+        if target.name.startswith("crosscheck_"):
+            assert (target.number_at, target.settings_at) == (None, ())
+            continue
+        assert target.number_at, target.name
+        assert target.settings_at, target.name
+        for address in target.settings_at:  # a branch moves on
+            assert re.match(r"https://github\.com/[\w-]+/[\w.-]+/blob/[0-9a-f]{40}/\S+$", address), address
+
+
+def test_every_strategy_has_a_number_or_stands_among_those_without(shipped):
+    """The page names each row with strategy and number, and each strategy that has none."""
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## Without a row")[0], re.MULTILINE))
+    assert list(rows) == [target.name for target in shipped if not target.name.startswith("crosscheck_")]
+    covered = set()
+    for target in shipped:
+        strategy = target.row.config({}, 0, "test").strategy.name
+        covered.add(strategy)
+        if target.name in rows:
+            assert rows[target.name].startswith(f"`{strategy}` | {target.value:.4f} | "), target.name
+            assert ("yes" if target.differs else "no") == rows[target.name].split(" | ")[-1], target.name
+    without = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Without a row")[2], re.MULTILINE)
+    assert without == [name for name in STRATEGIES if name not in covered]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +195,9 @@ def test_every_published_number_of_the_project_is_right_in_form():
         (", within: 0.01", "", "target: name one metric, and within"),
         ("0.01", "near", "within: 'near' is not a number"),
         ("strategy.name: naive", "strategy.name: nave", "unknown strategy 'nave'"),
+        ("title:", "links: {numbr: x}\ntitle:", "link of a published number 'numbr': did you mean 'number'"),
+        ("title:", "links: {number: table 2}\ntitle:", "links: 'table 2' is no address: write https://"),
+        ("title:", "links: {settings: https://a}\ntitle:", "links.settings: must be a list of addresses"),
     ],
 )
 def test_a_mistake_is_one_line(row, old, new, message):
