@@ -26,7 +26,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def notebook() -> str:
     """Return the notebook as Markdown, with what its cells have shown."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    found = [f"This page is [a notebook]({NOTEBOOK.name}), run by a test."]
+    found = [f"This page is [a notebook]({NOTEBOOK.name}); the test suite runs it."]
     for cell in cells:
         text = "".join(cell["source"])
         found.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
@@ -48,7 +48,7 @@ def parts() -> str:
     """Return a page of all parts that a configuration can name, with the keys of each."""
     page = [
         "# Every part",
-        "What `cl-ovq list KIND` and `cl-ovq list KIND NAME` print, for every kind that has options.",
+        "The output of `cl-ovq list KIND` and `cl-ovq list KIND NAME`, for every kind that has options.",
     ]
     for kind, registry in PARTS.items():
         page.append(f"## {kind.replace('_', ' ').capitalize()}")
@@ -76,7 +76,7 @@ def keys() -> str:
 
 def _table(rows: dict[str, str]) -> str:
     lines = [f"| `{key}` | {_prose(meaning)} |" for key, meaning in rows.items()]
-    return "\n".join(["| key | what it is |", "| --- | --- |", *lines])
+    return "\n".join(["| key | meaning |", "| --- | --- |", *lines])
 
 
 def _prose(text: str) -> str:
