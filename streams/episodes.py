@@ -38,21 +38,21 @@ class InstalledEpisodeOptions:
         },
     )
     tasks: int = field(
-        default=5, metadata={"help": "tasks of the episode, an experience each", "minimum": 1, "maximum": 100_000}
+        default=5, metadata={"help": "tasks per episode, one experience each", "minimum": 1, "maximum": 100_000}
     )
     classes_per_task: int = field(
         default=2,
-        metadata={"help": "classes of a task; no class is in two of them", "minimum": 1, "maximum": 100_000},
+        metadata={"help": "classes per task, disjoint between tasks", "minimum": 1, "maximum": 100_000},
     )
     samples: int = field(
         default=5,
-        metadata={"help": "training samples of a class, drawn from the run's seed", "minimum": 1, "maximum": 10**8},
+        metadata={"help": "training samples per class, drawn with the run's seed", "minimum": 1, "maximum": 10**8},
     )
     questions: int | None = field(
         default=None,
         metadata={
-            "help": "test samples of a class, drawn from the run's seed, and the most validation samples of one; all "
-            "that are held out if null",
+            "help": "test samples per class, drawn with the run's seed, and maximum of validation samples "
+            "per class; all held-out samples if null",
             "minimum": 1,
             "maximum": 10**8,
         },

@@ -28,37 +28,37 @@ class FeatureFileOptions:
 
     data: str | None = field(
         default=None,
-        metadata={"help": "file of the samples: .npy, .npz, .csv, .tsv (perhaps .gz) or .parquet; must be given"},
+        metadata={"help": "data file: .npy, .npz, .csv, .tsv (optionally .gz) or .parquet; required"},
     )
     test_data: str | None = field(
-        default=None, metadata={"help": "file of the test samples, of any of these kinds; a share is held out if null"}
+        default=None,
+        metadata={"help": "test data file in any of these formats; a fraction of data is held out if null"},
     )
     labels: str | None = field(
         default=None,
         metadata={
-            "help": "column or .npz array of the labels, if null one called label, target, class or y; of a .npy file "
-            "the file of the labels (.npy, or text with a label a line)"
+            "help": "label column or .npz array; one called label, target, class or y if null; for a .npy "
+            "file, the label file (.npy, or text with one label per line)"
         },
     )
     domains: str | None = field(
         default=None,
-        metadata={"help": "likewise of the domains; if null a column or array called domain, if there is one"},
+        metadata={
+            "help": "domain column or .npz array; one called domain if null, if it exists; for a .npy "
+            "file, the domain file"
+        },
     )
-    test_labels: str | None = field(
-        default=None, metadata={"help": "file of the labels of a .npy file of test samples"}
-    )
-    test_domains: str | None = field(
-        default=None, metadata={"help": "file of the domains of a .npy file of test samples"}
-    )
+    test_labels: str | None = field(default=None, metadata={"help": "label file for .npy test data"})
+    test_domains: str | None = field(default=None, metadata={"help": "domain file for .npy test data"})
     columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "columns that are features, of numbers or of lists of numbers; the array, of an .npz; all other "
-            "columns if null, or an array called features, embeddings or x"
+            "help": "feature columns, of numbers or lists of numbers, or the array of an .npz file; all "
+            "other columns if null, or an array called features, embeddings or x"
         },
     )
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "names of the classes, in the order of sorted labels; the labels if null"}
+        default=None, metadata={"help": "class names, in the order of the sorted labels; the labels if null"}
     )
 
 

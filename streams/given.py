@@ -21,9 +21,9 @@ NEEDED = ("dataset", "source", "files", "sizes", "split_sha256")
 class GivenOptions:
     """What tells a stream that was given as an object from another; nothing of it can be chosen."""
 
-    source: str | None = field(default=None, metadata={"help": "name of the stream"})
-    scenario: str | None = field(default=None, metadata={"help": "its scenario"})
-    split_sha256: str | None = field(default=None, metadata={"help": "digest of its data"})
+    source: str | None = field(default=None, metadata={"help": "stream name"})
+    scenario: str | None = field(default=None, metadata={"help": "scenario"})
+    split_sha256: str | None = field(default=None, metadata={"help": "digest of the data"})
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def lent(stream: Stream, name: str) -> Iterator[dict[str, Any]]:
         return stream
 
     digest = stream.provenance["split_sha256"]
-    STREAMS[name] = StreamEntry(build, GivenOptions, "a stream given from Python", stream.kind)
+    STREAMS[name] = StreamEntry(build, GivenOptions, "a stream passed from Python", stream.kind)
     try:
         yield {"name": name, "source": stream.name, "scenario": stream.scenario, "split_sha256": digest}
     finally:

@@ -56,19 +56,19 @@ class GlyphForm:
 
     data: str | None = field(
         default=None,
-        metadata={"help": "folder of font files (.ttf, .otf, .ttc); null: the fonts that are installed"},
+        metadata={"help": "folder of font files (.ttf, .otf, .ttc); null: the installed fonts"},
     )
     characters: str = field(
         default="jis1",
         metadata={
-            "help": f"the characters themselves, or a set of them: {', '.join(SETS)} (jis1: 2965 Chinese characters as "
-            "Japan uses them; hangul: 2350; gb1: 3755)"
+            "help": f"the characters themselves, or a set: {', '.join(SETS)} (jis1: 2965 Chinese characters as used in "
+            "Japan; hangul: 2350; gb1: 3755)"
         },
     )
     classes: int | None = field(
         default=None,
         metadata={
-            "help": "how many of the characters are classes, drawn alike for every seed; all if null",
+            "help": "number of characters to use as classes, drawn identically for every seed; all if null",
             "minimum": 2,
             "maximum": 100_000,
         },
@@ -76,19 +76,18 @@ class GlyphForm:
     skip: int = field(
         default=0,
         metadata={
-            "help": "characters of the draw that are left out before the classes are taken: with skip=2400 none of "
-            "those that classes=2400 takes, e.g. to learn an encoder on some and a stream of others",
+            "help": "characters of the draw to skip before taking classes: skip=2400 and classes=2400 share "
+            "none, e.g. to pretrain an encoder on other characters",
             "minimum": 0,
             "maximum": 100_000,
         },
     )
-    size: int = field(
-        default=16, metadata={"help": "height and width of an image in pixels", "minimum": 8, "maximum": 512}
-    )
+    size: int = field(default=16, metadata={"help": "image height and width in pixels", "minimum": 8, "maximum": 512})
     coverage: float = field(
         default=0.98,
         metadata={
-            "help": "share of the characters that a typeface must have; what one of these lacks is left out",
+            "help": "fraction of the characters that a typeface must contain; characters missing in a "
+            "remaining typeface are dropped",
             "minimum": 0.1,
             "maximum": 1.0,
         },
@@ -96,8 +95,8 @@ class GlyphForm:
     difference: float = field(
         default=4.0,
         metadata={
-            "help": "mean difference of pixels (0 to 255) below which two typefaces are nearly the same, and one is "
-            "left out",
+            "help": "mean pixel difference (0 to 255) below which two typefaces count as duplicates, and one "
+            "is dropped",
             "minimum": 0.0,
             "maximum": 255.0,
         },

@@ -37,26 +37,26 @@ class HubPlaces:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "folder that `save_to_disk` wrote, folder or file of Parquet, CSV, JSON or Arrow, or the name of a "
-            "data set on the hub; must be given"
+            "help": "folder written by `save_to_disk`, folder or file in Parquet, CSV, JSON or Arrow format, "
+            "or name of a data set on the Hub; required"
         },
     )
-    subset: str | None = field(default=None, metadata={"help": "configuration of a data set that has several"})
-    revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of a data set on the hub"})
-    train_split: str = field(default="train", metadata={"help": "split of the training and validation samples"})
+    subset: str | None = field(default=None, metadata={"help": "configuration, for a data set with several"})
+    revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of a data set on the Hub"})
+    train_split: str = field(default="train", metadata={"help": "split for training and validation samples"})
     test_split: str | None = field(
-        default=None, metadata={"help": "split of the test samples; if null `test`, or where there is none a share"}
+        default=None,
+        metadata={"help": "split for test samples; null: `test`, or, without that split, a held-out fraction"},
     )
     inputs: str | None = field(
         default=None,
         metadata={
-            "help": "column of images, of text or of lists of numbers; one called image, features, embedding or text "
-            "if null"
+            "help": "column of images, text or lists of numbers; one called image, features, embedding or text if null"
         },
     )
-    labels: str | None = field(default=None, metadata={"help": "column of the labels; one called label if null"})
+    labels: str | None = field(default=None, metadata={"help": "label column; one called label if null"})
     domains: str | None = field(
-        default=None, metadata={"help": "column of the domains; one called domain if null, if there is one"}
+        default=None, metadata={"help": "domain column; one called domain if null, if it exists"}
     )
 
 

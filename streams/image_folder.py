@@ -31,19 +31,20 @@ class ImageForm:
     size: int | None = field(
         default=32,
         metadata={
-            "help": "height and width that images are resized to; null: as they are, where all have the same",
+            "help": "height and width that images are resized to; null: no resizing; all images must have "
+            "the same size",
             "minimum": 1,
             "maximum": 4096,
         },
     )
     channels: int = field(
         default=3,
-        metadata={"help": "1: grey; 2: grey and alpha; 3: red, green, blue; 4: and alpha", "minimum": 1, "maximum": 4},
+        metadata={"help": "1: greyscale; 2: greyscale and alpha; 3: RGB; 4: RGB and alpha", "minimum": 1, "maximum": 4},
     )
     fit: str = field(
         default="crop",
         metadata={
-            "help": "how an image that is no square becomes one: crop its middle, pad it with black, or stretch it",
+            "help": "how a non-square image becomes square: crop its centre, pad it with black, or stretch it",
             "choices": ("crop", "pad", "stretch"),
         },
     )
@@ -56,12 +57,13 @@ class ImagePlaces:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "folder of the images, class/ or domain/class/, perhaps within train/ and test/; or a list of "
-            "path,label[,domain] a line; must be given"
+            "help": "image folder, class/ or domain/class/, optionally inside train/ and test/; or a list "
+            "with one path,label[,domain] per line; required"
         },
     )
     test_data: str | None = field(
-        default=None, metadata={"help": "folder or list of the test images, likewise; a share is held out if null"}
+        default=None,
+        metadata={"help": "test image folder or list, in the same layout; a fraction of data is held out if null"},
     )
 
 

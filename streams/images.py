@@ -53,7 +53,7 @@ class ImageDataset:
 
 DATASETS = {
     "digits": ImageDataset(
-        read_digits, "scikit-learn's digits (1797 images of 8 x 8, 10 classes; nothing to download)", installed=True
+        read_digits, "scikit-learn's digits (1797 images of 8 x 8, 10 classes; no download)", installed=True
     ),
     "fashion_mnist": ImageDataset(read_fashion_mnist, "Fashion-MNIST (70 000 images of 28 x 28, 10 classes)"),
     "mnist": ImageDataset(partial(read_torchvision, "MNIST"), "MNIST (70 000 images of 28 x 28, 10 classes)"),
@@ -128,10 +128,10 @@ class Variant:
 VARIANTS = {
     "split": Variant(build_split, SplitOptions, InstalledSplitOptions, "split by class"),
     "permuted": Variant(
-        build_permuted, TransformOptions, InstalledTransformOptions, "pixels permuted anew in each experience"
+        build_permuted, TransformOptions, InstalledTransformOptions, "a new pixel permutation in each experience"
     ),
-    "rotated": Variant(build_rotated, RotationOptions, InstalledRotationOptions, "turned further in each experience"),
+    "rotated": Variant(build_rotated, RotationOptions, InstalledRotationOptions, "rotated further in each experience"),
     "episodes": Variant(
-        build_episodes, EpisodeOptions, InstalledEpisodeOptions, "few samples of classes drawn from the seed"
+        build_episodes, EpisodeOptions, InstalledEpisodeOptions, "few-shot episodes with random classes"
     ),
 }

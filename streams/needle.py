@@ -37,17 +37,17 @@ class NeedleOptions:
     """Needles in a haystack of text."""
 
     task_types: list[str] = field(
-        default_factory=lambda: list(TASKS), metadata={"help": f"tasks, an experience each: {', '.join(TASKS)}"}
+        default_factory=lambda: list(TASKS), metadata={"help": f"tasks, one experience each: {', '.join(TASKS)}"}
     )
-    length: int = count_option(256, "tokens of a sequence", minimum=16)
-    needles: int = count_option(4, "needles of multi_key", minimum=2, maximum=10_000)
-    hops: int = count_option(2, "times that a name is handed on in variable_tracking", maximum=1000)
-    digits: int = count_option(3, "digits of a needle's value", maximum=100)
-    keys: int = count_option(64, "keys that there are", minimum=2)
-    words: int = count_option(128, "words that there are", minimum=FOLLOWERS)
-    train: int = count_option(4000, "training sequences of a task")
-    validation: int = count_option(200, "validation sequences of a task; 0: no validation stream", minimum=0)
-    test: int = count_option(200, "test sequences of a task")
+    length: int = count_option(256, "tokens per sequence", minimum=16)
+    needles: int = count_option(4, "needles in multi_key", minimum=2, maximum=10_000)
+    hops: int = count_option(2, "assignments to another name in variable_tracking", maximum=1000)
+    digits: int = count_option(3, "digits per value", maximum=100)
+    keys: int = count_option(64, "number of possible keys", minimum=2)
+    words: int = count_option(128, "number of possible words", minimum=FOLLOWERS)
+    train: int = count_option(4000, "training sequences per task")
+    validation: int = count_option(200, "validation sequences per task; 0: no validation stream", minimum=0)
+    test: int = count_option(200, "test sequences per task")
     blur: float = blur_option()
 
 

@@ -14,7 +14,7 @@ from streams.errors import StreamDataError
 
 SCENARIOS = ("class_incremental", "domain_incremental", "task_incremental")
 
-DATA_DIR_HELP = "folder with the data set's files; no other is looked into, and what is missing is downloaded into it"
+DATA_DIR_HELP = "folder with the data set's files; missing files are downloaded into it, and no other folder is used"
 
 OptionsT = TypeVar("OptionsT")
 
@@ -29,8 +29,8 @@ def blur_option() -> Any:
     return field(
         default=0.0,
         metadata={
-            "help": "how far the boundaries between experiences are blurred, in experiences, for task-free learning: "
-            "near one, training samples of both sides mix; 0: sharp",
+            "help": "width of the blur at boundaries between experiences, in experiences, for task-free "
+            "learning: training samples of both sides mix; 0: sharp",
             "minimum": 0.0,
             "maximum": 1.0,
         },
@@ -42,7 +42,8 @@ def validation_option() -> Any:
     return field(
         default=0.1,
         metadata={
-            "help": "share of each class's training samples held out as the validation stream; 0: no validation stream",
+            "help": "fraction of each class's training samples held out as the validation stream; 0: no "
+            "validation stream",
             "minimum": 0.0,
             "maximum": 0.9,
         },
@@ -71,18 +72,18 @@ class InstalledSplitOptions:
     experiences: int = field(
         default=5,
         metadata={
-            "help": "number of experiences, at most the number of classes; classes left over go to the first ones",
+            "help": "number of experiences, at most the number of classes; leftover classes go to the first ones",
             "minimum": 1,
             "maximum": 10_000,
         },
     )
     shuffle_classes: bool = field(
         default=True,
-        metadata={"help": "draw the order of the classes from the run's seed; false: natural order"},
+        metadata={"help": "shuffle the classes with the run's seed; false: natural order"},
     )
     class_order: list[int] | None = field(
         default=None,
-        metadata={"help": "the order of the classes, each exactly once; overrides shuffle_classes"},
+        metadata={"help": "class order, each class exactly once; overrides shuffle_classes"},
     )
     validation_fraction: float = validation_option()
     blur: float = blur_option()
@@ -107,7 +108,7 @@ class InstalledTransformOptions:
     experiences: int = field(
         default=5,
         metadata={
-            "help": "number of experiences, each with all images; the first sees them as they are",
+            "help": "number of experiences, each with all images; the first is unmodified",
             "minimum": 1,
             "maximum": 10_000,
         },
@@ -128,7 +129,7 @@ class InstalledRotationOptions(InstalledTransformOptions):
     degrees: float = field(
         default=180.0,
         metadata={
-            "help": "angle of the last experience; the first is not rotated",
+            "help": "angle of the last experience in degrees; the first is not rotated",
             "minimum": 0.0,
             "maximum": 360.0,
         },

@@ -17,7 +17,7 @@ def test_option() -> Any:
     return field(
         default=0.2,
         metadata={
-            "help": "share of each class (of each domain) held out as the test stream, where no test data is given",
+            "help": "fraction of each class (in each domain) held out as the test stream if no test data is given",
             "minimum": 0.01,
             "maximum": 0.9,
         },
@@ -31,39 +31,38 @@ class CutOptions:
     scenario: str = field(
         default="class_incremental",
         metadata={
-            "help": "class_incremental: original labels, no task label; domain_incremental: an experience a domain, or "
-            "where the data has no domains labels that restart from zero in each experience, no task label; "
-            "task_incremental: original labels, the task label is the experience",
+            "help": "class_incremental: original labels, no task label; domain_incremental: one experience "
+            "per domain, or, without domains, labels that restart from zero in each experience, no "
+            "task label; task_incremental: original labels, the task label is the experience",
             "choices": SCENARIOS,
         },
     )
     experiences: int | None = field(
         default=None,
         metadata={
-            "help": "number of experiences, at most the number of classes, or of domains; what is left over goes to "
-            f"the first ones; null: one for each domain, or {DEFAULT_EXPERIENCES} (of fewer classes one for each)",
+            "help": "number of experiences, at most the number of classes or domains; leftovers go to the first "
+            f"ones; null: one per domain, or {DEFAULT_EXPERIENCES} (one per class if there are fewer classes)",
             "minimum": 1,
             "maximum": 100_000,
         },
     )
     shuffle_classes: bool = field(
         default=True,
-        metadata={"help": "draw the order of the classes from the run's seed; false: sorted by label"},
+        metadata={"help": "shuffle the classes with the run's seed; false: sorted by label"},
     )
     class_order: list[int] | None = field(
         default=None,
         metadata={
-            "help": "the order of the classes, as numbers from 0 in the order of sorted labels, each exactly once; "
-            "overrides shuffle_classes"
+            "help": "class order, as indices into the sorted labels, each exactly once; overrides shuffle_classes"
         },
     )
     shuffle_domains: bool = field(
         default=False,
-        metadata={"help": "draw the order of the domains from the run's seed; false: sorted by name"},
+        metadata={"help": "shuffle the domains with the run's seed; false: sorted by name"},
     )
     domain_order: list[str] | None = field(
         default=None,
-        metadata={"help": "names of the domains in the order of the stream, each once; overrides shuffle_domains"},
+        metadata={"help": "domain names in stream order, each exactly once; overrides shuffle_domains"},
     )
     test_fraction: float = test_option()
     validation_fraction: float = validation_option()
@@ -77,11 +76,11 @@ class CacheOptions:
     cache: bool = field(
         default=True,
         metadata={
-            "help": "decode the samples once, into a file that is mapped into memory, so that they need not fit into "
-            "it; false: decode them into memory every time"
+            "help": "decode the samples once into a memory-mapped file, which may exceed memory; false: "
+            "decode them into memory every time"
         },
     )
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "folder of that file; null: cl-ovq/data in XDG_CACHE_HOME or ~/.cache"},
+        metadata={"help": "cache folder; null: cl-ovq/data in XDG_CACHE_HOME or ~/.cache"},
     )

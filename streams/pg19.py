@@ -37,14 +37,12 @@ TIMEOUT_S = 30.0
 class PG19Options:
     """Books by period."""
 
-    experiences: int = count_option(3, "periods, with as many books each, in the order of publication")
-    books: int = count_option(12, "training books of all periods together; validation and test have a quarter each")
-    length: int = count_option(512, "bytes of a window")
-    train: int = count_option(1000, "training windows of an experience, at most")
-    validation: int = count_option(
-        100, "validation windows of an experience, at most; 0: no validation stream", minimum=0
-    )
-    test: int = count_option(100, "test windows of an experience, at most")
+    experiences: int = count_option(3, "number of periods with equally many books each, in order of publication")
+    books: int = count_option(12, "training books over all periods; validation and test each have a quarter as many")
+    length: int = count_option(512, "bytes per window")
+    train: int = count_option(1000, "maximum training windows per experience")
+    validation: int = count_option(100, "maximum validation windows per experience; 0: no validation stream", minimum=0)
+    test: int = count_option(100, "maximum test windows per experience")
     blur: float = blur_option()
     data_dir: str | None = field(default=None, metadata={"help": DATA_DIR_HELP})
 

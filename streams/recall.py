@@ -38,35 +38,36 @@ class RecallOptions:
     shift: str = field(
         default="keys",
         metadata={
-            "help": "what changes from one experience to the next: nothing; keys or values: a part of them each; "
-            "length or pairs: doubled each time",
+            "help": "what changes between experiences: nothing; keys or values: each uses a subset; length "
+            "or pairs: doubled each time",
             "choices": SHIFTS,
         },
     )
-    length: int = count_option(64, "tokens of a sequence, an even number", minimum=4)
-    pairs: int = count_option(8, "different keys of a sequence")
+    length: int = count_option(64, "tokens per sequence, an even number", minimum=4)
+    pairs: int = count_option(8, "distinct keys per sequence")
     questions: int | None = field(
         default=None,
         metadata={
-            "help": "questions of a sequence; as many as there are answers if null",
+            "help": "queries per sequence; one per binding if null",
             "minimum": 1,
             "maximum": 100_000_000,
         },
     )
-    keys: int = count_option(96, "keys that there are")
-    values: int = count_option(96, "values that there are")
-    fillers: int = count_option(8, "different fillers that there are")
+    keys: int = count_option(96, "number of possible keys")
+    values: int = count_option(96, "number of possible values")
+    fillers: int = count_option(8, "number of possible filler tokens")
     gaps: str = field(
         default="uniform",
         metadata={
-            "help": "where questions are put behind the bindings: anywhere; power_law: the chance of a gap is its "
-            "inverse, as in multi-query associative recall; end: all at the end of the sequence",
+            "help": "where queries follow the bindings: anywhere; power_law: a gap's probability is "
+            "proportional to its inverse, as in multi-query associative recall; end: all at the end "
+            "of the sequence",
             "choices": GAPS,
         },
     )
-    train: int = count_option(2000, "training sequences of an experience")
-    validation: int = count_option(200, "validation sequences of an experience; 0: no validation stream", minimum=0)
-    test: int = count_option(200, "test sequences of an experience")
+    train: int = count_option(2000, "training sequences per experience")
+    validation: int = count_option(200, "validation sequences per experience; 0: no validation stream", minimum=0)
+    test: int = count_option(200, "test sequences per experience")
     blur: float = blur_option()
 
 
@@ -74,7 +75,7 @@ class RecallOptions:
 class RepeatedRecallOptions(RecallOptions):
     """In-context recall of keys that are bound several times."""
 
-    repeats: int = count_option(2, "values that each key is bound to, one after the other")
+    repeats: int = count_option(2, "values that each key is bound to in turn")
 
 
 def build_recall(rule: str, options: RecallOptions, *, seed: int) -> Stream:

@@ -90,43 +90,43 @@ _OWN: dict[str, StreamEntry] = {
     "image_folder": StreamEntry(
         build_image_folder,
         ImageFolderOptions,
-        "images of your own: a folder a class, domain/class/, or a list of path,label[,domain]",
+        "your own images: one folder per class, domain/class/, or a list of path,label[,domain]",
         read=load_image_folder,
     ),
     "features": StreamEntry(
         build_features,
         FeatureOptions,
-        "feature vectors of your own with labels and perhaps domains: .npy, .npz, CSV or Parquet",
+        "your own feature vectors with labels and optional domains: .npy, .npz, CSV or Parquet",
         read=load_features,
     ),
     "text_classification": StreamEntry(
         build_texts,
         TextClassificationOptions,
-        "texts of your own with labels and perhaps domains: CSV, JSON lines, Parquet, or a folder a class",
+        "your own texts with labels and optional domains: CSV, JSON lines, Parquet, or one folder per class",
         read=load_texts,
     ),
     "hf_dataset": StreamEntry(
         build_hub,
         HubOptions,
-        "a data set of the `datasets` library, on disk or from the hub: images, texts or feature vectors",
+        "a data set of the `datasets` library, on disk or from the Hub: images, texts or feature vectors",
         read=load_hub,
     ),
     "glyphs": StreamEntry(
         build_glyphs,
         GlyphOptions,
-        "characters in the typefaces that are installed, or of a folder: thousands of classes without a download",
+        "characters rendered in installed typefaces, or those of a folder: thousands of classes without a download",
         read=load_glyphs,
     ),
     **{
         f"episodes_{name}": StreamEntry(
             partial(build_episode, f"episodes_{name}", load),
             options,
-            f"{what}, few samples of classes drawn from the seed",
+            f"{what}, few-shot episodes with random classes",
             read=load,
         )
         for name, load, options, what in (
-            ("image_folder", load_image_folder, ImageFolderEpisodeOptions, "images of your own"),
-            ("features", load_features, FeatureEpisodeOptions, "feature vectors of your own"),
+            ("image_folder", load_image_folder, ImageFolderEpisodeOptions, "your own images"),
+            ("features", load_features, FeatureEpisodeOptions, "your own feature vectors"),
             ("hf_dataset", load_hub, HubEpisodeOptions, "a data set of the `datasets` library"),
             ("glyphs", load_glyphs, GlyphEpisodeOptions, "characters in typefaces"),
         )
@@ -134,19 +134,19 @@ _OWN: dict[str, StreamEntry] = {
     "recall": StreamEntry(
         partial(build_recall, "recall"),
         RecallOptions,
-        "in-context recall: key-value pairs, then keys to answer",
+        "in-context recall: key-value pairs, then key queries",
         "tokens",
     ),
     "positional_recall": StreamEntry(
         partial(build_recall, "positional_recall"),
         RepeatedRecallOptions,
-        "in-context recall where a key's values are asked for in the order in which it was bound to them",
+        "in-context recall in which a key's values are queried in the order of their bindings",
         "tokens",
     ),
     "rebinding": StreamEntry(
         partial(build_recall, "rebinding"),
         RepeatedRecallOptions,
-        "in-context recall of keys that are bound again: the last value counts",
+        "in-context recall of keys that are rebound: the last value is correct",
         "tokens",
     ),
     "needle": StreamEntry(
@@ -161,19 +161,19 @@ _OWN: dict[str, StreamEntry] = {
     "sine": StreamEntry(
         build_sine,
         SineOptions,
-        "episodes of sine waves: a task is a frequency and two phases, and asks for the wave in the other phase",
+        "sine-wave regression episodes: a task maps a wave to one of the same frequency with another phase",
         "vectors",
     ),
     "text": StreamEntry(
         build_text,
         TextOptions,
-        "language modelling over bytes by domain: your files, or what Python has on disk",
+        "byte-level language modelling by domain: your files, or those of the Python installation",
         "bytes",
     ),
     "pg19": StreamEntry(
         build_pg19,
         PG19Options,
-        "language modelling over the bytes of PG-19's books by period (files or a download)",
+        "byte-level language modelling of PG-19's books by period (files or a download)",
         "bytes",
     ),
 }

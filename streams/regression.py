@@ -32,26 +32,26 @@ class RegressionOptions:
     shift: str = field(
         default="family",
         metadata={
-            "help": "what changes from one experience to the next: nothing; the family of functions, in turn; or the "
-            "number of functions or of examples, doubled each time",
+            "help": "what changes between experiences: nothing; the function family, in turn; or the number "
+            "of functions or examples, doubled each time",
             "choices": SHIFTS,
         },
     )
     family: str = field(
         default="linear",
         metadata={
-            "help": "of the functions (of the first experience, where families shift): linear; sparse: of every other "
-            "input only; quadratic: of squares; sign: of signs",
+            "help": "function family (of the first experience, if families shift): linear; sparse: only "
+            "every other input; quadratic: of the squared inputs; sign: of the inputs' signs",
             "choices": FAMILIES,
         },
     )
-    functions: int = count_option(2, "functions that a sequence interleaves")
-    dimensions: int = count_option(4, "inputs of a function")
-    examples: int = count_option(24, "examples of each function in a sequence")
-    questions: int = count_option(8, "questions at the end of a sequence")
-    train: int = count_option(2000, "training sequences of an experience")
-    validation: int = count_option(200, "validation sequences of an experience; 0: no validation stream", minimum=0)
-    test: int = count_option(200, "test sequences of an experience")
+    functions: int = count_option(2, "interleaved functions per sequence")
+    dimensions: int = count_option(4, "inputs per function")
+    examples: int = count_option(24, "examples per function and sequence")
+    questions: int = count_option(8, "queries at the end of a sequence")
+    train: int = count_option(2000, "training sequences per experience")
+    validation: int = count_option(200, "validation sequences per experience; 0: no validation stream", minimum=0)
+    test: int = count_option(200, "test sequences per experience")
     blur: float = blur_option()
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class SineOptions:
     """An episode of sine waves."""
 
-    tasks: int = count_option(20, "tasks of the episode, an experience each", maximum=100_000)
-    samples: int = count_option(5, "training samples of a task")
-    questions: int = count_option(5, "test samples of a task")
-    validation: int = count_option(5, "validation samples of a task; 0: no validation stream", minimum=0)
-    dimensions: int = count_option(50, "points of a wave: numbers of an input and of a target", maximum=65_536)
+    tasks: int = count_option(20, "tasks per episode, one experience each", maximum=100_000)
+    samples: int = count_option(5, "training samples per task")
+    questions: int = count_option(5, "test samples per task")
+    validation: int = count_option(5, "validation samples per task; 0: no validation stream", minimum=0)
+    dimensions: int = count_option(50, "points per wave: the size of inputs and targets", maximum=65_536)
     noise: float = field(
         default=0.1,
-        metadata={"help": "standard deviation of the noise on inputs; targets have none", "minimum": 0.0},
+        metadata={"help": "standard deviation of the input noise; targets are noise-free", "minimum": 0.0},
     )
     blur: float = blur_option()
 

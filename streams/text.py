@@ -29,18 +29,17 @@ class TextOptions:
     """Language modelling over bytes."""
 
     data: list[str] | None = field(
-        default=None, metadata={"help": "files or folders of text, one an experience; what Python has on disk if null"}
+        default=None,
+        metadata={"help": "text files or folders, one per experience; files of the Python installation if null"},
     )
     domains: list[str] | None = field(
-        default=None, metadata={"help": f"which of {', '.join(DOMAINS)} in what order, where data is null; all if null"}
+        default=None, metadata={"help": f"domains in stream order, if data is null: {', '.join(DOMAINS)}; all if null"}
     )
-    length: int = count_option(256, "bytes of a window")
-    train: int = count_option(1000, "training windows of an experience, at most")
-    validation: int = count_option(
-        100, "validation windows of an experience, at most; 0: no validation stream", minimum=0
-    )
-    test: int = count_option(100, "test windows of an experience, at most")
-    limit: int = count_option(2_000_000, "bytes that are read of a domain, at most")
+    length: int = count_option(256, "bytes per window")
+    train: int = count_option(1000, "maximum training windows per experience")
+    validation: int = count_option(100, "maximum validation windows per experience; 0: no validation stream", minimum=0)
+    test: int = count_option(100, "maximum test windows per experience")
+    limit: int = count_option(2_000_000, "maximum bytes read per domain")
     blur: float = blur_option()
 
 

@@ -30,24 +30,25 @@ class TextPlaces:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "file of the texts: .csv, .tsv, .jsonl (perhaps .gz) or .parquet; or a folder class/FILE.txt or "
-            "domain/class/FILE.txt, perhaps within train/ and test/; must be given"
+            "help": "text file: .csv, .tsv, .jsonl (optionally .gz) or .parquet; or a folder with "
+            "class/FILE.txt or domain/class/FILE.txt, optionally inside train/ and test/; required"
         },
     )
     test_data: str | None = field(
-        default=None, metadata={"help": "file or folder of the test texts, likewise; a share is held out if null"}
+        default=None,
+        metadata={"help": "test file or folder, in the same formats; a fraction of data is held out if null"},
     )
     inputs: str | None = field(
-        default=None, metadata={"help": "column of the texts; one called text, sentence or content if null"}
+        default=None, metadata={"help": "text column; one called text, sentence or content if null"}
     )
     labels: str | None = field(
-        default=None, metadata={"help": "column of the labels; one called label, target, class or y if null"}
+        default=None, metadata={"help": "label column; one called label, target, class or y if null"}
     )
     domains: str | None = field(
-        default=None, metadata={"help": "column of the domains; one called domain if null, if there is one"}
+        default=None, metadata={"help": "domain column; one called domain if null, if it exists"}
     )
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "names of the classes, in the order of sorted labels; the labels if null"}
+        default=None, metadata={"help": "class names, in the order of the sorted labels; the labels if null"}
     )
 
 

@@ -18,7 +18,7 @@ from cl_ovq.errors import UnwrittenError, UserError
 
 app = typer.Typer(
     name="cl-ovq",
-    help="Continual-learning experiments with OVQ models whose dictionaries persist across tasks.",
+    help="Continual-learning experiments, including OVQ models with persistent dictionaries.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

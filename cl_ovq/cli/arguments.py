@@ -15,30 +15,30 @@ from cl_ovq.report.table import FILES
 
 PICTURES = (".png", ".pdf", ".svg", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FigureFormat = Annotated[
-    Literal["png", "pdf", "svg"] | None, typer.Option("--format", help="Kind of file of the figures; png if not given.")
+    Literal["png", "pdf", "svg"] | None, typer.Option("--format", help="Figure format (default: png).")
 ]
 LONGEST = 255  # bytes of a name, on every file system in use
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one in processes of their own.")]
+Config = Annotated[str, typer.Argument(help="YAML file, or name of an experiment.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print only the result, as one JSON object.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Number of parallel runs; more than one use separate processes.")]
 AllowEnv = Annotated[
     bool,
-    typer.Option("--allow-env", help="Let values read the environment, as ${oc.env:NAME}; they are stored unread."),
+    typer.Option("--allow-env", help="Allow ${oc.env:NAME} in values; it is stored unresolved."),
 ]
 Imports = Annotated[
     list[str] | None,
     typer.Option(
         "--import",
         metavar="MODULE_OR_FILE",
-        help="Python module or file (./parts.py) that enters parts of your own; its code is run.",
+        help="Python module or file (./parts.py) that registers your own parts; its code is executed.",
         callback=lambda names: import_parts(names or ()),
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes, e.g. model.mixer=softmax output_dir=DIR.", show_default=False
+        metavar="[KEY=VALUE]...", help="Overrides, e.g. model.mixer=softmax output_dir=DIR.", show_default=False
     ),
 ]
 
@@ -92,7 +92,7 @@ def _file_of_kind(path: Path | None, what: str, kinds: tuple[str, ...]) -> Path 
 TableFile = Annotated[
     Path | None,
     typer.Option(
-        help="File for the table: NAME.tex (LaTeX), .csv, .md or .html.",
+        help="Output file for the table: .tex (LaTeX), .csv, .md or .html.",
         callback=lambda path: _file_of_kind(path, "table", FILES),
     ),
 ]

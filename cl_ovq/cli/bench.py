@@ -12,17 +12,17 @@ from rich.console import Console
 from cl_ovq.cli.arguments import Config, Json, Overrides, writable_file, writable_folder
 from cl_ovq.report.table import Number, Table
 
-bench = typer.Typer(help="Measure speed and memory: ratios of things measured side by side.", no_args_is_help=True)
+bench = typer.Typer(help="Benchmark speed and memory, as ratios measured side by side.", no_args_is_help=True)
 
 
 @bench.command("training")
 def bench_training(
     config: Config = "quickstart",
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each loop.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements per loop.")] = 5,
     json: Json = False,
 ) -> None:
-    """Samples per second of the training loop, of Avalanche's own data path, and of bare PyTorch."""
+    """Compare samples per second of the training loop, Avalanche's own data path, and bare PyTorch."""
     from cl_ovq.benchmarks.training import measure_training
     from cl_ovq.config import load_config
 
@@ -46,10 +46,10 @@ def bench_training(
 def bench_tracking(
     config: Config = "quickstart",
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs with and without, in turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs, with and without tracking.")] = 5,
     json: Json = False,
 ) -> None:
-    """Time of a run with and without tracking in MLflow, in turn."""
+    """Compare the time of runs with and without MLflow tracking."""
     from cl_ovq.benchmarks.tracking import measure_tracking
     from cl_ovq.config import load_config
 
@@ -70,32 +70,36 @@ def bench_tracking(
 
 @bench.command("operator")
 def bench_operator(
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens (T), forward.")] = "1024,4096,8192,16384,32768,65536",
+    tokens: Annotated[
+        str, typer.Option(help="Numbers of tokens (T) for the forward pass.")
+    ] = "1024,4096,8192,16384,32768,65536",
     backward_tokens: Annotated[
-        str, typer.Option(help="Numbers of tokens, forward and backward; empty for none.")
+        str, typer.Option(help="Numbers of tokens for forward and backward; empty for none.")
     ] = "1024,4096,8192,16384,32768",
     capacity: Annotated[str, typer.Option(help="Slots per head (N).")] = "1024",
     chunk: Annotated[str, typer.Option(help="Tokens per chunk (L).")] = "256",
     heads: Annotated[str, typer.Option(help="Heads (H).")] = "4",
     head_dim: Annotated[str, typer.Option(help="Features per head (D).")] = "64",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    growth: Annotated[str, typer.Option(help="Schedules of slots.")] = "plateau",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 models one.")] = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each method; the median is reported.")] = 5,
+    growth: Annotated[str, typer.Option(help="Growth schedules.")] = "plateau",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto; model:h200 uses a cost model.")] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Timings per method; the median is reported.")] = 5,
     peers: Annotated[
         bool,
         typer.Option(
             "--peers",
-            help="Also other forms of OVQ, a gated recurrence, decoding, and the rate of matrix products; CPU.",
+            help="Also measure other forms of OVQ, Gated DeltaNet, decoding and matrix-product rates (CPU only).",
         ),
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for operator.json, operator.md and operator.png.", callback=writable_folder),
+        typer.Option(
+            help="Output directory for operator.json, operator.md and operator.png.", callback=writable_folder
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Time and memory of OVQ attention against exact causal attention. Options that take a list are comma-separated."""
+    """Compare time and memory of OVQ and exact causal attention. Lists are comma-separated."""
     from cl_ovq.benchmarks.run import run_operator_benchmark
 
     run_operator_benchmark(
@@ -124,7 +128,7 @@ def bench_profile(
     heads: Annotated[int, typer.Option(min=1, help="Heads (H).")] = 4,
     head_dim: Annotated[int, typer.Option(min=1, help="Features per head (D).")] = 64,
 ) -> None:
-    """Where the time of OVQ attention in PyTorch goes (`implementation=chunked`), by operation, on one thread."""
+    """Profile OVQ attention in PyTorch (`implementation=chunked`) by operation, on one thread."""
     from cl_ovq.benchmarks.operator import FORWARD, FORWARD_BACKWARD, Case
     from cl_ovq.benchmarks.profile import profile_operator
 
@@ -140,11 +144,13 @@ def bench_profile(
 
 @bench.command("operations")
 def bench_operations(
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, starting at 0.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(help="Output file for all numbers (JSON).", callback=writable_file)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Accuracy after merging the dictionaries of parallel workers, changing their capacity, and forgetting a task."""
+    """Measure accuracy after merging the dictionaries of parallel workers, resizing, and forgetting a task."""
     from cl_ovq.benchmarks.operations import measure_operations, operations_table
     from cl_ovq.paths import write_atomically
 
@@ -160,15 +166,17 @@ def bench_operations(
 
 @bench.command("heads")
 def bench_heads(
-    samples: Annotated[int, typer.Option(min=2, help="Feature vectors learned, and as many predicted.")] = 100_000,
-    features: Annotated[int, typer.Option(min=1, help="Features of each (F).")] = 512,
+    samples: Annotated[int, typer.Option(min=2, help="Number of feature vectors to learn, and to predict.")] = 100_000,
+    features: Annotated[int, typer.Option(min=1, help="Features per vector (F).")] = 512,
     classes: Annotated[int, typer.Option(min=2, help="Classes (C).")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Samples learned together.")] = 128,
-    seconds: Annotated[float, typer.Option(min=0, help="Learning and predicting are each cut short after.")] = 10.0,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0, help="Time limit for learning and for predicting.")] = 10.0,
+    output: Annotated[
+        Path | None, typer.Option(help="Output file for all numbers (JSON).", callback=writable_file)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Samples a second of the memory head and its peers, beside scikit-learn's and Avalanche's, on one thread."""
+    """Compare samples per second of the memory head, its peers, scikit-learn and Avalanche, on one thread."""
     from cl_ovq.benchmarks.heads import Setting, heads_table, measure_heads
     from cl_ovq.paths import write_atomically
 
@@ -184,13 +192,15 @@ def bench_heads(
 
 @bench.command("sweep")
 def bench_sweep(
-    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")] = "digits",
+    file: Annotated[str, typer.Argument(help="YAML file, or name of a sweep.")] = "digits",
     overrides: Overrides = None,
-    cores: Annotated[int, typer.Option(min=1, help="Cores of the sweep, and threads of the runs beside it.")] = 2,
-    empty_trials: Annotated[int, typer.Option(min=0, help="Trials that do nothing, for the driver's time.")] = 200,
-    output: Annotated[Path | None, typer.Option(help="File for all numbers as JSON.", callback=writable_file)] = None,
+    cores: Annotated[int, typer.Option(min=1, help="CPU cores of the sweep, and threads of the reference runs.")] = 2,
+    empty_trials: Annotated[int, typer.Option(min=0, help="Empty trials, to measure the driver's time.")] = 200,
+    output: Annotated[
+        Path | None, typer.Option(help="Output file for all numbers (JSON).", callback=writable_file)
+    ] = None,
 ) -> None:
-    """Throughput of a local sweep against the same runs in one warm process, and what a trial and the driver cost."""
+    """Compare the throughput of a local sweep and of one warm process; measure the cost of trials and the driver."""
     from cl_ovq.benchmarks.sweeps import measure_sweep
     from cl_ovq.paths import write_atomically
 

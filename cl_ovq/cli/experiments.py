@@ -27,20 +27,18 @@ commands = typer.Typer()
 def run(
     config: Config,
     overrides: Overrides = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the result, as one JSON object.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in output_dir, if there is one.")
+        bool, typer.Option("--resume", help="Resume from the checkpoint in output_dir, if there is one.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that output_dir holds, if there is one.")
+        bool, typer.Option("--overwrite", help="Replace the run in output_dir, if there is one.")
     ] = False,
     jobs: Jobs = 1,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Run an experiment: train over its stream, fill the results matrix, keep everything in MLflow."""
+    """Run an experiment: train on its stream, fill the results matrix, and log everything to MLflow."""
     from cl_ovq.config import load_config
     from cl_ovq.report.runs import generalization_tables, leave_if_diverged, matrix_table, seeds_table, summary_table
     from cl_ovq.runs.run import run_experiment
@@ -74,12 +72,14 @@ def run(
 @commands.command(rich_help_panel="Data and weights")
 def pretrain(
     config: Config,
-    output: Annotated[Path, typer.Option(help="File of the weights, for learner.path.", callback=writable_file)],
+    output: Annotated[
+        Path, typer.Option(help="Output file for the weights, for learner.path.", callback=writable_file)
+    ],
     overrides: Overrides = None,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Learn the weights of a learner in context (strategy.name=in_context), for other runs to read."""
+    """Pretrain the weights of a learner (strategy.name=in_context) for other runs."""
     from cl_ovq.config import load_config
     from cl_ovq.in_context import ReadOptions, build_learner, deciding, write_weights
     from cl_ovq.runs.checking import check_config
@@ -106,12 +106,12 @@ def pretrain(
 @commands.command(rich_help_panel="Data and weights")
 def features(
     config: Config,
-    output: Annotated[Path, typer.Option(help="File: .npz.", callback=writable_file)],
+    output: Annotated[Path, typer.Option(help="Output file (.npz).", callback=writable_file)],
     overrides: Overrides = None,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Write the samples of an experiment's stream, through its encoder, for the stream `features` and learner.data."""
+    """Write the encoded samples of an experiment's stream, for the stream `features` and learner.data."""
     from cl_ovq.config import load_config
     from cl_ovq.runs.checking import check_config
     from cl_ovq.runs.hand_over import write_features
@@ -126,7 +126,7 @@ def features(
 
 @commands.command(rich_help_panel="One experiment")
 def demo() -> None:
-    """Learn digits class by class in three ways: by gradients and replay, by counting, and in a state alone."""
+    """Learn digits, two classes at a time, with three methods: gradients and replay, counting, and a state alone."""
     from cl_ovq.config import load_config
     from cl_ovq.report.runs import matrix_table, summary_table
     from cl_ovq.runs.run import run_experiment
@@ -145,16 +145,20 @@ def demo() -> None:
 
 @commands.command(rich_help_panel="One experiment")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
+    run: Annotated[str, typer.Argument(help="Directory or checkpoint of a run, or a run in MLflow.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="stream.name=NAME, evaluation.lengths=[...]", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Overrides, e.g. stream.name=NAME or evaluation.lengths=[...].",
+            show_default=False,
+        ),
     ] = None,
-    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow store, for runs given by id or name.")] = None,
     json: Json = False,
     imports: Imports = None,
 ) -> None:
-    """Evaluate a finished run on its own stream or another, without training: forgetting, transfer, linear probes."""
+    """Evaluate a finished run, without training, on its own or another stream: forgetting, transfer, linear probes."""
     from cl_ovq.report.runs import generalization_tables
     from cl_ovq.runs.reevaluate import evaluate_finished
 
@@ -166,7 +170,7 @@ def evaluate(
             Console().print(table)
 
 
-@commands.command(rich_help_panel="What there is")
+@commands.command(rich_help_panel="Reference")
 def show(config: Config, overrides: Overrides = None, allow_env: AllowEnv = False, imports: Imports = None) -> None:
     """Print the resolved configuration of an experiment."""
     from omegaconf import OmegaConf
@@ -181,20 +185,20 @@ def show(config: Config, overrides: Overrides = None, allow_env: AllowEnv = Fals
     print(OmegaConf.to_yaml(OmegaConf.create(to_dict(loaded))), end="")
 
 
-@commands.command("show-stream", rich_help_panel="What there is")
+@commands.command("show-stream", rich_help_panel="Reference")
 def show_stream(
-    name: Annotated[str, typer.Argument(help="A stream from `cl-ovq list streams`.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Stream name from `cl-ovq list streams`.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="The stream's options, and seed=N.", show_default=False),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the stream, and seed=N.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="File of the contact sheet; runs/streams/NAME.png if not given.", callback=picture_file),
+        typer.Option(help="Output file for the contact sheet (default: runs/streams/NAME.png).", callback=picture_file),
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Show a stream: shapes, sizes, balance of its targets, and an example or a contact sheet."""
+    """Show a stream: shapes, sizes, class balance, and an example or a contact sheet."""
     from cl_ovq.cli.preview import print_stream
     from cl_ovq.config import load_stream_config
     from cl_ovq.runs.setup import load_stream, quiet
@@ -204,15 +208,15 @@ def show_stream(
     print_stream(load_stream(config), Console(), output or Path("runs", "streams", f"{name}.png"))
 
 
-@commands.command("list", rich_help_panel="What there is")
+@commands.command("list", rich_help_panel="Reference")
 def list_names(
     kind: Annotated[
-        str | None, typer.Argument(help="streams, models, mixers, strategies, experiments, ...: what each name means.")
+        str | None, typer.Argument(help="Kind to list: streams, models, mixers, strategies, experiments, ...")
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="One name of that kind: its options.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name whose options to list.")] = None,
     imports: Imports = None,
 ) -> None:
-    """List what a configuration can name: all names, one kind, or one part's options (`cl-ovq list strategies der`)."""
+    """List the parts that a configuration can name, or one part's options (`cl-ovq list strategies der`)."""
     from cl_ovq.cli.listing import KINDS, PARTS, options_of
     from cl_ovq.report.table import Column, Table
 
@@ -221,13 +225,13 @@ def list_names(
     console = Console()
     if kind is not None and name is not None:
         options, what = options_of(kind, name), f"{name}: {PARTS[kind][name].summary}"
-        table = Table("key", Column("what it is", right=False), title=what)
+        table = Table("key", Column("meaning", right=False), title=what)
         for key, meaning in options.items():
             table.add(key, meaning)
-        console.print(table if options else f"{what}; it has no options of its own")
+        console.print(table if options else f"{what}; it has no options")
         return
     if kind is not None:
-        table = Table("name", Column("what it is", right=False), title=kind)
+        table = Table("name", Column("meaning", right=False), title=kind)
         for part, summary in KINDS[kind]().items():
             table.add(part, summary)
         console.print(table)
@@ -235,6 +239,6 @@ def list_names(
     table = Table("kind", Column("names", right=False))
     for listed, parts in KINDS.items():
         names = list(parts())
-        table.add(listed, f"{len(names)} of them: `cl-ovq list keys`" if listed == "keys" else ", ".join(names))
+        table.add(listed, f"{len(names)} keys: see `cl-ovq list keys`" if listed == "keys" else ", ".join(names))
     console.print(table)
-    console.print("`cl-ovq list KIND` says what they are, `cl-ovq list KIND NAME` which options one has.")
+    console.print("`cl-ovq list KIND` describes them; `cl-ovq list KIND NAME` shows the options of one.")

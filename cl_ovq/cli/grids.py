@@ -25,23 +25,24 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel="Many experiments")
 def study(
-    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under experiments/studies/.")],
+    file: Annotated[str, typer.Argument(help="YAML file, or name of a study.")],
     overrides: Overrides = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Label of rows to run, e.g. of one task and two models; all if not given.")
+        list[str] | None, typer.Option(help="Run only rows with this label; repeatable (default: all rows).")
     ] = None,
     jobs: Jobs = 1,
     directory: Annotated[
         Path | None,
         typer.Option(
-            help="Holds the runs; those found there are not run again. runs/studies/NAME if not given.",
+            help="Directory for the runs; finished ones there are reused (default: runs/studies/NAME).",
             callback=writable_folder,
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for NAME.json, .md, .tex, .csv and figures; the runs' if not given.", callback=writable_folder
+            help="Output directory for NAME.json, .md, .tex, .csv and figures (default: the study directory).",
+            callback=writable_folder,
         ),
     ] = None,
     figure_format: FigureFormat = None,
@@ -49,7 +50,7 @@ def study(
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Run a grid of experiments over seeds, tuned on validation data, and make one table; what is done is skipped."""
+    """Run a grid of experiments over seeds, tuned on validation data, and tabulate it; finished runs are skipped."""
     from cl_ovq import studies
     from cl_ovq.report.runs import leave_if_diverged
     from cl_ovq.tracking import RUNS
@@ -71,21 +72,21 @@ def study(
 
 @commands.command(rich_help_panel="Many experiments")
 def published(
-    names: Annotated[list[str] | None, typer.Argument(help="Rows under experiments/published/; all if none.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 3,
+    names: Annotated[list[str] | None, typer.Argument(help="Published numbers to reproduce (default: all).")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per number.")] = 3,
     jobs: Jobs = 1,
     directory: Annotated[
         Path | None,
         typer.Option(
-            help="Holds the runs; those found there are not run again. runs/published if not given.",
+            help="Directory for the runs; finished ones there are reused (default: runs/published).",
             callback=writable_folder,
         ),
     ] = None,
     output: TableFile = None,
 ) -> None:
-    """Measure published numbers, and say which are reproduced: too good fails as well as too bad (exit code 1).
+    """Reproduce published numbers. A result that is too good fails like one that is too bad (exit code 1).
 
-    A row whose protocol differs from its source's is near or far, and does not fail.
+    A row whose protocol differs from its source's is near or far, and never fails.
     """
     from cl_ovq.paths import write_atomically
     from cl_ovq.studies.published import FAILURES, load_published, reproduce, summary, to_table
@@ -114,20 +115,20 @@ def published(
 
 @commands.command(rich_help_panel="Many experiments")
 def sweep(
-    file: Annotated[str, typer.Argument(help="A YAML file, or the name of one under ray_configs/.")],
+    file: Annotated[str, typer.Argument(help="YAML file, or name of a sweep.")],
     overrides: Overrides = None,
     directory: Annotated[
         Path | None,
-        typer.Option(help="Holds everything of the sweep; runs/sweeps/NAME if not given.", callback=writable_folder),
+        typer.Option(help="Directory of the sweep (default: runs/sweeps/NAME).", callback=writable_folder),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep of the directory; what has ended is not run again.")
+        bool, typer.Option("--resume", help="Resume the sweep in the directory; finished trials are not rerun.")
     ] = False,
     json: Json = False,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Search for hyper-parameters with Ray Tune: on validation data; the best is then run once on fresh seeds."""
+    """Search hyperparameters with Ray Tune on validation data, then run the best configuration on fresh seeds."""
     from cl_ovq.sweeps import load_sweep
     from cl_ovq.sweeps.run import INTERRUPTED, run_sweep
     from cl_ovq.tracking import RUNS

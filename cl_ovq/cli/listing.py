@@ -65,7 +65,7 @@ def _keys() -> dict[str, str]:
 
 def _of(text: str, names: list[str]) -> str:
     parts = ", ".join(dict.fromkeys(filter(None, names)))
-    return f"{text}; of: {parts}" if parts else text
+    return f"{text}; for: {parts}" if parts else text
 
 
 def describe(field: dataclasses.Field[Any]) -> str:
@@ -76,7 +76,7 @@ def describe(field: dataclasses.Field[Any]) -> str:
     range_of = ", ".join(f"{BOUNDS[name]} {bound}" for name, bound in bounds.items())
     valid = f" ({', '.join(choices)})" if choices else f" ({range_of})" if range_of else ""
     default = default_of(field)
-    shown = "needed" if default is dataclasses.MISSING else f"default {_shown(default)}"
+    shown = "required" if default is dataclasses.MISSING else f"default {_shown(default)}"
     return f"{limits.get('help', '')}{valid}; {shown}".lstrip("; ")
 
 
@@ -114,7 +114,7 @@ def _summaries(registry: Registry[Any]) -> Callable[[], Mapping[str, str]]:
 
 
 def _metrics() -> dict[str, str]:
-    ours = {name: f"{title(name)}, {'more' if sign > 0 else 'less'} is better" for name, sign in BETTER.items()}
+    ours = {name: f"{title(name)}, {'higher' if sign > 0 else 'lower'} is better" for name, sign in BETTER.items()}
     return {**ours, **_summaries(MATRIX_METRICS)()}
 
 

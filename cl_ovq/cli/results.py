@@ -27,21 +27,23 @@ commands = typer.Typer()
 @commands.command(rich_help_panel="Results")
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(help="Two or more: a run's or several seeds' directory or file, or a run in MLflow.")
+        list[str],
+        typer.Argument(help="Two or more runs: directory or file of a run or of several seeds, or a run in MLflow."),
     ],
     html: Annotated[
-        Path | None, typer.Option(help="Write one self-contained page, with figures.", callback=writable_file)
+        Path | None, typer.Option(help="Write one self-contained HTML page with figures.", callback=writable_file)
     ] = None,
     output: TableFile = None,
     figures: Annotated[
-        Path | None, typer.Option(help="Folder for each of the page's figures as a file.", callback=writable_folder)
+        Path | None,
+        typer.Option(help="Output directory for the page's figures as separate files.", callback=writable_folder),
     ] = None,
     figure_format: FigureFormat = None,
-    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow store, for runs given by id or name.")] = None,
     json: Json = False,
     imports: Imports = None,
 ) -> None:
-    """Compare runs with the first of them: differences over seeds, their intervals, and whether they hold."""
+    """Compare runs with the first one: differences over seeds, confidence intervals and significance tests."""
     from cl_ovq.comparison import compare as compare_groups
     from cl_ovq.comparison import load_groups
     from cl_ovq.comparison.cautions import cautions
@@ -76,17 +78,17 @@ def audit(
         str,
         typer.Argument(
             metavar="RUN|CONFIG",
-            help="A finished run's directory, a YAML file, or the name of an experiment.",
+            help="Directory of a finished run, YAML file, or name of an experiment.",
             show_default=False,
         ),
     ],
     overrides: Overrides = None,
-    experiences: Annotated[int, typer.Option(min=1, help="Experiences that audited runs learn.")] = 2,
+    experiences: Annotated[int, typer.Option(min=1, help="Number of experiences in audited runs.")] = 2,
     json: Json = False,
     allow_env: AllowEnv = False,
     imports: Imports = None,
 ) -> None:
-    """Measure what reviewers ask: leaks of data and labels, what is frozen, what a seed decides, bytes held."""
+    """Audit an experiment: leaks of data and labels, frozen parts, seeds, bytes held."""
     from cl_ovq.runs.setup import quiet
 
     quiet()  # before Avalanche is imported
@@ -109,23 +111,29 @@ def audit(
 
 @commands.command(rich_help_panel="Results")
 def lengths(
-    runs: Annotated[list[str], typer.Argument(help="A run's or several seeds' directory or file, or a run in MLflow.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Directory or file of a run or of several seeds, or a run in MLflow.")
+    ],
     at: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Tokens at which the runs' checkpoints are evaluated now; as they were if not given."),
+        typer.Option(
+            min=1, help="Sequence length at which to evaluate the checkpoints now (default: show stored results)."
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="With --at: tokens of all sequences of a length.")] = 65_536,
+    tokens: Annotated[int, typer.Option(min=1, help="With --at: total number of tokens per length.")] = 65_536,
     log_length_scaling: Annotated[
         bool,
         typer.Option(
-            "--log-length-scaling", help="With --at: see the key evaluation.log_length_scaling in `cl-ovq list keys`."
+            "--log-length-scaling", help="With --at: see evaluation.log_length_scaling in `cl-ovq list keys`."
         ),
     ] = False,
-    output: Annotated[Path, typer.Option(help="File of the figure.", callback=picture_file)] = Path("lengths.png"),
-    uri: Annotated[str | None, typer.Option(help="MLflow's store, for runs named by id or name.")] = None,
+    output: Annotated[Path, typer.Option(help="Output file for the figure.", callback=picture_file)] = Path(
+        "lengths.png"
+    ),
+    uri: Annotated[str | None, typer.Option(help="MLflow store, for runs given by id or name.")] = None,
     imports: Imports = None,
 ) -> None:
-    """Compare runs on sequences of other lengths: over length, over distance, and over the bytes of the state."""
+    """Compare runs at other sequence lengths: by length, distance, and bytes of state."""
     from cl_ovq.comparison import load_groups
     from cl_ovq.comparison.lengths import lengths_of
     from cl_ovq.config.check import checked_values
@@ -151,11 +159,11 @@ def lengths(
 
 @commands.command(rich_help_panel="Data and weights")
 def weights(
-    run: Annotated[str, typer.Argument(help="A run's directory or checkpoint, or a run in MLflow.")],
-    output: Annotated[Path, typer.Option(help="File: .pth or .pt.", callback=writable_file)],
+    run: Annotated[str, typer.Argument(help="Directory or checkpoint of a run, or a run in MLflow.")],
+    output: Annotated[Path, typer.Option(help="Output file (.pth or .pt).", callback=writable_file)],
     imports: Imports = None,
 ) -> None:
-    """Write the weights of a run's trained model to a file, e.g. for encoder.weights of other runs."""
+    """Export the weights of a run's trained model, e.g. for encoder.weights in other runs."""
     from cl_ovq.runs.hand_over import write_model_weights
 
     numbers = write_model_weights(run, output)
@@ -167,18 +175,18 @@ def ui(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Runs to compare: ids, names or directories; a sweep stands for its trials. The latest few if none.",
+            help="Runs to compare, by id, name or directory; a sweep stands for its trials (default: the latest runs).",
             show_default=False,
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port; the next free one is taken if it is in use.")] = 5000,
-    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+    port: Annotated[int, typer.Option(help="Port; if in use, the next free one.")] = 5000,
+    uri: Annotated[str | None, typer.Option(help="MLflow store (default: the one under runs/).")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Any but 127.0.0.1 turns MLflow's passwords on.")
+        str, typer.Option(help="Address to listen on. Any other than 127.0.0.1 turns on MLflow's authentication.")
     ] = "127.0.0.1",
-    browser: Annotated[bool, typer.Option(help="Whether to open a browser, where there is a desktop.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open a browser if there is a desktop.")] = True,
 ) -> None:
-    """Open MLflow's user interface on this machine, and print the page that compares runs."""
+    """Start MLflow's user interface on this machine, and print the URL that compares runs."""
     from cl_ovq.cli.ui import serve
 
     serve(runs or (), port=port, uri=uri, host=host, browser=browser)
@@ -187,13 +195,14 @@ def ui(
 @commands.command(rich_help_panel="Results")
 def sync(
     directory: Annotated[
-        Path | None, typer.Argument(help="A run's directory, or one that holds such; runs/ if not given.")
+        Path | None, typer.Argument(help="Directory of a run, or one with several runs (default: runs/).")
     ] = None,
     uri: Annotated[
-        str | None, typer.Option(help="Store for all of them; runs of the one under runs/ are sent if not given.")
+        str | None,
+        typer.Option(help="Store to send all runs to (default: send only runs that belong to the store under runs/)."),
     ] = None,
 ) -> None:
-    """Send to MLflow what runs could not send themselves, and mark runs that were killed. Sending twice is harmless."""
+    """Send to MLflow what runs could not send themselves, and mark killed runs. Safe to repeat."""
     from cl_ovq.tracking import RUNS
     from cl_ovq.tracking.sync import sync as sync_runs
 
@@ -210,20 +219,20 @@ def sync(
 @commands.command(rich_help_panel="Results")
 def export(
     experiment: Annotated[str, typer.Argument(help="MLflow experiment, by name or id.")],
-    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
-    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet.")] = False,
-    html: Annotated[bool, typer.Option("--html", help="A page with a table that can be sorted.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write an HTML page with a sortable table.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="File; standard output if not given (not for Parquet).", callback=writable_file),
+        typer.Option(help="Output file (default: standard output, except for Parquet).", callback=writable_file),
     ] = None,
-    uri: Annotated[str | None, typer.Option(help="Store; the one under runs/ if not given.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow store (default: the one under runs/).")] = None,
     every: Annotated[
         bool,
-        typer.Option("--all", help="Killed and unfinished runs too, and those above others."),
+        typer.Option("--all", help="Include killed and unfinished runs, and parent runs."),
     ] = False,
 ) -> None:
-    """Write an experiment as a table: one row a run, with its tags, parameters and metrics."""
+    """Export an experiment as a table with one row per run: tags, parameters and metrics."""
     from cl_ovq.tracking.export import export_experiment
 
     formats = [name for name, chosen in {"csv": csv, "parquet": parquet, "html": html}.items() if chosen]

@@ -52,11 +52,11 @@ class ModelConfig:
     """The network: what every model has."""
 
     name: str = option("patch_transformer", "model: a name from `cl-ovq list models`", parts=MODELS)
-    head: str = option("linear", "what names the class: a name from `cl-ovq list heads`", parts=HEADS)
+    head: str = option("linear", "head: a name from `cl-ovq list heads`", parts=HEADS)
     train_encoder: str = option(
         "always",
-        "when all but the head learns by gradients: in every experience, in the first one only, or never (random "
-        "features)",
+        "when the encoder, i.e. everything but the head, is trained: in every experience, only in the first, "
+        "or never (random features)",
         choices=("always", "first_experience", "never"),
     )
 
@@ -66,7 +66,7 @@ class StrategyConfig:
     """How the model learns from the stream: what every strategy has."""
 
     name: str = option("naive", "strategy: a name from `cl-ovq list strategies`", parts=STRATEGIES)
-    epochs: int = option(1, "passes over each experience", minimum=1, maximum=1_000_000)
+    epochs: int = option(1, "epochs per experience", minimum=1, maximum=1_000_000)
     batch_size: int = option(32, "new samples per training step", minimum=1, maximum=COUNT)
 
 
@@ -77,7 +77,7 @@ class OptimizerConfig:
     name: str = option("adamw", "optimizer: a name from `cl-ovq list optimizers`", parts=OPTIMIZERS)
     schedule: str = option(
         "constant",
-        "course of the learning rate over each experience: a name from `cl-ovq list schedules`",
+        "learning-rate schedule within each experience: a name from `cl-ovq list schedules`",
         parts=SCHEDULES,
     )
 
@@ -88,17 +88,16 @@ class TrainingConfig:
 
     augmentation: list[str] = option(  # noqa: RUF009 - option makes a field
         [],
-        "what training images are changed by, in this order: names from `cl-ovq list augmentations`",
+        "augmentations of training images, applied in this order: names from `cl-ovq list augmentations`",
         parts=AUGMENTATIONS,
     )
     precision: str = option(
         "fp32",
-        "numbers that the pass over a training batch computes with where they bear it (autocast); weights, optimizer, "
-        "statistics and evaluation are fp32 always",
+        "autocast precision of the training step; weights, optimizer, statistics and evaluation always use fp32",
         choices=("fp32", "bf16", "fp16"),
     )
-    compile: bool = option(False, "compile the passes over full batches (torch.compile; needs a compiler)")
-    accumulation: int = option(1, "batches whose gradients make one step of the optimizer", minimum=1, maximum=COUNT)
+    compile: bool = option(False, "compile the passes over full batches (torch.compile; requires a compiler)")
+    accumulation: int = option(1, "gradient accumulation: batches per optimizer step", minimum=1, maximum=COUNT)
 
 
 @dataclass
@@ -107,49 +106,44 @@ class EvaluationConfig:
 
     split: str = option(
         "test",
-        "samples of the results matrix: `validation` to choose hyper-parameters, `test` for the final number",
+        "data split for the results matrix: `validation` to tune hyperparameters, `test` for the final number",
         choices=("test", "validation"),
     )
     batch_size: int = option(512, "samples per evaluation step", minimum=1, maximum=COUNT)
     lengths: list[int] = option(  # noqa: RUF009 - option makes a field
         [],
-        "lengths of test sequences, in tokens, at which the trained model is evaluated beside (sequence streams)",
+        "lengths in tokens at which the trained model is additionally evaluated (sequence streams)",
         minimum=1,
         maximum=LONGEST,
     )
     capacities: list[int] = option(  # noqa: RUF009 - option makes a field
         [],
-        "capacities of sequences' dictionaries with which the trained model is evaluated beside, at each of `lengths` "
-        "or at the length that was trained on (sequence streams, ovq layers with dictionary.scope=sequence)",
+        "dictionary capacities with which the trained model is additionally evaluated, at each of `lengths` "
+        "or at the training length (sequence streams, ovq layers with dictionary.scope=sequence)",
         minimum=1,
         maximum=COUNT,
     )
     log_length_scaling: bool = option(
         False,
-        "scale the inverse temperature of attention over all tokens (softmax, ovq, vq) by log(length) / log(trained "
-        "length) at `lengths` beyond the trained one",
+        "scale the inverse temperature of attention over all tokens (softmax, ovq, vq) by log(length) / "
+        "log(training length) at `lengths` beyond the training length",
     )
-    length_tokens: int = option(
-        65_536, "tokens of test sequences at each of `lengths`, all sequences together", minimum=1, maximum=2**40
-    )
+    length_tokens: int = option(65_536, "total number of test tokens at each of `lengths`", minimum=1, maximum=2**40)
     every_steps: int | None = option(
         None,
-        "training steps between two evaluations inside an experience, on the experiences so far: for average anytime "
-        "and worst-case accuracy; none if null",
+        "training steps between evaluations within an experience, on the experiences so far: for average "
+        "anytime and worst-case accuracy; none if null",
         minimum=1,
     )
     rows: list[int] = option(  # noqa: RUF009 - option makes a field
         [],
-        "experiences after which the model is evaluated, 0 for before training, beside the last one; after every one "
-        "if empty",
+        "experiences after which the model is evaluated, in addition to the last; 0: before training; all if empty",
         minimum=0,
         maximum=10**6,
     )
-    dictionary_every: int = option(
-        1, "training steps between two records of the dictionaries", minimum=1, maximum=2**62
-    )
+    dictionary_every: int = option(1, "training steps between records of the dictionaries", minimum=1, maximum=2**62)
     stop_after: int | None = option(
-        None, "experiences after which the run ends, and which its metrics are of; the whole stream if null", minimum=1
+        None, "number of experiences after which to stop; metrics cover only these; the whole stream if null", minimum=1
     )
 
 
@@ -157,20 +151,22 @@ class EvaluationConfig:
 class CheckpointConfig:
     """When the run's state is kept, so that it can go on (`cl-ovq run ... --resume`)."""
 
-    enabled: bool = option(True, "whether to keep a checkpoint after every experience, in the run's directory")
-    every_steps: int | None = option(None, "training steps between two more within an experience", minimum=1)
+    enabled: bool = option(True, "save a checkpoint in the run's directory after every experience")
+    every_steps: int | None = option(
+        None, "training steps between additional checkpoints within an experience; none if null", minimum=1
+    )
 
 
 @dataclass
 class TrackingConfig:
     """Where MLflow keeps the run."""
 
-    enabled: bool = option(True, "whether to log to MLflow")
-    uri: str | None = option(None, "MLflow tracking server or store; a SQLite file beside the runs if null")
+    enabled: bool = option(True, "log to MLflow")
+    uri: str | None = option(None, "MLflow tracking server or store; a SQLite file next to the runs if null")
     experiment: str | None = option(None, "MLflow experiment; the stream's name and scenario if null")
-    run_name: str | None = option(None, "name of the run; model, strategy and seed if null")
-    log_model: bool = option(True, "whether the trained model is registered with MLflow")
-    tags: dict[str, str] = option({}, "further tags of the run, or other values for its own")  # noqa: RUF009 - option makes a field
+    run_name: str | None = option(None, "run name; model, strategy and seed if null")
+    log_model: bool = option(True, "register the trained model with MLflow")
+    tags: dict[str, str] = option({}, "additional run tags, or new values for built-in ones")  # noqa: RUF009 - option makes a field
 
 
 @dataclass
@@ -192,17 +188,20 @@ class ExperimentConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     imports: list[str] = option(  # noqa: RUF009 - option makes a field
         [],
-        "modules (my_lab.parts) and files (./parts.py, from this file's folder) that enter parts of your own",
+        "modules (my_lab.parts) and files (./parts.py, relative to this file) that register your own parts",
     )
     seed: int = option(0, "base random seed", minimum=0)
     seeds: int = option(
-        1, "runs with consecutive seeds, from `seed` on; their metrics are aggregated", minimum=1, maximum=MOST_SEEDS
+        1,
+        "number of runs with consecutive seeds, starting at `seed`; their metrics are aggregated",
+        minimum=1,
+        maximum=MOST_SEEDS,
     )
     device: str = option("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
-    threads: int | None = option(None, "CPU threads of PyTorch; its own choice if null", minimum=1, maximum=4096)
-    figures: bool = option(True, "whether a run draws its figures at its end")
-    figure_format: str = option("png", "kind of file of a run's figures", choices=FIGURE_FORMATS)
-    output_dir: str | None = option(None, "directory of the run's results; a new one under `runs/` if null")
+    threads: int | None = option(None, "CPU threads for PyTorch; PyTorch's default if null", minimum=1, maximum=4096)
+    figures: bool = option(True, "draw figures at the end of the run")
+    figure_format: str = option("png", "figure format", choices=FIGURE_FORMATS)
+    output_dir: str | None = option(None, "output directory; a new one under `runs/` if null")
     # Of keys whose values the environment has a part in: the text that is stored, and the value that it stands for.
     unresolved: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
 

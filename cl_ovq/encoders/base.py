@@ -24,13 +24,11 @@ class AnyEncoderOptions:
     """What every encoder has, whatever it reads."""
 
     sha256: str | None = option(
-        None, "checksum of the weights; the run fills it in, and refuses other weights where it is given"
+        None, "checksum of the weights; filled in by the run; if given, other weights are an error"
     )
-    batch_size: int = option(32, "samples that are encoded at a time", minimum=1, maximum=COUNT)
-    cache: bool = option(True, "keep the features of a frozen encoder on disk; false: compute them for every run")
-    cache_dir: str | None = option(
-        None, "folder of kept features; cl-ovq/features in XDG_CACHE_HOME or ~/.cache if null"
-    )
+    batch_size: int = option(32, "samples per encoding batch", minimum=1, maximum=COUNT)
+    cache: bool = option(True, "cache the features of a frozen encoder on disk; false: compute them for every run")
+    cache_dir: str | None = option(None, "feature cache folder; cl-ovq/features in XDG_CACHE_HOME or ~/.cache if null")
 
 
 @dataclass
@@ -38,57 +36,57 @@ class EncoderOptions(AnyEncoderOptions):
     """What every encoder of images has."""
 
     weights: str | None = option(
-        None, "weights: a file (.pth, .safetensors), a name of published ones, or random; the usual ones if null"
+        None, "weights: a file (.pth, .safetensors), the name of published weights, or random; the default ones if null"
     )
     layer: str | None = option(
-        None, "module whose output is the features, e.g. layer3; what the classifier gets if null"
+        None, "module whose output is used as features, e.g. layer3; the classifier's input if null"
     )
     pool: str = option(
         "mean",
-        "how a map [channels, height, width] or tokens [tokens, channels] become a vector: their mean, the first "
-        "token, or all of them one after the other",
+        "pooling of a map [channels, height, width] or tokens [tokens, channels] into a vector: the mean, "
+        "the first token, or flattened",
         choices=("mean", "first", "flatten"),
     )
     size: int | None = option(
         None,
-        "height and width that images are resized to; those that the weights expect if null",
+        "height and width that images are resized to; the size that the weights expect if null",
         minimum=1,
         maximum=4096,
     )
     crop: float | None = option(
         1.0,
-        "share of each side that is kept of an image, its middle; null: as much as the weights' own evaluation keeps",
+        "fraction of each side kept by the centre crop; null: as in the weights' own evaluation",
         exclusive_minimum=0,
         maximum=1,
     )
     normalize: bool = option(
         True,
-        "subtract the mean of each channel and divide by its deviation, as the weights were trained; false: values "
-        "stay in 0 to 1, as some published protocols have them",
+        "normalise with the channel mean and standard deviation of the weights; false: keep values in 0 to "
+        "1, as in some published protocols",
     )
     precision: str = option(
         "float32",
-        "what is computed with; features of half precision are kept as float16",
+        "computation dtype; half-precision features are stored as float16",
         choices=("float32", "float16", "bfloat16"),
     )
     train_from: str | None = option(
         None,
-        "module from which on the encoder is trained, with all that follow, e.g. layer4; all: the whole; null: frozen",
+        "first module to train, together with all later ones, e.g. layer4; all: the whole encoder; null: frozen",
     )
     lora_rank: int | None = option(
         None,
-        "rank of LoRA's matrices, which are trained in the place of the weights; none if null",
+        "rank of LoRA adapters, which are trained instead of the weights; no LoRA if null",
         minimum=1,
         maximum=4096,
     )
     lora_alpha: float = option(
-        16.0, "LoRA's scale: what its matrices add is multiplied by it over the rank", exclusive_minimum=0
+        16.0, "LoRA scale: the adapters' output is multiplied by lora_alpha / lora_rank", exclusive_minimum=0
     )
     lora_modules: list[str] = option(  # noqa: RUF009 - option makes a field
-        [], "names, or ends of names, of the modules that get them; all linear layers if empty"
+        [], "names, or name suffixes, of the modules that get LoRA adapters; all linear layers if empty"
     )
     lora_merge: bool = option(
-        False, "after each experience LoRA's matrices are added to the weights, and others begin in their place"
+        False, "after each experience, merge the LoRA adapters into the weights and start new ones"
     )
 
 

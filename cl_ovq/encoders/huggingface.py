@@ -25,12 +25,12 @@ class HuggingFaceOptions(EncoderOptions):
     """A model of transformers."""
 
     weights: str | None = option(
-        None, "a model of the hub, facebook/dinov2-small, or a folder as save_pretrained writes it"
+        None, "a model on the Hub, facebook/dinov2-small, or a folder written by save_pretrained"
     )
     pool: str = option(
         "first",
-        "how tokens [tokens, channels] become a vector: the first one (the class token), their mean, or all of them; "
-        "maps [channels, height, width] are averaged",
+        "pooling of tokens [tokens, channels] into a vector: the first (the class token), the mean, or "
+        "flattened; maps [channels, height, width] are averaged",
         choices=("mean", "first", "flatten"),
     )
 
@@ -112,7 +112,7 @@ def read_model(folder: Path) -> Any:
 
 @ENCODERS.enter(
     "huggingface",
-    "a vision model of transformers (ViT, DINOv2, CLIP, ConvNeXt, ...) from the hub or a folder",
+    "a vision model from transformers (ViT, DINOv2, CLIP, ConvNeXt, ...), from the Hub or a folder",
     options=HuggingFaceOptions,
     find=find_huggingface,
     load=load_huggingface,

@@ -29,23 +29,23 @@ class HuggingFaceTextOptions(AnyEncoderOptions):
 
     weights: str | None = option(
         None,
-        "a model of the hub, sentence-transformers/all-MiniLM-L6-v2, or a folder as save_pretrained writes it",
+        "a model on the Hub, sentence-transformers/all-MiniLM-L6-v2, or a folder written by save_pretrained",
     )
     pool: str = option(
         "mean",
-        "how tokens become a vector: the mean of a text's own, special ones included, or the first (the class token)",
+        "pooling of tokens: the mean over the text, including special tokens, or the first (the class token)",
         choices=("mean", "first"),
     )
     max_length: int | None = option(
         None,
-        "tokens of a text that are read, special ones included; what follows is cut off, which results.json counts; as "
-        f"many as the model reads if null, {MAX_LENGTH} at most",
+        "tokens read per text, including special tokens; the rest is cut off and counted in results.json; "
+        f"the model's maximum if null, at most {MAX_LENGTH}",
         minimum=3,
         maximum=1 << 20,
     )
     precision: str = option(
         "float32",
-        "what is computed with; features of half precision are kept as float16",
+        "computation dtype; half-precision features are stored as float16",
         choices=("float32", "float16", "bfloat16"),
     )
 
@@ -123,7 +123,7 @@ def load_huggingface_text(built: Built, source: Source) -> None:
 
 @ENCODERS.enter(
     "huggingface_text",
-    "a text model of transformers (BERT, MiniLM, RoBERTa, E5, ...) from the hub or a folder",
+    "a text model from transformers (BERT, MiniLM, RoBERTa, E5, ...), from the Hub or a folder",
     options=HuggingFaceTextOptions,
     find=find_huggingface_text,
     load=load_huggingface_text,

@@ -22,12 +22,13 @@ class OwnModuleOptions(EncoderOptions):
 
     model: str | None = option(
         None,
-        "what makes the network, without arguments: ./nets.py:Encoder or my_lab.nets:Encoder, imported with --import",
+        "callable without arguments that returns the network: ./nets.py:Encoder or my_lab.nets:Encoder; "
+        "requires --import",
     )
-    mean: list[float] = option([], "of each channel of its images, subtracted; none if empty")  # noqa: RUF009 - option makes a field
-    std: list[float] = option([], "of each channel, divided by")  # noqa: RUF009
+    mean: list[float] = option([], "mean per image channel, subtracted; none if empty")  # noqa: RUF009 - option makes a field
+    std: list[float] = option([], "standard deviation per image channel, divided by")  # noqa: RUF009
     interpolation: str = option(
-        "bilinear", "how images are resized, where size is given", choices=("bilinear", "bicubic", "nearest")
+        "bilinear", "interpolation, if size is given", choices=("bilinear", "bicubic", "nearest")
     )
 
 
@@ -49,7 +50,7 @@ def find_own_module(options: OwnModuleOptions, download: bool) -> Source:
 
 @ENCODERS.enter(
     "file",
-    "any torch.nn.Module of your own, from an import path, with weights of a file",
+    "your own torch.nn.Module, from an import path, with weights from a file",
     options=OwnModuleOptions,
     find=find_own_module,
 )

@@ -87,11 +87,11 @@ class PromptOptions:
 class L2POptions(PromptOptions):
     """The pool of L2P."""
 
-    pool_size: int = option(10, "prompts of the pool (the paper's M)", minimum=1, maximum=WIDEST)
-    prompt_length: int = option(5, "tokens of a prompt", minimum=1, maximum=WIDEST)
-    top_k: int = option(5, "prompts that a sample gets, those whose keys are nearest (N)", minimum=1, maximum=WIDEST)
+    pool_size: int = option(10, "number of prompts in the pool (M in the paper)", minimum=1, maximum=WIDEST)
+    prompt_length: int = option(5, "tokens per prompt", minimum=1, maximum=WIDEST)
+    top_k: int = option(5, "prompts per sample: those with the nearest keys (N)", minimum=1, maximum=WIDEST)
     match_weight: float = option(
-        0.5, "weight of the distance from a sample's query to the chosen keys in the loss", minimum=0, adjustable=True
+        0.5, "loss weight of the distance between a sample's query and the selected keys", minimum=0, adjustable=True
     )
 
     def prompts(self, site: Site) -> Prompts:
@@ -131,15 +131,15 @@ class PromptPool(Prompts):
 class DualPromptOptions(PromptOptions):
     """The general and the expert prompts of DualPrompt."""
 
-    general_length: int = option(5, "keys, and as many values, of the general prompt", minimum=1, maximum=WIDEST)
+    general_length: int = option(5, "number of keys, and of values, in the general prompt", minimum=1, maximum=WIDEST)
     general_blocks: list[int] = option(  # noqa: RUF009 - option makes a field
-        [0, 1], "blocks that it enters; the first is 0", minimum=0, maximum=DEEPEST
+        [0, 1], "blocks with the general prompt; the first is 0", minimum=0, maximum=DEEPEST
     )
-    expert_length: int = option(20, "keys, and as many values, of an expert prompt", minimum=1, maximum=WIDEST)
-    expert_blocks: list[int] = option([2, 3, 4], "blocks that it enters", minimum=0, maximum=DEEPEST)  # noqa: RUF009
+    expert_length: int = option(20, "number of keys, and of values, in an expert prompt", minimum=1, maximum=WIDEST)
+    expert_blocks: list[int] = option([2, 3, 4], "blocks with the expert prompt", minimum=0, maximum=DEEPEST)  # noqa: RUF009
     match_weight: float = option(
         1.0,
-        "weight of the distance from a sample's query to its expert prompt's key in the loss",
+        "loss weight of the distance between a sample's query and the key of its expert prompt",
         minimum=0,
         adjustable=True,
     )
@@ -202,17 +202,17 @@ class CODAPromptOptions(PromptOptions):
     """The components of CODA-Prompt."""
 
     components: int = option(
-        100, "components in all, which experiences share alike (the paper's M)", minimum=1, maximum=WIDEST
+        100, "total number of components, split evenly among experiences (M in the paper)", minimum=1, maximum=WIDEST
     )
     prompt_length: int = option(
-        8, "keys and values of a prompt together: half of them are keys", minimum=2, maximum=WIDEST
+        8, "number of keys and values in a prompt, half of them keys", minimum=2, maximum=WIDEST
     )
     blocks: list[int] = option(  # noqa: RUF009
-        [0, 1, 2, 3, 4], "blocks that prompts enter; the first is 0", minimum=0, maximum=DEEPEST
+        [0, 1, 2, 3, 4], "blocks with prompts; the first is 0", minimum=0, maximum=DEEPEST
     )
     orthogonality: float = option(
         0.1,
-        "weight of the penalty on components, keys and attention that are not orthogonal",
+        "weight of the orthogonality penalty on components, keys and attention vectors",
         minimum=0,
         adjustable=True,
     )

@@ -20,7 +20,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first
 class TimmOptions(EncoderOptions):
     """A network of timm."""
 
-    model: str = option("vit_tiny_patch16_224", "name of a model of timm, perhaps with the tag of its weights")
+    model: str = option("vit_tiny_patch16_224", "name of a timm model, optionally with a weights tag")
 
 
 def find_timm(options: TimmOptions, download: bool) -> Source:
@@ -46,7 +46,7 @@ def find_timm(options: TimmOptions, download: bool) -> Source:
 
 @ENCODERS.enter(
     "timm",
-    "a model of timm with published weights or a state dict of your own",
+    "a timm model with published weights or your own state dict",
     options=TimmOptions,
     find=find_timm,
     packages=("timm",),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TorchvisionOptions(EncoderOptions):
     """A network of torchvision."""
 
-    model: str = option("resnet18", "name of a classifier of torchvision.models")
+    model: str = option("resnet18", "name of a classifier in torchvision.models")
 
 
 def find_torchvision(options: TorchvisionOptions, download: bool) -> Source:
@@ -53,7 +53,7 @@ def find_torchvision(options: TorchvisionOptions, download: bool) -> Source:
 
 @ENCODERS.enter(
     "torchvision",
-    "a classifier of torchvision (resnet18, vit_b_16, ...) with published weights or a state dict of your own",
+    "a torchvision classifier (resnet18, vit_b_16, ...) with published weights or your own state dict",
     options=TorchvisionOptions,
     find=find_torchvision,
     packages=("torchvision",),

@@ -24,12 +24,16 @@ class EpisodeOptions:
     """The episodes that a learner's weights are learned on, and how long."""
 
     steps: int = option(3000, "training steps", minimum=1, maximum=10**9)
-    episodes: int = option(16, "episodes in a step", minimum=1, maximum=10**6)
-    tasks: int = option(5, "most tasks of an episode; each step draws how many", minimum=1, maximum=10**4)
-    classes: int = option(2, "classes of a task", minimum=1, maximum=10**4)
-    samples: int = option(10, "most samples of a class; each step draws how many", minimum=1, maximum=10**5)
-    questions: int = option(20, "test samples of an episode, of all its tasks", minimum=1, maximum=10**5)
-    learning_rate: float = option(2e-3, "of AdamW, after a warm-up; it falls to zero as a cosine", exclusive_minimum=0)
+    episodes: int = option(16, "episodes per step", minimum=1, maximum=10**6)
+    tasks: int = option(5, "maximum number of tasks per episode; each step draws the number", minimum=1, maximum=10**4)
+    classes: int = option(2, "classes per task", minimum=1, maximum=10**4)
+    samples: int = option(
+        10, "maximum number of samples per class; each step draws the number", minimum=1, maximum=10**5
+    )
+    questions: int = option(20, "test samples per episode, over all its tasks", minimum=1, maximum=10**5)
+    learning_rate: float = option(
+        2e-3, "AdamW learning rate, with warm-up and cosine decay to zero", exclusive_minimum=0
+    )
 
     @property
     def longest(self) -> int:

@@ -65,20 +65,18 @@ class LearnerOptions(StackOptions):
     """The network that learns in its state."""
 
     mlp_ratio: float = option(
-        2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
+        2.0, "hidden size of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
     )
-    features: int = option(
-        64, "features that it takes; more of an encoder's are projected at random", minimum=1, maximum=WIDEST
-    )
-    code: int = option(64, "features of a class's code", minimum=1, maximum=WIDEST)
+    features: int = option(64, "input features; more are reduced by a random projection", minimum=1, maximum=WIDEST)
+    code: int = option(64, "size of a class code", minimum=1, maximum=WIDEST)
     log_length_scaling: bool = option(
         False,
-        "scale the inverse temperature of attention over all tokens (softmax, ovq, vq) by log(tokens) / log(trained "
-        "tokens) in streams longer than the longest episode that the weights were learned on",
+        "scale the inverse temperature of attention over all tokens (softmax, ovq, vq) by log(tokens) / "
+        "log(trained tokens) in streams longer than the longest pretraining episode",
     )
-    weights: str = option("gaussian_classes", "where its weights come from", parts=WEIGHTS)
+    weights: str = option("gaussian_classes", "source of the weights", parts=WEIGHTS)
     weights_seed: int | None = option(
-        None, "seed of weights, codes and projection; the run's if null", minimum=0, maximum=2**62
+        None, "seed for weights, codes and projection; the run's seed if null", minimum=0, maximum=2**62
     )
 
 
@@ -87,7 +85,7 @@ class FromFileOptions:
     """Which file it is."""
 
     sha256: str | None = option(
-        None, "checksum of the file of weights, or of data; the run fills it in, and refuses another where it is given"
+        None, "checksum of the weights or data file; filled in by the run; if given, a different file is an error"
     )
 
 
@@ -100,7 +98,7 @@ class ReadOptions(FromFileOptions):
 class FileOptions(ReadOptions):
     """A file of weights."""
 
-    path: str | None = option(None, "file of weights that `cl-ovq pretrain` wrote; must be given")
+    path: str | None = option(None, "weights file written by `cl-ovq pretrain`; required")
 
 
 @dataclass
@@ -109,8 +107,8 @@ class FeaturesOptions(FromFileOptions, EpisodeOptions):
 
     data: str | None = option(
         None,
-        "file of feature vectors with labels (.npz, .csv, .tsv, .parquet), as the stream `features` reads it, whose "
-        "classes the stream must not have; must be given",
+        "file of feature vectors with labels (.npz, .csv, .tsv, .parquet), in a format of the stream "
+        "`features`; its classes must not be in the stream; required",
     )
 
 
@@ -201,7 +199,7 @@ def deciding(options: LearnerOptions, dictionary: Any) -> dict[str, Any]:
 
 @WEIGHTS.enter(
     "gaussian_classes",
-    "learned before the stream begins, on episodes of synthetic classes, once for all runs of the same options",
+    "pretrained before the stream begins, on episodes of synthetic classes; reused by runs with the same options",
     options=EpisodeOptions,
 )
 def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
@@ -211,7 +209,7 @@ def from_gaussian_classes(options: Any, learner: InContextLearner, sections: Map
 
 @WEIGHTS.enter(
     "sine",
-    "learned before the stream begins, on episodes of sine waves, once for all runs of the same options",
+    "pretrained before the stream begins, on episodes of sine waves; reused by runs with the same options",
     options=SineEpisodeOptions,
     kind="vectors",
 )
@@ -232,7 +230,7 @@ def from_sine(options: Any, learner: InContextLearner, sections: Mapping[str, An
 
 @WEIGHTS.enter(
     "features",
-    "learned likewise, on episodes of the classes of a file of feature vectors: others than the stream's",
+    "pretrained on episodes of classes from a file of feature vectors, which must differ from the stream's classes",
     options=FeaturesOptions,
 )
 def from_features(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
@@ -311,7 +309,7 @@ def _samples(options: FeaturesOptions, features: int) -> tuple[Tensor, Tensor]:
 
 @WEIGHTS.enter(
     "pretrained",
-    "weights that come with the package: of an OVQ layer, learned on gaussian_classes (`make pretrained`)",
+    "weights shipped with the package: one OVQ layer, pretrained on gaussian_classes (`make pretrained`)",
     options=ReadOptions,
 )
 def from_package(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
@@ -319,7 +317,7 @@ def from_package(options: Any, learner: InContextLearner, sections: Mapping[str,
     read_weights(learner, PACKAGED, sections, options.sha256)
 
 
-@WEIGHTS.enter("file", "a file that `cl-ovq pretrain` wrote", options=FileOptions, kind=None)
+@WEIGHTS.enter("file", "a file written by `cl-ovq pretrain`", options=FileOptions, kind=None)
 def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Read weights from a file."""
     if options.path is None:

@@ -82,6 +82,6 @@ MODELS: Registry[Model] = Registry("model", Model)
 HEADS: Registry[Part[HeadBuilder]] = Registry("head", Part)
 
 
-@HEADS.enter("linear", "a linear map of the features, learned by gradients")
+@HEADS.enter("linear", "a linear map of the features, trained by gradient descent")
 def build_linear(options: Any, network: nn.Module, stream: Stream) -> None:
     """Leave the linear head that every network has."""

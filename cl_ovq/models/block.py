@@ -16,11 +16,9 @@ class BlockOptions(StackOptions):
     """What blocks of mixer and MLP have."""
 
     mlp_ratio: float = option(
-        2.0, "hidden features of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
+        2.0, "hidden size of a block's MLP, in multiples of width", exclusive_minimum=0, maximum=1024
     )
-    dropout: float = option(
-        0.0, "share of features dropped after mixer and MLP", minimum=0, maximum=0.99, adjustable=True
-    )
+    dropout: float = option(0.0, "dropout rate after mixer and MLP", minimum=0, maximum=0.99, adjustable=True)
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ class PatchTransformerOptions(BlockOptions):
     """The options of a transformer over image patches."""
 
     patch_size: int = option(
-        2, "side of a square patch in pixels; divides the image's sides", minimum=1, maximum=WIDEST
+        2, "side length of a square patch in pixels; must divide the image size", minimum=1, maximum=WIDEST
     )
 
 
@@ -84,7 +84,7 @@ class PatchTransformer(nn.Module):
 
 @MODELS.enter(
     "patch_transformer",
-    "image patches as a causal sequence, any mixer, mean over tokens",
+    "image patches as a causal sequence, with any mixer and mean pooling over tokens",
     options=PatchTransformerOptions,
     reads="images",
 )

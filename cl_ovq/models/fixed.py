@@ -91,19 +91,19 @@ class RandomConvolution(nn.Module):
 class RandomFeatureOptions:
     """How many random features there are."""
 
-    width: int = option(64, "random features", minimum=1, maximum=WIDEST)
+    width: int = option(64, "number of random features", minimum=1, maximum=WIDEST)
 
 
 @dataclass
 class RandomConvolutionOptions:
     """How many random filters there are."""
 
-    width: int = option(64, "random filters; each gives 16 features", minimum=1, maximum=WIDEST)
+    width: int = option(64, "number of random filters; each gives 16 features", minimum=1, maximum=WIDEST)
 
 
 @MODELS.enter(
     "pixels",
-    "the pixels, or the vector, as features: nothing learned before the head",
+    "the pixels or vector as features: no learning before the head",
     reads=("images", "vectors"),
 )
 def build_pixels(options: NoOptions, context: ModelContext) -> nn.Module:
@@ -113,7 +113,7 @@ def build_pixels(options: NoOptions, context: ModelContext) -> nn.Module:
 
 @MODELS.enter(
     "random_features",
-    "fixed random functions of all pixels or features (Rahimi and Recht 2008): width features",
+    "fixed random features of all pixels or inputs (Rahimi and Recht 2008): `width` features",
     options=RandomFeatureOptions,
     reads=("images", "vectors"),
 )
@@ -126,7 +126,7 @@ def build_random_features(options: RandomFeatureOptions, context: ModelContext) 
 
 @MODELS.enter(
     "random_convolution",
-    "fixed random filters, pooled over 4 x 4 cells: width filters, 16 times as many features",
+    "fixed random convolution filters, pooled over 4 x 4 cells: `width` filters, 16 times as many features",
     options=RandomConvolutionOptions,
     reads="images",
 )

@@ -24,28 +24,30 @@ if TYPE_CHECKING:
 class MemoryOptions:
     """The options of the memory head."""
 
-    capacity: int = option(2000, "slots of all classes together (N)", minimum=1, maximum=COUNT)
-    chunk_size: int = option(32, "samples that are written together (L)", minimum=1, maximum=COUNT)
-    growth: str = option("plateau", "schedule of a class's slots over its own samples", parts=GROWTHS, choices=GROWTH)
+    capacity: int = option(2000, "total number of slots over all classes (N)", minimum=1, maximum=COUNT)
+    chunk_size: int = option(32, "samples per write (L)", minimum=1, maximum=COUNT)
+    growth: str = option(
+        "plateau", "growth schedule of a class's slots with its number of samples", parts=GROWTHS, choices=GROWTH
+    )
     beta: float | None = option(
-        None, "inverse temperature of the read-out; from the number of features if null", exclusive_minimum=0
+        None, "inverse temperature of the read-out; derived from the number of features if null", exclusive_minimum=0
     )
     shrinkage: float = option(
         0.3, "shrinkage of the covariance towards a multiple of the identity", minimum=0, maximum=1
     )
-    class_weight: float = option(0.05, "power of the linear discriminant that is multiplied in", minimum=0)
-    confidence: float = option(0.6, "power of the class probabilities", exclusive_minimum=0)
-    normalise: bool = option(True, "scale every feature vector to the same length first")
-    prior: str = option("balanced", "prior of the classes seen: all alike, or by their samples", choices=PRIORS)
-    storage: str = option("float32", "type of the stored means", choices=("float32", "float16", "int8"))
+    class_weight: float = option(0.05, "exponent of the linear discriminant that multiplies the read-out", minimum=0)
+    confidence: float = option(0.6, "exponent of the class probabilities", exclusive_minimum=0)
+    normalise: bool = option(True, "normalise every feature vector to the same length")
+    prior: str = option("balanced", "prior of the classes seen: uniform, or by sample counts", choices=PRIORS)
+    storage: str = option("float32", "dtype of the stored means", choices=("float32", "float16", "int8"))
     calibrate: bool = option(
-        False, "choose beta, shrinkage, class_weight and confidence on validation data after each experience"
+        False, "tune beta, shrinkage, class_weight and confidence on validation data after each experience"
     )
 
 
 @HEADS.enter(
     "memory",
-    "a memory that learns without gradients, beside a linear map where an encoder is to be trained",
+    "a memory that learns without gradients, with an auxiliary linear head if the encoder is trained",
     sections={"memory": MemoryOptions},
 )
 def build_memory(model: Any, network: nn.Module, stream: Stream, options: MemoryOptions) -> None:

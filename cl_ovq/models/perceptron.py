@@ -42,13 +42,13 @@ class Perceptron(nn.Module):
 class PerceptronOptions:
     """The size of a multilayer perceptron."""
 
-    width: int = option(64, "features of a hidden layer", minimum=1, maximum=WIDEST)
+    width: int = option(64, "units per hidden layer", minimum=1, maximum=WIDEST)
     depth: int = option(2, "number of hidden layers", minimum=1, maximum=10_000)
 
 
 @MODELS.enter(
     "mlp",
-    "multilayer perceptron on pixels or features: depth layers of width features",
+    "multilayer perceptron on pixels or features: `depth` layers of `width` units",
     options=PerceptronOptions,
     reads=("images", "vectors"),
 )

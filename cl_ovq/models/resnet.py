@@ -95,7 +95,7 @@ class ResNet(nn.Module):
 
 @MODELS.enter(
     "resnet18",
-    "ResNet-18 for small images: 3 x 3 at the entrance, no pooling, 64 to 512 channels (11.2 million weights)",
+    "ResNet-18 for small images: 3 x 3 stem, no pooling, 64 to 512 channels (11.2 million weights)",
     reads="images",
 )
 def build_resnet18(options: NoOptions, context: ModelContext) -> nn.Module:
@@ -106,7 +106,8 @@ def build_resnet18(options: NoOptions, context: ModelContext) -> nn.Module:
 
 @MODELS.enter(
     "resnet32",
-    "ResNet-32 for CIFAR (He et al. 2016, section 4.2): 16 to 64 channels, shortcuts without weights (0.46 million)",
+    "ResNet-32 for CIFAR (He et al. 2016, section 4.2): 16 to 64 channels, parameter-free shortcuts (0.46 "
+    "million weights)",
     reads="images",
 )
 def build_resnet32(options: NoOptions, context: ModelContext) -> nn.Module:

@@ -133,17 +133,17 @@ class SequenceModelOptions(BlockOptions):
 
     parameters: int | None = option(
         None,
-        "weights of the whole model, so that mixers are compared alike: the MLPs are sized to match it, and mlp_ratio "
-        "is not used",
+        "total number of weights, for fair comparison of mixers: the MLPs are sized to match it, and "
+        "mlp_ratio is ignored",
         minimum=1,
         maximum=10**12,
     )
-    tied: bool = option(False, "use the embedding's transpose as the head")
+    tied: bool = option(False, "tie the head to the embedding")
 
 
 @MODELS.enter(
     "sequence_model",
-    "causal model of sequences, any mixers, an output at every token (sequence streams)",
+    "causal sequence model with any mixers and an output at every token (sequence streams)",
     options=SequenceModelOptions,
     reads="sequences",
 )

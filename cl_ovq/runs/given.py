@@ -31,7 +31,7 @@ GivenModel = nn.Module | Callable[[Stream], nn.Module]
 class GivenModelOptions:
     """What a configuration says of a model that was given as an object."""
 
-    source: str = option("", "of a model that was given from Python: its class, or what made it")
+    source: str = option("", "class or builder of a model passed from Python")
 
 
 @dataclass

@@ -17,7 +17,7 @@ class SlowEncoderOptions:
     """How slowly an encoder learns."""
 
     encoder_rate: float = option(
-        0.01, "learning rate of the encoder, as a share of the head's", exclusive_minimum=0, maximum=1
+        0.01, "learning rate of the encoder, as a fraction of the head's", exclusive_minimum=0, maximum=1
     )
 
 
@@ -26,20 +26,20 @@ class SLCAOptions(SlowEncoderOptions):
     """The slow learner, and the alignment of SLCA."""
 
     align_epochs: int = option(
-        5, "epochs of the alignment after each experience but the first; 0 for none", minimum=0, maximum=1_000_000
+        5, "alignment epochs after each experience but the first; 0 for none", minimum=0, maximum=1_000_000
     )
-    align_samples: int = option(256, "features drawn of each class in an epoch", minimum=1, maximum=COUNT)
-    align_learning_rate: float = option(0.01, "first learning rate of the alignment", exclusive_minimum=0)
+    align_samples: int = option(256, "features drawn per class and epoch", minimum=1, maximum=COUNT)
+    align_learning_rate: float = option(0.01, "initial learning rate of the alignment", exclusive_minimum=0)
     align_temperature: float | None = option(
         0.1,
-        "temperature of the alignment's logits, once they are divided by their length; null: logits as they are",
+        "temperature of the alignment's normalised logits; null: do not normalise them",
         exclusive_minimum=0,
     )
 
 
 @STRATEGIES.enter(
     "slca",
-    "slow learner with classifier alignment (Zhang et al. 2023): a Gaussian of each class's features trains the head",
+    "slow learner with classifier alignment (Zhang et al. 2023): samples from one Gaussian per class train the head",
     options=SLCAOptions,
     needs_classes=True,
     aligns_head=True,

@@ -39,13 +39,11 @@ def each(transform: Transform) -> Transform:
 class CropOptions:
     """How far a crop may be off."""
 
-    padding: int = option(
-        4, "pixels of zero around an image before a part of its own size is cut out", minimum=1, maximum=4096
-    )
+    padding: int = option(4, "zero padding in pixels before the crop", minimum=1, maximum=4096)
 
 
 @AUGMENTATIONS.enter(
-    "crop", "cuts a random part of the image's size out of the image with a margin of zeros", options=CropOptions
+    "crop", "pads the image with zeros and takes a random crop of the original size", options=CropOptions
 )
 def build_crop(options: CropOptions, shape: tuple[int, int, int]) -> Transform:
     """Build random crops."""
@@ -69,10 +67,10 @@ def build_crop(options: CropOptions, shape: tuple[int, int, int]) -> Transform:
 class FlipOptions:
     """How often images are flipped."""
 
-    flip_probability: float = option(0.5, "chance of an image to be flipped", exclusive_minimum=0, maximum=1)
+    flip_probability: float = option(0.5, "probability of a flip", exclusive_minimum=0, maximum=1)
 
 
-@AUGMENTATIONS.enter("flip", "swaps left and right", options=FlipOptions)
+@AUGMENTATIONS.enter("flip", "flips images horizontally", options=FlipOptions)
 def build_flip(options: FlipOptions, shape: tuple[int, int, int]) -> Transform:
     """Build random flips."""
     import torch
@@ -88,11 +86,15 @@ def build_flip(options: FlipOptions, shape: tuple[int, int, int]) -> Transform:
 class ColorOptions:
     """How far colours may change."""
 
-    brightness: float = option(0.25, "brightness is changed by a factor within one plus or minus this", minimum=0)
-    contrast: float = option(0.0, "contrast, likewise", minimum=0)
-    saturation: float = option(0.0, "saturation, likewise (images in colour)", minimum=0)
+    brightness: float = option(
+        0.25, "brightness is multiplied by a random factor in 1 plus or minus this value", minimum=0
+    )
+    contrast: float = option(0.0, "contrast is multiplied by a random factor in 1 plus or minus this value", minimum=0)
+    saturation: float = option(
+        0.0, "saturation is multiplied by a random factor in 1 plus or minus this value (colour images)", minimum=0
+    )
     hue: float = option(
-        0.0, "hue is turned by up to this, in turns of the circle (images in colour)", minimum=0, maximum=0.5
+        0.0, "hue is shifted by up to this fraction of the colour circle (colour images)", minimum=0, maximum=0.5
     )
 
 
@@ -121,13 +123,13 @@ def build_color(options: ColorOptions, shape: tuple[int, int, int]) -> Transform
 class RandAugmentOptions:
     """How much RandAugment does."""
 
-    operations: int = option(2, "operations on each image (the paper's N)", minimum=1, maximum=100)
-    magnitude: int = option(9, "how strong they are (the paper's M), of 31 degrees", minimum=0, maximum=30)
+    operations: int = option(2, "operations per image (N in the paper)", minimum=1, maximum=100)
+    magnitude: int = option(9, "magnitude of the operations (M in the paper), on a scale of 31", minimum=0, maximum=30)
 
 
 @AUGMENTATIONS.enter(
     "randaugment",
-    "operations drawn from a list, of one strength (Cubuk et al. 2020; torchvision's)",
+    "random operations from a list, at one magnitude (Cubuk et al. 2020; torchvision's version)",
     options=RandAugmentOptions,
 )
 def build_randaugment(options: RandAugmentOptions, shape: tuple[int, int, int]) -> Transform:

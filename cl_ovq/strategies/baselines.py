@@ -19,7 +19,7 @@ def build_naive(options: NoOptions, context: Context) -> SupervisedTemplate:
 
 
 @STRATEGIES.enter(
-    "cumulative", "training on all data so far at every experience: no forgetting, growing cost", sees_all=True
+    "cumulative", "training on all data so far at every experience: growing cost, not continual learning", sees_all=True
 )
 def build_cumulative(options: NoOptions, context: Context) -> SupervisedTemplate:
     """Build training on all data so far."""
@@ -48,13 +48,13 @@ class EarlyStoppingOptions:
     """When an experience ends."""
 
     patience: int = option(
-        2, "epochs without a lower validation loss before an experience ends", minimum=1, maximum=1_000_000
+        2, "epochs without improvement of the validation loss before an experience ends", minimum=1, maximum=1_000_000
     )
 
 
 @STRATEGIES.enter(
     "early_stopping",
-    "control: fine-tuning that stops each experience early; forgets as naive does",
+    "control: fine-tuning with early stopping in each experience; forgets like naive",
     options=EarlyStoppingOptions,
     needs_validation=True,
     no_memory_head="does not know its last epoch",

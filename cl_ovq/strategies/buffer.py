@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class BufferOptions:
     """How many past samples are kept."""
 
-    buffer_size: int = option(200, "past samples in the buffer", minimum=1, maximum=COUNT)
+    buffer_size: int = option(200, "buffer size in samples", minimum=1, maximum=COUNT)
     buffer_bytes: int | None = option(
         None,
-        "size of the buffer in bytes, in place of buffer_size: samples as stored, and their logits (der, derpp)",
+        "buffer size in bytes, instead of buffer_size: stored samples and their logits (der, derpp)",
         minimum=1,
         maximum=2**50,
     )
@@ -32,8 +32,7 @@ class PolicyOptions(BufferOptions):
 
     buffer_policy: str = option(
         "class_balanced",
-        "which past samples are kept; of sequences, which have no classes, class_balanced keeps as many of every "
-        "experience",
+        "which past samples are kept; for sequences, which have no classes, class_balanced balances experiences",
         choices=("class_balanced", "experience_balanced", "reservoir"),
     )
 
@@ -43,7 +42,7 @@ class BatchOptions:
     """How many past samples a step takes."""
 
     buffer_batch_size: int | None = option(
-        None, "past samples per training step; as many as new ones if null", minimum=1, maximum=COUNT
+        None, "past samples per training step; the same number as new ones if null", minimum=1, maximum=COUNT
     )
 
 

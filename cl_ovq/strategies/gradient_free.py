@@ -32,7 +32,7 @@ class SLDAOptions:
 
 @STRATEGIES.enter(
     "slda",
-    "streaming LDA on the model's features (Hayes and Kanan 2020); the encoder is not trained",
+    "streaming LDA on the model's features (Hayes and Kanan 2020); does not train the encoder",
     options=SLDAOptions,
     **HEAD,
 )
@@ -49,15 +49,14 @@ class NCMOptions:
 
     distance: str = option(
         "euclidean",
-        "what is near: the mean at the smallest distance, or the one at the smallest angle from zero (cosine), which "
-        "suits many pretrained features",
+        "distance to the class means: euclidean, or cosine, which suits many pretrained features",
         choices=("euclidean", "cosine"),
     )
 
 
 @STRATEGIES.enter(
     "ncm",
-    "nearest class mean on the model's features (Mensink et al. 2013); the encoder is not trained",
+    "nearest class mean on the model's features (Mensink et al. 2013); does not train the encoder",
     options=NCMOptions,
     **HEAD,
 )
@@ -74,14 +73,14 @@ class RidgeOptions:
 
     strength: float | None = option(
         None,
-        "penalty, as scikit-learn's alpha; chosen on a fifth of each experience's training data if null",
+        "penalty, like scikit-learn's alpha; tuned on a fifth of each experience's training data if null",
         exclusive_minimum=0,
     )
 
 
 @STRATEGIES.enter(
     "ridge",
-    "ridge regression on the model's features, exact (recursive least squares); the encoder is not trained",
+    "exact ridge regression on the model's features (recursive least squares); does not train the encoder",
     options=RidgeOptions,
     tells_vectors=True,
     **HEAD,
@@ -99,13 +98,13 @@ def build_ridge(options: RidgeOptions, context: Context) -> SupervisedTemplate:
 class RanPACOptions(RidgeOptions):
     """The random projection before ridge regression."""
 
-    width: int = option(2000, "random features (the paper's M)", minimum=1, maximum=WIDEST)
+    width: int = option(2000, "number of random features (M in the paper)", minimum=1, maximum=WIDEST)
 
 
 @STRATEGIES.enter(
     "ranpac",
-    "ridge regression on a random projection of the model's features (McDonnell et al. 2023); the encoder is not "
-    "trained",
+    "ridge regression on a random projection of the model's features (McDonnell et al. 2023); does not train "
+    "the encoder",
     options=RanPACOptions,
     **HEAD,
 )
@@ -120,13 +119,13 @@ def build_ranpac(options: RanPACOptions, context: Context) -> SupervisedTemplate
 class FeCAMOptions:
     """The covariances of FeCAM."""
 
-    shrinkage: float = option(1.0, "shrinkage of each class's covariance (the paper's gamma)", minimum=0)
-    tukey: float = option(0.5, "exponent of Tukey's transform of the features; 1 for none", exclusive_minimum=0)
+    shrinkage: float = option(1.0, "shrinkage of each class's covariance (gamma in the paper)", minimum=0)
+    tukey: float = option(0.5, "exponent of the Tukey transform of the features; 1 for none", exclusive_minimum=0)
 
 
 @STRATEGIES.enter(
     "fecam",
-    "Mahalanobis distance with each class's own covariance (Goswami et al. 2023); the encoder is not trained",
+    "Mahalanobis distance with one covariance per class (Goswami et al. 2023); does not train the encoder",
     options=FeCAMOptions,
     **HEAD,
 )
@@ -141,16 +140,16 @@ def build_fecam(options: FeCAMOptions, context: Context) -> SupervisedTemplate:
 class NeighboursOptions:
     """How many samples are kept, and how many are asked."""
 
-    neighbours: int = option(5, "nearest samples that vote (k)", minimum=1, maximum=COUNT)
-    capacity: int = option(2000, "samples kept, of all classes together", minimum=1, maximum=COUNT)
+    neighbours: int = option(5, "number of neighbours that vote (k)", minimum=1, maximum=COUNT)
+    capacity: int = option(2000, "stored samples, over all classes", minimum=1, maximum=COUNT)
     capacity_bytes: int | None = option(
-        None, "size of the samples kept in bytes, in place of capacity", minimum=1, maximum=2**50
+        None, "size of the stored samples in bytes, instead of capacity", minimum=1, maximum=2**50
     )
 
 
 @STRATEGIES.enter(
     "knn",
-    "nearest neighbours among features kept within a budget (Cover and Hart 1967); the encoder is not trained",
+    "nearest neighbours among stored features within a budget (Cover and Hart 1967); does not train the encoder",
     options=NeighboursOptions,
     **HEAD,
 )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @STRATEGIES.enter(
     "in_context",
-    "samples are tokens of one sequence, and classes, or vectors, are learned in the state of its mixers (Lee, Son and "
-    "Kim 2023); no weight changes",
+    "samples are tokens of one sequence; a frozen sequence model learns classes or vectors in its state "
+    "(Lee, Son and Kim 2023)",
     sections={"learner": LearnerOptions},
     tells_vectors=True,
     **HEAD,

@@ -21,10 +21,10 @@ OPTIMIZERS: Registry[Part[OptimizerBuilder]] = Registry("optimizer", Part)
 class OptimizerOptions:
     """What most optimizers have."""
 
-    learning_rate: float = option(1e-3, "step size", exclusive_minimum=0, adjustable=True)
+    learning_rate: float = option(1e-3, "learning rate", exclusive_minimum=0, adjustable=True)
     weight_decay: float = option(0.0, "weight decay", minimum=0, adjustable=True)
     decay_norm_and_bias: bool = option(
-        True, "whether weights of norms and biases, all of one dimension, decay as others do"
+        True, "apply weight decay to norm weights and biases (all one-dimensional parameters) too"
     )
 
 
@@ -47,7 +47,7 @@ def build_adam(options: OptimizerOptions, parameters: Parameters) -> optim.Optim
     return optim.Adam(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
 
 
-@OPTIMIZERS.enter("sgd", "stochastic gradient descent, with momentum if asked for", options=SGDOptions)
+@OPTIMIZERS.enter("sgd", "stochastic gradient descent, optionally with momentum", options=SGDOptions)
 def build_sgd(options: SGDOptions, parameters: Parameters) -> optim.Optimizer:
     """Build gradient descent."""
     return optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, momentum=options.momentum)

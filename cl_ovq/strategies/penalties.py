@@ -28,7 +28,7 @@ class ImportanceOptions:
     """On what the importance of weights is estimated."""
 
     importance_samples: int = option(
-        500, "samples of each experience on which importance is estimated", minimum=1, maximum=COUNT
+        500, "samples per experience for the estimate of importance", minimum=1, maximum=COUNT
     )
 
 
@@ -43,7 +43,7 @@ class EWCOptions(ImportanceOptions):
 class OnlineEWCOptions(EWCOptions):
     """The penalty of online EWC."""
 
-    importance_decay: float = option(1.0, "factor of past importance after each experience", minimum=0)
+    importance_decay: float = option(1.0, "decay factor of past importance after each experience", minimum=0)
 
 
 @dataclass
@@ -66,11 +66,11 @@ class LwFOptions:
     """The penalty of learning without forgetting."""
 
     strength: float = option(
-        1.0, "weight of the distance to the teacher's predictions in the loss", minimum=0, adjustable=True
+        1.0, "loss weight of the distance to the teacher's predictions", minimum=0, adjustable=True
     )
     temperature: float = option(
         2.0,
-        "temperature of the teacher's predictions; not used for streams of values",
+        "temperature of the teacher's predictions; unused for regression",
         exclusive_minimum=0,
         adjustable=True,
     )
@@ -78,7 +78,7 @@ class LwFOptions:
 
 @STRATEGIES.enter(
     "l2",
-    "control: weights are pulled to those of the last experience, all alike (Hsu et al. 2018)",
+    "control: pulls all weights equally towards those of the last experience (Hsu et al. 2018)",
     options=L2Options,
     **ON_WEIGHTS,
 )
@@ -91,7 +91,7 @@ def build_l2(options: L2Options, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "ewc",
-    "elastic weight consolidation (Kirkpatrick et al. 2017); about naive if class-incremental",
+    "elastic weight consolidation (Kirkpatrick et al. 2017); close to naive in class-incremental streams",
     options=EWCOptions,
     **ON_WEIGHTS,
 )
@@ -104,7 +104,7 @@ def build_ewc(options: EWCOptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "online_ewc",
-    "EWC with one decaying penalty (Schwarz et al. 2018); about naive if class-incremental",
+    "EWC with one decaying penalty (Schwarz et al. 2018); close to naive in class-incremental streams",
     options=OnlineEWCOptions,
     **ON_WEIGHTS,
 )
@@ -119,7 +119,10 @@ def build_online_ewc(options: OnlineEWCOptions, context: Context) -> SupervisedT
 
 
 @STRATEGIES.enter(
-    "si", "synaptic intelligence (Zenke et al. 2017); about naive if class-incremental", options=SIOptions, **ON_WEIGHTS
+    "si",
+    "synaptic intelligence (Zenke et al. 2017); close to naive in class-incremental streams",
+    options=SIOptions,
+    **ON_WEIGHTS,
 )
 def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
     """Build synaptic intelligence."""
@@ -130,7 +133,7 @@ def build_si(options: SIOptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "mas",
-    "memory aware synapses (Aljundi et al. 2018); about naive if class-incremental",
+    "memory aware synapses (Aljundi et al. 2018); close to naive in class-incremental streams",
     options=MASOptions,
     **ON_WEIGHTS,
 )
@@ -142,7 +145,7 @@ def build_mas(options: MASOptions, context: Context) -> SupervisedTemplate:
 
 
 @STRATEGIES.enter(
-    "lwf", "learning without forgetting (Li and Hoiem 2016); weak if class-incremental", options=LwFOptions
+    "lwf", "learning without forgetting (Li and Hoiem 2016); weak in class-incremental streams", options=LwFOptions
 )
 def build_lwf(options: LwFOptions, context: Context) -> SupervisedTemplate:
     """Build learning without forgetting."""

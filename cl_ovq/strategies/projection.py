@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class GEMOptions(BufferOptions):
     """The buffer, shared alike among experiences, and the projection of GEM."""
 
-    margin: float = option(0.5, "gamma, least weight of past gradients in a projection", minimum=0)
+    margin: float = option(0.5, "gamma, minimum weight of past gradients in a projection", minimum=0)
 
 
 @dataclass
@@ -40,7 +40,7 @@ def build_gem(options: GEMOptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "agem",
-    "averaged GEM (Chaudhry et al. 2019): one constraint for all; weak if class-incremental",
+    "averaged GEM (Chaudhry et al. 2019): one constraint for all; weak in class-incremental streams",
     options=AGEMOptions,
 )
 def build_agem(options: AGEMOptions, context: Context) -> SupervisedTemplate:

@@ -30,7 +30,7 @@ def build_l2p(options: L2POptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "dualprompt",
-    "DualPrompt (Wang et al. 2022): a general prompt and one for each experience, in a frozen vision transformer",
+    "DualPrompt (Wang et al. 2022): a general prompt and one per experience, in a frozen vision transformer",
     options=DualPromptOptions,
     **PROMPTS,
 )
@@ -41,7 +41,7 @@ def build_dualprompt(options: DualPromptOptions, context: Context) -> Supervised
 
 @STRATEGIES.enter(
     "coda_prompt",
-    "CODA-Prompt (Smith et al. 2023): prompts that are weighted sums of components, in a frozen vision transformer",
+    "CODA-Prompt (Smith et al. 2023): prompts as weighted sums of components, in a frozen vision transformer",
     options=CODAPromptOptions,
     **PROMPTS,
 )

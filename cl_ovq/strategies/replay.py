@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 class DEROptions(ReplayOptions):
     """The loss of dark experience replay."""
 
-    alpha: float = option(0.5, "weight of the distance to past samples' logits in the loss", minimum=0, adjustable=True)
+    alpha: float = option(0.5, "loss weight of the distance to past samples' logits", minimum=0, adjustable=True)
 
 
 @dataclass
 class DERPPOptions(DEROptions):
     """The loss of DER++."""
 
-    beta: float = option(0.5, "weight of past samples' own loss", minimum=0, adjustable=True)
+    beta: float = option(0.5, "loss weight of past samples' labels", minimum=0, adjustable=True)
 
 
 @dataclass
 class MIROptions(ReplayOptions):
     """Among how many samples MIR chooses."""
 
-    candidates: int = option(100, "past samples among which each step chooses", minimum=1, maximum=COUNT)
+    candidates: int = option(100, "candidate past samples per step", minimum=1, maximum=COUNT)
 
 
 @STRATEGIES.enter(
@@ -60,7 +60,7 @@ def build_der(options: DEROptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "derpp",
-    "DER++ (Buzzega et al. 2020): past samples keep their logits and are learned again",
+    "DER++ (Buzzega et al. 2020): DER plus replay of the labels",
     options=DERPPOptions,
     keeps_logits=True,
 )
@@ -71,7 +71,7 @@ def build_derpp(options: DERPPOptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "er_ace",
-    "replay where new classes do not push old ones down (Caccia et al. 2022)",
+    "replay in which new classes compete only among themselves (Caccia et al. 2022)",
     options=ReplayOptions,
     needs_classes=True,
 )
@@ -82,7 +82,9 @@ def build_er_ace(options: ReplayOptions, context: Context) -> SupervisedTemplate
     return _rehearsal(AsymmetricReplay, options, context)
 
 
-@STRATEGIES.enter("mir", "replay of the samples that a step would harm most (Aljundi et al. 2019)", options=MIROptions)
+@STRATEGIES.enter(
+    "mir", "replay of the past samples that a step would harm most (Aljundi et al. 2019)", options=MIROptions
+)
 def build_mir(options: MIROptions, context: Context) -> SupervisedTemplate:
     """Build maximally interfered retrieval."""
     from cl_ovq.training.rehearsal import MaximallyInterfered
@@ -92,7 +94,7 @@ def build_mir(options: MIROptions, context: Context) -> SupervisedTemplate:
 
 @STRATEGIES.enter(
     "gdumb",
-    "a new model at every experience, trained on the buffer alone (Prabhu et al. 2020)",
+    "a new model at every experience, trained only on the buffer (Prabhu et al. 2020)",
     options=PolicyOptions,
     needs_classes=True,
     no_first_experience="starts every experience from the first weights",

@@ -18,7 +18,7 @@ ScheduleBuilder = Callable[[Any], Course]
 SCHEDULES: Registry[Part[ScheduleBuilder]] = Registry("schedule", Part)
 
 
-@SCHEDULES.enter("constant", "the same learning rate throughout")
+@SCHEDULES.enter("constant", "constant learning rate")
 def build_constant(options: NoOptions) -> Course:
     """Build the course that never changes."""
     return lambda step, steps: 1.0
@@ -28,12 +28,10 @@ def build_constant(options: NoOptions) -> Course:
 class WarmUpOptions:
     """How the rate rises."""
 
-    warmup_steps: int = option(
-        100, "steps over which the learning rate rises linearly from zero, in each experience", minimum=1, maximum=COUNT
-    )
+    warmup_steps: int = option(100, "linear warm-up steps in each experience", minimum=1, maximum=COUNT)
 
 
-@SCHEDULES.enter("warmup", "rises linearly, then stays (Goyal et al. 2017)", options=WarmUpOptions)
+@SCHEDULES.enter("warmup", "linear warm-up, then constant (Goyal et al. 2017)", options=WarmUpOptions)
 def build_warmup(options: WarmUpOptions) -> Course:
     """Build a rise to the learning rate."""
     return _risen(options.warmup_steps, lambda step, steps: 1.0)
@@ -45,7 +43,7 @@ class FallingOptions:
 
     warmup_steps: int = option(
         0,
-        "steps over which the learning rate rises linearly from zero, in each experience, before the schedule begins",
+        "linear warm-up steps in each experience, before the schedule begins",
         minimum=0,
         maximum=COUNT,
     )
@@ -56,12 +54,16 @@ class CosineOptions(FallingOptions):
     """Where the rate ends."""
 
     final_share: float = option(
-        0.0, "share of the learning rate that an experience ends near", minimum=0, maximum=1, adjustable=True
+        0.0,
+        "final learning rate of an experience, as a fraction of the initial one",
+        minimum=0,
+        maximum=1,
+        adjustable=True,
     )
 
 
 @SCHEDULES.enter(
-    "cosine", "falls along half a cosine, anew in each experience (Loshchilov and Hutter 2017)", options=CosineOptions
+    "cosine", "cosine decay, restarted in each experience (Loshchilov and Hutter 2017)", options=CosineOptions
 )
 def build_cosine(options: CosineOptions) -> Course:
     """Build a fall along half a cosine.
@@ -85,16 +87,16 @@ class StepOptions(FallingOptions):
 
     milestones: list[float] = option(  # noqa: RUF009 - option makes a field
         [0.7, 0.9],
-        "where in an experience the learning rate falls, each as a share of its steps",
+        "points within an experience at which the learning rate drops, as fractions of its steps",
         exclusive_minimum=0,
         maximum=1,
     )
-    step_factor: float = option(0.1, "factor of the learning rate at each milestone", minimum=0, adjustable=True)
+    step_factor: float = option(0.1, "learning-rate factor at each milestone", minimum=0, adjustable=True)
 
 
 @SCHEDULES.enter(
     "step",
-    "falls by a factor at milestones of each experience (as iCaRL's does, Rebuffi et al. 2017)",
+    "drops by a factor at milestones within each experience (as in iCaRL, Rebuffi et al. 2017)",
     options=StepOptions,
 )
 def build_step(options: StepOptions) -> Course:

@@ -50,12 +50,12 @@ class Tuning:
         grid: values to choose from, by key; every combination is tried.
     """
 
-    seeds: list[int] = option([100], "of the tuning runs", minimum=0)  # noqa: RUF009 - option makes a field
-    metric: str | None = option(None, "on validation data")
-    over_lengths: bool = option(False, "whether rows are judged over evaluation.lengths")
-    protocol: str = option("end_of_stream", "on validation data", choices=tuple(PROTOCOLS))
-    experiences: int | None = option(None, "that are learned (first_k_experiences)", minimum=1)
-    grid: dict[str, Any] = option({}, "values to choose from, by key")  # noqa: RUF009 - option makes a field
+    seeds: list[int] = option([100], "seeds of the tuning runs", minimum=0)  # noqa: RUF009 - option makes a field
+    metric: str | None = option(None, "selection metric on validation data")
+    over_lengths: bool = option(False, "select rows by the mean over evaluation.lengths")
+    protocol: str = option("end_of_stream", "selection protocol on validation data", choices=tuple(PROTOCOLS))
+    experiences: int | None = option(None, "number of experiences to learn (first_k_experiences)", minimum=1)
+    grid: dict[str, Any] = option({}, "candidate values, by key")  # noqa: RUF009 - option makes a field
 
 
 @dataclass(frozen=True)

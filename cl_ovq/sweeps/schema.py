@@ -9,15 +9,15 @@ from cl_ovq.config.protocols import MOST_SEEDS, PROTOCOLS
 from cl_ovq.config.schema import option
 
 SEARCHES = {
-    "random": "draws, as many for every combination of the space's grids",
+    "random": "random draws, the same number for every combination of grid values",
     "grid": "every combination of values",
     "tpe": "Optuna's tree-structured Parzen estimator, one objective",
-    "pareto": "the same over several objectives at once",
+    "pareto": "the same for several objectives",
 }
 SCHEDULERS = {
     "none": "every trial runs to its end",
-    "asha": "trials that are behind after some experiences are stopped (asynchronous successive halving)",
-    "pbt": "trials that are behind go on from a better one's checkpoint with changed hyper-parameters",
+    "asha": "stops weak trials early (asynchronous successive halving)",
+    "pbt": "weak trials continue from a better trial's checkpoint with perturbed hyperparameters",
 }
 MODES = ("max", "min")
 MOST_TRIALS = 100_000
@@ -28,9 +28,9 @@ class SearchOptions:
     """How the space is searched."""
 
     name: str = option("random", "search algorithm", choices=tuple(SEARCHES))
-    trials: int | None = option(None, "trials; needed by every search but grid", minimum=1, maximum=MOST_TRIALS)
-    seed: int = option(0, "of the search's own randomness", minimum=0)
-    startup: int = option(8, "trials drawn at random before Optuna's model is asked", minimum=1, maximum=MOST_TRIALS)
+    trials: int | None = option(None, "number of trials; required except for grid", minimum=1, maximum=MOST_TRIALS)
+    seed: int = option(0, "random seed of the search", minimum=0)
+    startup: int = option(8, "random trials before Optuna's model takes over", minimum=1, maximum=MOST_TRIALS)
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,26 @@ class SchedulerOptions:
     grace: int = option(
         1, "experiences before a trial may be stopped (asha) or changed (pbt)", minimum=1, maximum=10_000
     )
-    reduction: int = option(2, "one trial in so many goes on at each rung (asha)", minimum=2, maximum=1000)
-    interval: int = option(1, "experiences between two changes (pbt)", minimum=1, maximum=10_000)
-    quantile: float = option(0.25, "share of trials that are replaced (pbt)", exclusive_minimum=0, maximum=0.5)
-    resample: float = option(0.25, "share of changes that are new draws, not steps (pbt)", minimum=0, maximum=1)
+    reduction: int = option(2, "one in this many trials continues at each rung (asha)", minimum=2, maximum=1000)
+    interval: int = option(1, "experiences between two perturbations (pbt)", minimum=1, maximum=10_000)
+    quantile: float = option(0.25, "fraction of trials that are replaced (pbt)", exclusive_minimum=0, maximum=0.5)
+    resample: float = option(0.25, "probability of a new draw instead of a perturbation (pbt)", minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
 class SelectionOptions:
     """How the best configuration is chosen, and on what it is reported."""
 
-    protocol: str = option("end_of_stream", "on validation data", choices=tuple(PROTOCOLS))
-    experiences: int | None = option(None, "that are learned (first_k_experiences)", minimum=1)
+    protocol: str = option("end_of_stream", "selection protocol on validation data", choices=tuple(PROTOCOLS))
+    experiences: int | None = option(None, "number of experiences to learn (first_k_experiences)", minimum=1)
     seeds: list[int] = option(  # noqa: RUF009 - option makes a field
-        [100], "of every trial, one after the other; their mean counts", minimum=0
+        [100], "seeds of every trial, run one after another and averaged", minimum=0
     )
     test_seeds: int = option(
-        5, "of the chosen configuration on the test stream, from 0 on; 0 for none", minimum=0, maximum=MOST_SEEDS
+        5,
+        "number of test seeds of the selected configuration, starting at 0; 0 for none",
+        minimum=0,
+        maximum=MOST_SEEDS,
     )
 
 
@@ -65,10 +68,12 @@ class SelectionOptions:
 class ResourceOptions:
     """What a trial takes."""
 
-    cpus: float = option(1, "CPU cores, which are also PyTorch's threads", exclusive_minimum=0, maximum=1024)
-    gpus: float = option(0, "GPUs; a fraction shares one among trials", minimum=0, maximum=1024)
+    cpus: float = option(
+        1, "CPU cores per trial, also the number of PyTorch threads", exclusive_minimum=0, maximum=1024
+    )
+    gpus: float = option(0, "GPUs per trial; a fraction shares one GPU among trials", minimum=0, maximum=1024)
     memory_gib: float | None = option(
-        None, "memory that Ray sets aside, in GiB; none if null", exclusive_minimum=0, maximum=1_000_000
+        None, "memory that Ray reserves per trial, in GiB; none if null", exclusive_minimum=0, maximum=1_000_000
     )
 
 
@@ -76,29 +81,29 @@ class ResourceOptions:
 class BudgetOptions:
     """Where to stop."""
 
-    minutes: float | None = option(None, "after which no trial goes on; none if null", exclusive_minimum=0)
+    minutes: float | None = option(None, "time limit of the sweep, in minutes; none if null", exclusive_minimum=0)
     trial_minutes: float | None = option(
         None,
-        "that a trial may run, all its seeds together; it is ended then, and counts as failed",
+        "time limit of a trial with all its seeds, in minutes; the trial then counts as failed",
         exclusive_minimum=0,
     )
-    target: float | None = option(None, "value of the first objective at which the sweep ends; none if null")
+    target: float | None = option(None, "the sweep ends when the first objective reaches this value; none if null")
     concurrency: int | None = option(
-        None, "trials at a time; as many as the resources allow if null", minimum=1, maximum=MOST_TRIALS
+        None, "number of concurrent trials; limited only by resources if null", minimum=1, maximum=MOST_TRIALS
     )
-    retries: int = option(3, "times that a trial goes on after its process or node has died", minimum=0, maximum=1000)
+    retries: int = option(3, "how often a trial is continued after its process or node died", minimum=0, maximum=1000)
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
     """Where the trials run."""
 
-    address: str | None = option(None, "null: Ray is started here; `auto`, or an address: a cluster that runs already")
-    cpus: int | None = option(None, "cores of a Ray started here; all if null", minimum=1, maximum=1024)
+    address: str | None = option(None, "null: start Ray on this machine; `auto` or an address: use a running cluster")
+    cpus: int | None = option(None, "CPU cores for a Ray started on this machine; all if null", minimum=1, maximum=1024)
     storage: str | None = option(
-        None, "where checkpoints go, as a path or URI that every node can reach; the sweep's directory if null"
+        None, "path or URI for checkpoints that every node can reach; the sweep's directory if null"
     )
-    ship_code: bool = option(True, "whether this very code is sent to the nodes of a cluster")
+    ship_code: bool = option(True, "ship this checkout to the nodes of a cluster")
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def test_every_option_of_a_part_is_listed_with_its_default(kind):
 def test_the_options_of_a_part(call):
     code, out, _ = call("list", "strategies", "derpp")
     assert code == 0
-    assert re.search(r"strategy\.beta .*weight of past samples' own loss \(>= 0\); default 0\.5", out)
-    assert "it has no options of its own" in call("list", "strategies", "naive")[1]
+    assert re.search(r"strategy\.beta .*loss weight of past samples' labels \(>= 0\); default 0\.5", out)
+    assert "it has no options" in call("list", "strategies", "naive")[1]
     code, _, error = call("list", "strategies", "derp")
     assert (code, error.startswith("error: unknown strategy 'derp': did you mean 'derpp'?")) == (2, True)
     assert "have no options of their own" in call("list", "studies", "drift")[2]
