@@ -122,7 +122,7 @@ def memory_figure(groups: Sequence[Group]) -> Figure:
             if (forgetting := run.metrics.get("forgetting")) is not None and (carried := carried_bytes(run)) is not None
         ]
         axes.plot([x for x, _ in points], [y for _, y in points], "o", alpha=0.7, label=group.name)
-    axes.set_xlabel("memory carried from task to task (MB)")
+    axes.set_xlabel("memory carried across tasks (MB)")
     axes.set_ylabel("forgetting")
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left=0)

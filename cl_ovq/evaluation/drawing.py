@@ -117,7 +117,7 @@ def mark_experiences(axes: Axes, places: Sequence[float], label: str) -> None:
     drawn = places if len(places) <= 2 * TICKS else ()
     for place in drawn:
         axes.axvline(place, color=GREY, linestyle=":", linewidth=0.8)
-    axes.set_xlabel(f"{label} (dotted: a new experience)" if drawn else label)
+    axes.set_xlabel(f"{label} (dotted: start of an experience)" if drawn else label)
 
 
 def legend(figure: Figure, *panels: Axes) -> None:

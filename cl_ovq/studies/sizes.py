@@ -42,7 +42,7 @@ def sizes_figure(study: StudyResult) -> Figure:
             if _name(rows[0], keep_method=False) == panel:
                 _draw(axes, study, rows, styles)
         axes.set_xscale("log")
-        axes.set_xlabel("bytes carried from task to task")
+        axes.set_xlabel("bytes carried across tasks")
         axes.set_title(panel, fontsize="medium")
         axes.grid(linewidth=0.4)
     figure.axes[0].set_ylabel(title(study.quantities[0]))

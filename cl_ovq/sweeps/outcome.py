@@ -270,7 +270,7 @@ class Outcome:
         figure = new_figure(7, 1.2 + 0.35 * len(names))
         axes = figure.subplots()
         axes.barh(names, shares)
-        axes.set_xlabel(f"share of the variance of {self.sweep.primary} (functional analysis of variance)")
+        axes.set_xlabel(f"fraction of the variance of {self.sweep.primary} (functional ANOVA)")
         axes.set_title(plain(f"{self.sweep.title}: {len(self._done())} trials"), fontsize="medium")
         return figure
 
