@@ -85,11 +85,12 @@ def run(
         console = Console(quiet=True) if quiet else Console(stderr=True)
         if loaded.seeds == 1:
             if jobs > 1:
-                raise UserError("jobs: seeds is 1, and a run is one job")
+                raise UserError("jobs: with seeds=1 there is only one run")
             return run_experiment(loaded, console, resume=resume, overwrite=overwrite)
         if isinstance(model, nn.Module):
             raise UserError(
-                f"seeds: {loaded.seeds} runs need a model each, and one was given: give a function that makes one"
+                f"seeds: {loaded.seeds} runs need one model each, but a single model was passed: pass a function "
+                "that builds one"
             )
         return run_seeds(loaded, console, jobs=jobs, resume=resume, overwrite=overwrite)
 
@@ -167,7 +168,7 @@ def compare(runs: Sequence[RunLike | SeedsResult], *, uri: str | None = None) ->
         UserError: there is no such run, or they are not of one stream.
     """
     if isinstance(runs, str) or len(runs) < 2:
-        raise UserError("compare needs a list of two runs or more")
+        raise UserError("compare needs a list of at least two runs")
     return compare_groups(comparable([_group(one, uri) for one in runs], [_name(one) for one in runs]))
 
 
@@ -242,7 +243,7 @@ def load(run: RunLike, *, uri: str | None = None) -> Result:
     """
     group = _group(run, uri)
     if len(group.runs) > 1:
-        raise UserError(f"'{_name(run)}' are runs of {len(group.runs)} seeds: name one of them")
+        raise UserError(f"'{_name(run)}' has runs with {len(group.runs)} seeds: choose one of them")
     return next(iter(group.runs.values()))
 
 
@@ -287,14 +288,14 @@ def _check_sections(tree: Mapping[str, Any], found: Given) -> None:
         for key in tree[section]:
             if key not in OF_ANY_MODEL[section]:
                 known = ", ".join(f"{section}.{name}" for name in OF_ANY_MODEL[section])
-                rest = f": only {known} mean anything then" if known else ""
-                raise UserError(f"{section}{key and '.'}{key}: the {part} is given as an object{rest}: leave it out")
+                rest = f": only {known} apply then" if known else ""
+                raise UserError(f"{section}{key and '.'}{key}: the {part} is passed as an object{rest}: remove it")
 
 
 def _texts(overrides: Overrides | None, is_text: IsText = is_text_below) -> list[str]:
     """Return overrides as the command line takes them."""
     if isinstance(overrides, str):
-        raise UserError(f"overrides: '{overrides}' is one text: give a list of them, or a mapping")
+        raise UserError(f"overrides: '{overrides}' is a string: pass a list of strings or a dictionary")
     if isinstance(overrides, Mapping):
         return [write_override(str(key), _plain(value), is_text) for key, value in overrides.items()]
     return [str(text) for text in overrides or ()]

@@ -90,7 +90,7 @@ def check_built(what: str, found: object, kind: type | tuple[type, ...], words: 
         UserError: it is of another kind.
     """
     if not isinstance(found, kind):
-        raise UserError(f"{what} is built as a {type(found).__name__}, and must be {words}")
+        raise UserError(f"{what} is built as a {type(found).__name__}, but must be {words}")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def check_imported(names: Sequence[str], folder: Path) -> list[str]:
     absolute = [_absolute(name, folder) for name in names]
     if missing := [name for name in absolute if name not in _inherited()]:
         raise UserError(
-            f"imports: {missing[0]} is asked for by what was not given as a file by name, and importing runs code: "
+            f"imports: {missing[0]} is required by something that you did not give as a file, and importing runs code: "
             f"add --import {missing[0]}, or call cl_ovq.import_parts"
         )
     return absolute
@@ -135,9 +135,9 @@ def _inherited() -> list[str]:
     try:
         names = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
     except ValueError as error:
-        raise UserError(f"{VARIABLE}: it is no JSON list of modules and files") from error
+        raise UserError(f"{VARIABLE}: must be a JSON list of modules and files") from error
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{VARIABLE}: it is no list of modules and files")
+        raise UserError(f"{VARIABLE}: must be a list of modules and files")
     return [name.strip() for name in names if name.strip()]
 
 
@@ -145,13 +145,13 @@ def _absolute(name: str, folder: Path) -> str:
     """Return a module's name as it is, and a file's as an absolute path."""
     if not name.endswith(SUFFIX) and os.sep not in name:
         if not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise UserError(f"imports: '{name}' is neither the name of a module (my_lab.parts) nor a file (./parts.py)")
+            raise UserError(f"imports: '{name}' is neither a module name (my_lab.parts) nor a file (./parts.py)")
         return name
     path = (folder / expanded(name)).resolve()
     if not is_file(path):
         raise UserError(f"imports: there is no file {path}")
     if path.suffix != SUFFIX:
-        raise UserError(f"imports: {path} is no file of Python ({SUFFIX})")
+        raise UserError(f"imports: {path} is not a Python file ({SUFFIX})")
     return str(path)
 
 

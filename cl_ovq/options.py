@@ -66,7 +66,9 @@ def check_options(cls: Any) -> None:
         TypeError: it is none, or a field has no default, or is of a type that no configuration holds.
     """
     if not (isinstance(cls, type) and is_dataclass(cls)):
-        raise TypeError(f"options: {getattr(cls, '__name__', cls)} is no dataclass: write @dataclass above the class")
+        raise TypeError(
+            f"options: {getattr(cls, '__name__', cls)} is not a dataclass: write @dataclass above the class"
+        )
     hints = typing.get_type_hints(cls)
     for one in fields(cls):
         name = f"{cls.__name__}.{one.name}"
@@ -74,7 +76,8 @@ def check_options(cls: Any) -> None:
             raise TypeError(f"options: {name} has no default: write {one.name} = option(DEFAULT, HELP)")
         if (odd := _odd_type(hints[one.name])) is not None:
             raise TypeError(
-                f"options: {name} is of type {getattr(odd, '__name__', odd)}, which no configuration holds: use int, "
+                f"options: {name} is of type {getattr(odd, '__name__', odd)}, which configurations do not support: "
+                "use int, "
                 "float, bool, str, Any, a list or dict of these, or one of them | None"
             )
 

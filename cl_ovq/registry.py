@@ -102,7 +102,7 @@ class Registry(Mapping[str, PartT], Generic[PartT]):
 
         def decorate(build: Builder) -> Builder:
             if name in self._parts or name in self._taken:
-                raise ValueError(f"there is a {self.kind} '{name}' already: enter yours under another name")
+                raise ValueError(f"there is a {self.kind} '{name}' already: register yours under another name")
             self._parts[name] = self._part(summary=summary, build=build, Options=options, **facts)
             Registry.revision += 1
             return build

@@ -58,7 +58,7 @@ class Sink:
         data = np.ascontiguousarray(chunk)
         if self.shape[0] and data.shape[1:] != self.shape[1:]:
             raise StreamDataError(
-                f"samples differ: one is {list(data.shape[1:])}, and others are {list(self.shape[1:])}"
+                f"samples differ in shape: one is {list(data.shape[1:])}, others are {list(self.shape[1:])}"
             )
         self.shape, self.dtype = (self.shape[0] + len(data), *data.shape[1:]), data.dtype
         self._digest.update(data.data)
@@ -126,7 +126,7 @@ def cached(name: str, root: Path, make: Make, *, nbytes: int | None = None) -> L
                     shutil.rmtree(left, ignore_errors=True)
             if nbytes is not None and (free := shutil.disk_usage(root).free) < nbytes:
                 raise StreamDataError(
-                    f"cache_dir: {root} has {free / 1e9:.1f} GB left, and the samples need {nbytes / 1e9:.1f} GB: name "
+                    f"cache_dir: {root} has {free / 1e9:.1f} GB left, but the samples need {nbytes / 1e9:.1f} GB: set "
                     "another folder, or cache=false to keep them in memory"
                 )
             _make(place, Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=root)), make)
@@ -250,6 +250,6 @@ def write_text(path: Path, text: str) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> StreamDataError:
     return StreamDataError(
-        f"cache_dir: cannot write to {folder}: {error.strerror}: name another folder, or cache=false to keep the "
+        f"cache_dir: cannot write to {folder}: {error.strerror}: set another folder, or cache=false to keep the "
         "samples in memory"
     )

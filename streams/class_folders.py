@@ -65,12 +65,12 @@ def files_by_class(root: Path, suffixes: Collection[str], option: str, what: str
     """
     names = sorted(_walk(root, root, suffixes))
     if not names:
-        raise StreamDataError(f"{option}: '{root}' has no {what} in it ({', '.join(sorted(suffixes))})")
+        raise StreamDataError(f"{option}: '{root}' contains no {what} ({', '.join(sorted(suffixes))})")
     depths = {len(Path(name).parts): name for name in reversed(names)}
     if len(depths) > 1 or not depths.keys() <= {2, 3}:
         examples = " and ".join(f"'{depths[depth]}'" for depth in sorted(depths))
         raise StreamDataError(
-            f"{option}: {what} of '{root}' must all lie in class/ or all in domain/class/, and there is {examples}"
+            f"{option}: {what} of '{root}' must all be in class/ or all in domain/class/, but there is {examples}"
         )
     found = []
     for name in names:

@@ -119,8 +119,8 @@ def windows(domain: Domain, split: str, length: int, count: int, draws: Draws) -
     there = max(0, len(text) - 1) // length
     if count and not there:
         raise StreamDataError(
-            f"{domain.name}: its {split} text has {len(text)} bytes, too few for a window of length={length}: "
-            "give more text, or a smaller length"
+            f"{domain.name}: its {split} text has only {len(text)} bytes, less than a window of length={length}: "
+            "provide more text, or a smaller length"
         )
     starts = np.sort(draws.orders(1, there)[0, :count]) * length if count else np.zeros(0, dtype=np.int64)
     tokens = text[starts[:, None] + np.arange(length + 1)].astype(np.int32)

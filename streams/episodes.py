@@ -182,8 +182,8 @@ def _classes_with_enough(
     if enough.sum() < wanted:
         needed = ", ".join(f"{least[part]} in {part} (at most {found.max()})" for part, found in counts.items())
         raise StreamDataError(
-            f"tasks={options.tasks}: of {options.classes_per_task} classes each they need {wanted}, and "
-            f"{data.dataset} has {enough.sum()} among its {len(enough)} with as many samples as are asked for: {needed}"
+            f"tasks={options.tasks}: with {options.classes_per_task} classes each, they need {wanted}, but "
+            f"in {data.dataset} only {enough.sum()} of the {len(enough)} classes have enough samples: {needed}"
         )
     return enough
 

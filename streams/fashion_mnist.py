@@ -140,14 +140,14 @@ def _read_verified(path: Path, expected: str) -> tuple[np.ndarray, dict[str, str
         contents = gzip.GzipFile(fileobj=io.BytesIO(stored)).read(LARGEST) if path.suffix == ".gz" else stored
     except (OSError, EOFError, zlib.error) as error:
         raise StreamDataError(
-            f"{path}: is damaged ({error}); expected an archive whose contents have sha256 {expected}, "
+            f"{path}: is damaged ({error}); expected an archive with contents of sha256 {expected}, "
             f"found {len(stored)} bytes with sha256 {hashlib.sha256(stored).hexdigest()}"
         ) from error
     found = hashlib.sha256(contents).hexdigest()
     if found != expected:
         unpacked = "unpacked " if path.suffix == ".gz" else ""
         raise StreamDataError(
-            f"{path}: is not Fashion-MNIST's file; expected {unpacked}contents with sha256 {expected}, found {found}"
+            f"{path}: is not the Fashion-MNIST file; expected {unpacked}contents with sha256 {expected}, found {found}"
         )
     return _parse_idx(contents), {"sha256": hashlib.sha256(stored).hexdigest(), "unpacked_sha256": found}
 

@@ -76,7 +76,7 @@ def finite(vectors: np.ndarray, path: Path | str, first: int, names: Sequence[st
         StreamDataError: they are no numbers, or one is not finite.
     """
     if vectors.dtype.kind not in "fiub":
-        raise StreamDataError(f"{path}: the features are {vectors.dtype}, which are no numbers")
+        raise StreamDataError(f"{path}: the features are {vectors.dtype}, not numbers")
     with np.errstate(over="ignore", invalid="ignore"):  # whatever is not finite is told below
         found = vectors if vectors.dtype == np.float16 else vectors.astype(np.float32, copy=False)
         total = found.sum(dtype=np.float64)
@@ -86,7 +86,7 @@ def finite(vectors: np.ndarray, path: Path | str, first: int, names: Sequence[st
         name = f"column '{names[column]}'" if names and len(names) == found.shape[1] else f"feature {column + 1}"
         value = vectors[row, column]
         needed = "finite in single precision" if np.isfinite(value) else "finite"
-        raise StreamDataError(f"{path}: {name} of row {first + row + 1} is {value}, and must be {needed}")
+        raise StreamDataError(f"{path}: {name} of row {first + row + 1} is {value}, but must be {needed}")
     return found
 
 
@@ -101,7 +101,7 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise StreamDataError(f"{path}: cannot be read as .npy: {_reason(error)}") from error
     if not isinstance(found, np.ndarray):
-        raise StreamDataError(f"{path}: is no .npy file")
+        raise StreamDataError(f"{path}: is not a .npy file")
     return found
 
 
@@ -112,7 +112,7 @@ def check_vectors(vectors: np.ndarray, where: str) -> None:
         StreamDataError: saying its shape.
     """
     if vectors.ndim != 2 or vectors.shape[1] == 0:
-        raise StreamDataError(f"{where}: has shape {list(vectors.shape)}, and must be [samples, features]")
+        raise StreamDataError(f"{where}: has shape {list(vectors.shape)}, but must be [samples, features]")
 
 
 def column_of(path: str, option: str) -> np.ndarray:
@@ -127,7 +127,7 @@ def column_of(path: str, option: str) -> np.ndarray:
     try:
         lines = read_data(file).decode().splitlines()
     except UnicodeDecodeError as error:
-        raise StreamDataError(f"{option}: '{path}' is neither .npy nor text with a line for each sample") from error
+        raise StreamDataError(f"{option}: '{path}' is neither .npy nor text with one line per sample") from error
     return np.asarray(lines, dtype=str)
 
 
@@ -148,7 +148,7 @@ def columns_of(file: FeatureFile, count: int) -> tuple[np.ndarray, np.ndarray | 
     """
     prefix = "test_" if file.option == "test_data" else ""
     if file.labels is None:
-        raise StreamDataError(f"{prefix}labels: a .npy file has none of its own: name a file with them (.npy or text)")
+        raise StreamDataError(f"{prefix}labels: a .npy file contains no labels: give a label file (.npy or text)")
     labels = column_of(file.labels, f"{prefix}labels")
     domains = None if file.domains is None else column_of(file.domains, f"{prefix}domains")
     for option, found in (("labels", labels), ("domains", domains)):
@@ -177,7 +177,8 @@ def _read_npz(file: FeatureFile) -> Iterator[Batch]:
     for option, array in arrays.items():
         if len(array) != len(vectors):
             raise StreamDataError(
-                f"{file.path}: array '{chosen[option]}' has {len(array)} rows, and '{chosen['columns']}' {len(vectors)}"
+                f"{file.path}: array '{chosen[option]}' has {len(array)} rows, but '{chosen['columns']}' has "
+                f"{len(vectors)}"
             )
     yield Batch(vectors, arrays["labels"], arrays.get("domains"))
 
@@ -192,12 +193,12 @@ def choose(
     """
     if given is not None:
         if given not in names:
-            raise StreamDataError(f"{option}: {where} '{given}' is not there: known: {', '.join(names)}")
+            raise StreamDataError(f"{option}: {where} '{given}' not found: known: {', '.join(names)}")
         return given
     found = next((name for name in usual if name in names), None)
     if found is None and needed:
         raise StreamDataError(
-            f"{option}: {where} of the usual names ({', '.join(usual)}) is not there: name one of {', '.join(names)}"
+            f"{option}: {where} with a default name ({', '.join(usual)}) not found: choose one of {', '.join(names)}"
         )
     return found
 

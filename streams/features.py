@@ -85,12 +85,12 @@ def source_of(options: FeatureOptions) -> FeatureSource:
     from streams.feature_files import FeatureFile
 
     if options.data is None:
-        raise StreamDataError("data: name a file of samples: .npy, .npz, .csv, .tsv or .parquet")
+        raise StreamDataError("data: set a data file: .npy, .npz, .csv, .tsv or .parquet")
     columns = None if options.columns is None else tuple(options.columns)
     files = [FeatureFile("data", named_path(options.data, "data"), options.labels, options.domains, columns)]
     array = options.test_data is not None and options.test_data.lower().endswith(".npy")
     if not array and (options.test_labels or options.test_domains):
-        raise StreamDataError("test_labels and test_domains: used only where test_data is a .npy file")
+        raise StreamDataError("test_labels and test_domains: used only if test_data is a .npy file")
     if options.test_data is not None:
         names = (options.test_labels, options.test_domains) if array else (options.labels, options.domains)
         files.append(FeatureFile("test_data", named_path(options.test_data, "test_data"), *names, columns))
@@ -174,9 +174,9 @@ def _read_all(files: tuple[FeatureFile, ...], sink: Sink) -> LabelledData:
             for batch in read_batches(file):
                 width = batch.vectors.shape[1]
                 if features not in (None, width):
-                    raise StreamDataError(f"{file.path}: has {width} features, and {files[0].path} {features}")
+                    raise StreamDataError(f"{file.path}: has {width} features, but {files[0].path} has {features}")
                 if with_domains not in (None, batch.domains is not None):
-                    raise StreamDataError(f"domains: {files[0].path} or {file.path} has some, and the other has none")
+                    raise StreamDataError(f"domains: only one of {files[0].path} and {file.path} has domains")
                 features, with_domains = width, batch.domains is not None
                 sink.write(batch.vectors.astype(np.float32, copy=False))
                 labels.add(batch.labels, f"{file.path}: labels")
@@ -185,7 +185,7 @@ def _read_all(files: tuple[FeatureFile, ...], sink: Sink) -> LabelledData:
                 counts[-1] += len(batch.vectors)
                 advance(len(batch.vectors))
         if not counts[-1]:
-            raise StreamDataError(f"{file.path}: holds no samples")
+            raise StreamDataError(f"{file.path}: contains no samples")
     targets, class_names = labels.numbered()
     numbers, domain_names = domains.numbered() if with_domains else (None, ())
     return LabelledData(

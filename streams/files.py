@@ -40,7 +40,7 @@ def kind_of(path: Path, option: str, kinds: Collection[str]) -> str:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ""
     if kind not in kinds:
-        raise StreamDataError(f"{option}: '{path}' is of no kind that is read: {', '.join(kinds)}")
+        raise StreamDataError(f"{option}: '{path}' has an unsupported format: supported: {', '.join(kinds)}")
     return kind
 
 

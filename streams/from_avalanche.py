@@ -45,8 +45,8 @@ class DatasetSamples(Samples):
         if not isinstance(first, torch.Tensor) or first.ndim not in (1, 3) or not first.is_floating_point():
             found = f"{first.dtype} {list(first.shape)}" if isinstance(first, torch.Tensor) else type(first).__name__
             raise StreamDataError(
-                f"a sample must be a tensor of floats, [channels, height, width] or [features], and it is {found}: "
-                "give the benchmark a transform that makes it one"
+                f"a sample must be a float tensor, [channels, height, width] or [features], but it is {found}: "
+                "add a transform to the benchmark"
             )
         self.sample_shape = tuple(first.shape)
         self._bytes = first.nbytes
@@ -67,8 +67,8 @@ class DatasetSamples(Samples):
             return image.to(torch.float32).view(self.sample_shape), int(self.targets[row])
         except RuntimeError as error:
             raise StreamDataError(
-                f"sample {row - start} has the shape {list(image.shape)}, and the first has {list(self.sample_shape)}: "
-                "give the benchmark a transform that makes them alike"
+                f"sample {row - start} has shape {list(image.shape)}, but the first has {list(self.sample_shape)}: "
+                "add a transform that makes them equal"
             ) from error
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class DatasetSamples(Samples):
 def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[str] | None = None) -> Stream:
     """Returns the stream of a benchmark, see `Stream.from_avalanche`."""
     if not isinstance(getattr(benchmark, "streams", None), Mapping):
-        raise StreamDataError(f"a {type(benchmark).__name__} is no benchmark of Avalanche's")
+        raise StreamDataError(f"a {type(benchmark).__name__} is not an Avalanche benchmark")
     found = {
         SPLITS[split]: [experience.dataset for experience in stream]
         for split, stream in benchmark.streams.items()
@@ -115,7 +115,7 @@ def from_avalanche(benchmark: CLScenario, *, name: str, class_names: Sequence[st
         _check_own_classes(of_splits, scenario)
     n_classes = int(labels.max()) + 1
     if class_names is not None and len(class_names) != n_classes:
-        raise StreamDataError(f"class_names: {len(class_names)} names, and the benchmark has {n_classes} classes")
+        raise StreamDataError(f"class_names: {len(class_names)} names, but the benchmark has {n_classes} classes")
     return Stream(
         name=name,
         scenario=scenario,
@@ -144,15 +144,15 @@ def _check_streams(found: dict[str, list[Any]]) -> None:
     for split, parts in found.items():
         if len(parts) != len(found["train"]):
             raise StreamDataError(
-                f"the benchmark has {len(found['train'])} training experiences and {len(parts)} in its {split} stream: "
-                "each experience is judged on test samples of its own"
+                f"the benchmark has {len(found['train'])} training experiences but {len(parts)} {split} experiences: "
+                "each experience needs its own test samples"
             )
         for number, dataset in enumerate(parts, start=1):
             if not len(dataset):
                 raise StreamDataError(f"experience {number} of the {split} stream is empty")
             if not hasattr(dataset, "targets"):
                 raise StreamDataError(
-                    f"experience {number} of the {split} stream has no targets: make its data set by "
+                    f"experience {number} of the {split} stream has no targets: build its data set with "
                     "AvalancheDataset(..., data_attributes=[DataAttribute(labels, 'targets')])"
                 )
 
@@ -168,7 +168,7 @@ def _check_labels(classes: dict[str, list[set[int]]]) -> None:
         for number, part in enumerate(parts, start=1):
             for label in sorted(part):
                 if label < 0:
-                    raise StreamDataError(f"{_where(label, number, split)}: classes are counted from 0")
+                    raise StreamDataError(f"{_where(label, number, split)}: classes start at 0")
                 if label not in trained:
                     raise StreamDataError(f"{_where(label, number, split)}: no training experience has it")
 
@@ -191,8 +191,8 @@ def _check_own_classes(classes: dict[str, list[set[int]]], scenario: str) -> Non
             for label in sorted(part - trained):
                 other = next(i for i, found in enumerate(classes["train"], start=1) if label in found)
                 raise StreamDataError(
-                    f"{_where(label, number, split)}: training experience {number} has not got it, and {other} has: an "
-                    f"experience of a {scenario} stream is judged on its own classes"
+                    f"{_where(label, number, split)}: it is in training experience {other}, not {number}: an "
+                    f"experience of a {scenario} stream is evaluated on its own classes"
                 )
             if split == "test" and (lacking := sorted(trained - part)):
                 raise StreamDataError(
@@ -212,7 +212,7 @@ def _attribute(dataset: Any, name: str) -> np.ndarray:
     numbers = np.fromiter((float(value) for value in values), dtype=np.float64, count=len(dataset))
     wrong = numbers[numbers % 1 != 0]  # NaN among them
     if len(wrong):
-        raise StreamDataError(f"{name}: {wrong[0]} is no whole number")
+        raise StreamDataError(f"{name}: {wrong[0]} is not an integer")
     return numbers.astype(np.int64)
 
 

@@ -59,4 +59,4 @@ def distinct(draw: Callable[[int, Draws], Generated], count: int, hint: str, *pu
             np.concatenate((found.distances[kept], more.distances)),
             found.name,
         )
-    raise StreamDataError(f"train, validation and test: there are hardly {count} different sequences of {hint}")
+    raise StreamDataError(f"train, validation and test: there are fewer than about {count} different sequences: {hint}")

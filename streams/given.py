@@ -39,11 +39,11 @@ def lent(stream: Stream, name: str) -> Iterator[dict[str, Any]]:
     """
     missing = [key for key in NEEDED if key not in stream.provenance]
     if missing:
-        raise StreamDataError(f"its provenance lacks {', '.join(missing)}: `Stream.from_avalanche` gives a whole one")
+        raise StreamDataError(f"its provenance lacks {', '.join(missing)}: use `Stream.from_avalanche`")
 
     def build(options: Any, *, seed: int) -> Stream:
         if options.split_sha256 != digest:
-            raise StreamDataError(f"'{stream.name}' has other data than the stream of that run")
+            raise StreamDataError(f"'{stream.name}' has different data from that run's stream")
         return stream
 
     digest = stream.provenance["split_sha256"]

@@ -138,7 +138,7 @@ def load_glyphs(options: GlyphOptions) -> LabelledData:
     )
     if len(source.characters) < 2:
         raise StreamDataError(
-            f"characters: '{options.characters}' are fewer than two characters, and no set: {', '.join(SETS)}"
+            f"characters: '{options.characters}' is neither at least two characters nor a set: {', '.join(SETS)}"
         )
     data = read_glyphs(source)
     if options.classes is not None or options.skip:
@@ -170,7 +170,7 @@ def read_glyphs(source: GlyphSource) -> LabelledData:
     if source.data is not None:
         folders = [named_path(source.data, "data")]
         if not folders[0].is_dir():
-            raise StreamDataError(f"data: '{source.data}' is no folder of fonts")
+            raise StreamDataError(f"data: '{source.data}' is not a folder of fonts")
     else:
         folders = [Path(folder).expanduser() for folder in FOLDERS]
     files = font_files(folders)

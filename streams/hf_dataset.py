@@ -88,7 +88,7 @@ def load_hub(options: HubOptions) -> LabelledData:
     from streams.image_files import Form
 
     if options.data is None:
-        raise StreamDataError("data: name a folder or file of a data set, or a data set on the hub")
+        raise StreamDataError("data: set a folder or file of a data set, or a data set on the Hub")
     source = HubSource(
         options.data,
         options.subset,
@@ -212,7 +212,7 @@ def read_tables(
             inputs = str(choose(source.columns[0], INPUTS, names, where, "inputs"))
             label = choose(source.columns[1], LABELS, names, where, "labels")
             if inputs == label:
-                raise StreamDataError(f"inputs: {where} '{label}' holds the labels")
+                raise StreamDataError(f"inputs: {where} '{label}' contains the labels")
             domain = choose(source.columns[2], DOMAINS, names, where, "domains", needed=False)
             labels.add(texts_of(table.column(label)), f"{where} '{label}'")
             has_domains = domain is not None
@@ -237,12 +237,12 @@ def read_tables(
                 sink.write(finite(vectors, f"'{source.data}'", first).astype(np.float32, copy=False))
                 advance(len(vectors))
     if not sink.shape[0]:
-        raise StreamDataError(f"data: '{source.data}' has no samples")
+        raise StreamDataError(f"data: '{source.data}' contains no samples")
     targets, found = labels.numbered()
     if class_names and (wrong := [name for name in found if not 0 <= int(name) < len(class_names)]):
         raise StreamDataError(
-            f"'{source.data}': the label {wrong[0]} is none of its {len(class_names)} classes: -1 stands for one that "
-            "is withheld, as in many test splits: name another split by `test_split`"
+            f"'{source.data}': the label {wrong[0]} is not one of its {len(class_names)} classes: -1 means a "
+            "withheld label, as in many test splits: choose another split with `test_split`"
         )
     numbers, domain_names = domains.numbered() if has_domains else (None, ())
     return LabelledData(

@@ -55,7 +55,7 @@ def find_images(root: Path, option: str) -> list[SampleFile]:
     if root.is_file():
         return _listed(root, option)
     if not root.exists():
-        raise StreamDataError(f"{option}: there is no folder or list '{root}'")
+        raise StreamDataError(f"{option}: folder or list '{root}' not found")
     if not root.is_dir():
         raise StreamDataError(f"{option}: '{root}' is neither a folder of images nor a list of them")
     return files_by_class(root, SUFFIXES, option, "images")
@@ -81,7 +81,7 @@ def _listed(path: Path, option: str) -> list[SampleFile]:
             )
         found.append(SampleFile(path.parent / row[0], row[0], row[1], row[2] if wanted == 3 else None))
         if not found[-1].path.is_file():
-            raise StreamDataError(f"{path}, line {number}: there is no file '{found[-1].path}'")
+            raise StreamDataError(f"{path}, line {number}: file '{found[-1].path}' not found")
     return found
 
 

@@ -92,9 +92,7 @@ def load_image_folder(options: ImageFolderOptions) -> LabelledData:
     from streams.image_files import Form
 
     if options.data is None:
-        raise StreamDataError(
-            "data: name a folder of images: class/ or domain/class/, or a list of path,label[,domain]"
-        )
+        raise StreamDataError("data: set an image folder: class/ or domain/class/, or a list of path,label[,domain]")
     form = Form(options.size, options.channels, options.fit)
     source = ImageSource(options.data, options.test_data, form, options.cache, options.cache_dir)
     return replace(read_image_folder(source), test_fraction=options.test_fraction)

@@ -47,9 +47,11 @@ class Names:
         """
         array = np.asarray(values)
         if array.ndim != 1:
-            raise StreamDataError(f"{where}: has shape {list(array.shape)}: it must hold one {self._what} a sample")
+            raise StreamDataError(
+                f"{where}: has shape {list(array.shape)}: it must contain one {self._what} per sample"
+            )
         if array.dtype.kind not in "fiubUOT":
-            raise StreamDataError(f"{where}: holds {array.dtype}, which is no {self._what}")
+            raise StreamDataError(f"{where}: contains {array.dtype}, not a {self._what}")
         unique, first, inverse = np.unique(array.astype(str), return_index=True, return_inverse=True)
         before = self._rows.get(where, 0)
         self._rows[where] = before + len(array)
@@ -57,7 +59,7 @@ class Names:
         for index in first.argsort().tolist():  # as they come, for the first mistake to be the one that is told
             text, place = str(unique[index]).strip(), f"{where}, row {before + int(first[index]) + 1}"
             if text in MISSING and not self._verbatim:
-                told = f": '{text}' stands for none" if text else ""
+                told = f": '{text}' means none" if text else ""
                 raise StreamDataError(f"{place}: the {self._what} is missing{told}")
             if text not in self._numbers:
                 self._numbers[text] = len(self._numbers)
@@ -93,8 +95,8 @@ class Names:
         if math.isfinite(value) and value == int(value):
             return str(int(value))
         if math.isinf(value) or self._what == "label":
-            needed = ": a class is a name or a whole number" if self._what == "label" else ""
-            raise StreamDataError(f"{place}: {text} is no {self._what}{needed}")
+            needed = ": a class is a name or an integer" if self._what == "label" else ""
+            raise StreamDataError(f"{place}: {text} is not a {self._what}{needed}")
         return str(value)
 
 
@@ -107,5 +109,5 @@ def renamed(names: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...
     if given is None:
         return tuple(names)
     if len(given) != len(names):
-        raise StreamDataError(f"class_names: {len(given)} names, and the data has {len(names)} classes")
+        raise StreamDataError(f"class_names: {len(given)} names, but the data has {len(names)} classes")
     return tuple(given)

@@ -104,7 +104,7 @@ def build_needle(options: NeedleOptions, *, seed: int) -> Stream:
         if task not in TASKS:
             raise StreamDataError(f"task_types: unknown task '{task}': known: {', '.join(TASKS)}")
     if not options.task_types:
-        raise StreamDataError(f"task_types: name at least one of {', '.join(TASKS)}")
+        raise StreamDataError(f"task_types: choose at least one of {', '.join(TASKS)}")
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
 
     def generated(task: str, count: int, length: int, *purpose: str | int) -> Generated:
@@ -156,7 +156,7 @@ def generate(task: str, options: NeedleOptions, length: int, count: int, draws: 
     places = (length - asked) // wide
     if needles > places:
         raise StreamDataError(
-            f"length={length}: {needles} needles of {task} and a question need at least {needles * wide + asked} tokens"
+            f"length={length}: {needles} needles of {task} and a query need at least {needles * wide + asked} tokens"
         )
     if needles > vocabulary.keys:
         raise StreamDataError(f"keys={vocabulary.keys}: too few for {needles} needles of {task}")

@@ -41,7 +41,7 @@ def build_own_stream(name: str, data: LabelledData, options: CutOptions, *, seed
     """
     if data.domains is not None and options.scenario == "domain_incremental":
         if options.class_order is not None:
-            raise StreamDataError("class_order: not used where experiences are domains: use domain_order")
+            raise StreamDataError("class_order: not used if experiences are domains: use domain_order")
         return _build_domain_stream(name, data, options, seed=seed)
     if options.domain_order is not None:
         reason = "the data has no domains" if data.domains is None else f"scenario={options.scenario} does not use them"
@@ -66,7 +66,7 @@ def _build_domain_stream(name: str, data: LabelledData, options: CutOptions, *, 
     count = options.experiences or len(order)
     if count > len(order):
         raise StreamDataError(
-            f"experiences={count}: must be from 1 to {len(order)}, since each experience needs a domain of its own"
+            f"experiences={count}: must be from 1 to {len(order)}, because each experience needs its own domain"
         )
     parts = np.array_split(np.asarray(order), count)
     experience_of = np.zeros(len(order), dtype=np.int64)
@@ -103,7 +103,7 @@ def order_domains(names: Sequence[str], options: CutOptions, *, seed: int) -> li
     if options.domain_order is not None:
         if sorted(options.domain_order) != sorted(names):
             raise StreamDataError(
-                f"domain_order: must name each of these domains once: {', '.join(names)}; "
+                f"domain_order: must list each of these domains once: {', '.join(names)}; "
                 f"given: {', '.join(options.domain_order)}"
             )
         return [names.index(name) for name in options.domain_order]

@@ -76,7 +76,7 @@ def find_books(options: PG19Options) -> tuple[str, Path, dict[str, list[int]]]:
 
     counts = wanted(options)
     if options.books < options.experiences:
-        raise StreamDataError(f"books={options.books}: must be at least one for each of {options.experiences} periods")
+        raise StreamDataError(f"books={options.books}: must be at least one per period ({options.experiences} periods)")
     folder = named_path(options.data_dir, "data_dir") if options.data_dir else None
     root = folder or cache_folder() / "pg19"
     if found := _books_in(root, counts):
@@ -108,7 +108,7 @@ def _books_in(root: Path, counts: dict[str, int]) -> dict[str, list[int]] | None
         files = {int(file.stem): file for file in (root / split).glob("*.txt") if file.stem.isdecimal()}
         for file in files.values():
             if not file.is_file():
-                raise StreamDataError(f"{file}: is no book, but a folder, or a link to nothing, or the like")
+                raise StreamDataError(f"{file}: is not a regular file")
         numbers = sorted(files)
         if len(numbers) < count:
             return None
@@ -127,7 +127,7 @@ def read_years(path: Path) -> dict[int, int]:
         for number, _title, year, *_ in csv.reader(io.StringIO(read_data(path, LARGEST).decode("utf-8"), newline="")):
             years[int(number)] = int(year)
     except (ValueError, csv.Error) as error:
-        raise StreamDataError(f"{path}: is not PG-19's list of number, title, year, address: {error}") from error
+        raise StreamDataError(f"{path}: is not PG-19's list of number, title, year, URL: {error}") from error
     return years
 
 
@@ -145,7 +145,7 @@ def periods(root: Path, books: dict[str, list[int]], years: dict[int, int], coun
 
     for number in (number for split in books.values() for number in split):
         if number not in years:
-            raise StreamDataError(f"{root / METADATA}: says nothing of book {number}")
+            raise StreamDataError(f"{root / METADATA}: has no entry for book {number}")
     parts = {
         split: [part.tolist() for part in np.array_split(sorted(numbers, key=lambda n: (years[n], n)), count)]
         for split, numbers in books.items()

@@ -169,19 +169,19 @@ class Setting:
         """
         needed = 2 * (self.pairs * self.repeats + self.questions)
         if self.length % 2:
-            raise StreamDataError(f"length={self.length}: must be even, since a key and its value are two tokens")
+            raise StreamDataError(f"length={self.length}: must be even, because a key and its value are two tokens")
         if needed > self.length:
             raise StreamDataError(
-                f"length={self.length}: {self.pairs * self.repeats} bindings and {self.questions} questions need at "
+                f"length={self.length}: {self.pairs * self.repeats} bindings and {self.questions} queries need at "
                 f"least {needed} tokens ({self.name})"
             )
         if self.keys[1] - self.keys[0] < self.pairs:
             raise StreamDataError(
-                f"keys: an experience has {self.keys[1] - self.keys[0]} of them, too few for pairs={self.pairs}"
+                f"keys: an experience has only {self.keys[1] - self.keys[0]}, too few for pairs={self.pairs}"
             )
         if self.values[1] - self.values[0] < max(2, self.repeats):
             raise StreamDataError(
-                f"values: an experience has {self.values[1] - self.values[0]} of them, and needs {max(2, self.repeats)}"
+                f"values: an experience has only {self.values[1] - self.values[0]}, but needs {max(2, self.repeats)}"
             )
         if self.questions > self.most_questions:
             raise StreamDataError(f"questions={self.questions}: must be at most {self.most_questions} ({self.name})")

@@ -68,11 +68,11 @@ class Streams(dict[str, StreamEntry]):
             TypeError: it is no entry, or its options are no dataclass.
         """
         if name in self:
-            raise ValueError(f"there is a stream '{name}' already: enter yours under another name")
+            raise ValueError(f"there is a stream '{name}' already: register yours under another name")
         if not isinstance(entry, StreamEntry):
-            raise TypeError(f"stream '{name}': a {type(entry).__name__} is no StreamEntry")
+            raise TypeError(f"stream '{name}': a {type(entry).__name__} is not a StreamEntry")
         if not (isinstance(entry.Options, type) and is_dataclass(entry.Options)):
-            raise TypeError(f"stream '{name}': its options are no dataclass: write @dataclass above the class")
+            raise TypeError(f"stream '{name}': its options are not a dataclass: write @dataclass above the class")
         super().__setitem__(name, entry)
 
 
@@ -198,5 +198,5 @@ def build_stream(name: str, options: Any = None, *, seed: int) -> Stream:
     entry = STREAMS[name]
     stream = entry.build(checked_options(entry.Options, options), seed=seed)
     if not isinstance(stream, Stream):
-        raise StreamDataError(f"'{name}' is built as a {type(stream).__name__}, and must be a Stream")
+        raise StreamDataError(f"'{name}' is built as a {type(stream).__name__}, but must be a Stream")
     return stream

@@ -64,7 +64,7 @@ def build_regression(options: RegressionOptions, *, seed: int) -> Stream:
     from streams.sequences import LENGTH_DRAWS, concatenate, sequence_stream
 
     if options.dimensions > 64:
-        raise StreamDataError(f"dimensions={options.dimensions}: must be at most 64, so that sums are exact")
+        raise StreamDataError(f"dimensions={options.dimensions}: must be at most 64, to keep sums exact")
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
     settings = [experience_options(options, experience) for experience in range(options.experiences)]
     marks = max(setting.functions for setting in settings)
@@ -82,7 +82,9 @@ def build_regression(options: RegressionOptions, *, seed: int) -> Stream:
         for experience, setting in enumerate(settings):
             examples = (tokens - setting.questions) // setting.functions
             if examples < 1:
-                raise StreamDataError(f"{tokens} tokens are too few for {setting.questions} questions and any examples")
+                raise StreamDataError(
+                    f"{tokens} tokens are too few for {setting.questions} queries and at least one example"
+                )
             draws = Draws("regression", seed, experience, LENGTH_DRAWS[split], tokens)
             found.append(generate(replace(setting, examples=examples), size, marks, draws))
         return concatenate(found)

@@ -163,7 +163,7 @@ def check_classes(data: LabelledData, split: Mapping[str, np.ndarray], experienc
                 where = "every experience" if experience_of is None else f"experience {experience_of[label] + 1}"
                 raise StreamDataError(
                     f"{data.dataset}: class {label} ('{data.class_names[label]}') of {where} has no samples in the "
-                    f"{name} stream, and {whole[label]} in the whole data set: every class needs one or more in "
+                    f"{name} stream, but {whole[label]} in the whole data set: every class needs at least one in "
                     f"each of {', '.join(split)}"
                 )
 
@@ -177,7 +177,7 @@ def order_classes(n_classes: int, options: InstalledSplitOptions, *, seed: int) 
     if options.class_order is not None:
         if sorted(options.class_order) != list(range(n_classes)):
             raise StreamDataError(
-                f"class_order={list(options.class_order)}: must name each class from 0 to {n_classes - 1} once"
+                f"class_order={list(options.class_order)}: must list each class from 0 to {n_classes - 1} once"
             )
         return tuple(options.class_order)
     if not options.shuffle_classes:
@@ -194,7 +194,7 @@ def split_classes(order: Sequence[int], experiences: int) -> tuple[tuple[int, ..
     """
     if not 1 <= experiences <= len(order):
         raise StreamDataError(
-            f"experiences={experiences}: must be from 1 to {len(order)}, since each experience needs a class of its own"
+            f"experiences={experiences}: must be from 1 to {len(order)}, because each experience needs its own class"
         )
     return tuple(tuple(int(c) for c in part) for part in np.array_split(np.asarray(order), experiences))
 

@@ -44,7 +44,7 @@ def csv_header(path: Path) -> list[str]:
     written = pd.read_csv(path, sep=_separator(path), header=None, nrows=1, dtype=str, keep_default_na=False)
     names = written.iloc[0].tolist()
     if twice := [name for number, name in enumerate(names) if name in names[:number] and name]:
-        raise StreamDataError(f"{path}: two columns are called '{twice[0]}': give each a name of its own")
+        raise StreamDataError(f"{path}: duplicate column name '{twice[0]}'")
     return list(pd.read_csv(path, sep=_separator(path), nrows=0).columns)
 
 
@@ -66,8 +66,8 @@ def csv_frames(path: Path, header: Sequence[str], as_text: Iterable[str]) -> Ite
     for frame in frames:
         if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
             raise StreamDataError(
-                f"{path}: rows have more fields than the first line has names ({len(header)}): "
-                "name every column, a column of row numbers too"
+                f"{path}: rows have more fields than the header has names ({len(header)}): "
+                "name every column, including a row index"
             )
         yield frame
 
@@ -88,7 +88,7 @@ def told_as(kind: str, path: Path) -> Iterator[None]:
     except pd.errors.EmptyDataError as error:
         raise StreamDataError(f"{path}: is empty") from error
     except UnicodeDecodeError as error:
-        raise StreamDataError(f"{path}: is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise StreamDataError(f"{path}: is not valid UTF-8: {error.reason} at byte {error.start}") from error
     except (OSError, ValueError, EOFError, pd.errors.ParserError, pa.ArrowException) as error:
         raise StreamDataError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
 
@@ -102,8 +102,8 @@ def _numbers(column: Any, file: FeatureFile, first: int) -> np.ndarray:
     if len(wrong):
         row = int(wrong[0])
         raise StreamDataError(
-            f"{file.path}: column '{column.name}' of row {first + row + 1} is '{column.iloc[row]}', which is no "
-            "number: leave the column out by `columns`, or correct it"
+            f"{file.path}: column '{column.name}' of row {first + row + 1} is '{column.iloc[row]}', which is not a "
+            "number: exclude the column with `columns`, or correct it"
         )
     return numbers
 
@@ -151,7 +151,7 @@ def vectors_of(column: pa.Array, name: str, where: str, first: int) -> np.ndarra
             pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
         ):
             raise StreamDataError(
-                f"{where}: column '{name}' holds {column.type}, which is no number: leave it out by `columns`"
+                f"{where}: column '{name}' contains {column.type}, not numbers: exclude it with `columns`"
             )
         return column.to_numpy(zero_copy_only=False)[:, None].astype(np.float64)
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -159,12 +159,12 @@ def vectors_of(column: pa.Array, name: str, where: str, first: int) -> np.ndarra
     if len(wrong):
         row = int(wrong[0])
         raise StreamDataError(
-            f"{where}: column '{name}' of row {first + row + 1} has {lengths[row]} numbers, and row {first + 1} "
+            f"{where}: column '{name}' of row {first + row + 1} has {lengths[row]} numbers, but row {first + 1} "
             f"has {lengths[0]}"
         )
     values = column.flatten().to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "fiub":
-        raise StreamDataError(f"{where}: column '{name}' holds lists of {column.type.value_type}, which are no numbers")
+        raise StreamDataError(f"{where}: column '{name}' contains lists of {column.type.value_type}, not numbers")
     return values.reshape(len(column), int(lengths[0]))
 
 
@@ -187,9 +187,9 @@ def _columns(file: FeatureFile, names: Sequence[str]) -> tuple[str, str | None, 
     else:
         features = [str(choose(name, (), names, where, "columns")) for name in file.columns]
     if not features:
-        raise StreamDataError(f"columns: {file.path}: no column is left for the features: it has {', '.join(names)}")
+        raise StreamDataError(f"columns: {file.path}: no feature columns remain: it has {', '.join(names)}")
     if labels in features:
-        raise StreamDataError(f"columns: {where} '{labels}' holds the labels, and cannot be a feature")
+        raise StreamDataError(f"columns: {where} '{labels}' contains the labels and cannot be a feature")
     if twice := [name for number, name in enumerate(features) if name in features[:number]]:
-        raise StreamDataError(f"columns: {where} '{twice[0]}' is named twice")
+        raise StreamDataError(f"columns: {where} '{twice[0]}' is listed twice")
     return labels, domains, features

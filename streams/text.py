@@ -55,7 +55,7 @@ def build_text(options: TextOptions, *, seed: int) -> Stream:
     if options.data is not None:
         if options.domains is not None:
             raise StreamDataError(
-                "domains: not used with data, each of whose files or folders is a domain: drop one of them"
+                "domains: cannot be combined with data, where each file or folder is a domain: remove one of them"
             )
         found = [(Path(path).name or path, given_files(path)) for path in options.data]
         source = "stream.data"
@@ -63,13 +63,13 @@ def build_text(options: TextOptions, *, seed: int) -> Stream:
         names = list(DOMAINS) if options.domains is None else options.domains
         for name in names:
             if name not in DOMAINS:
-                raise StreamDataError(f"domains: unknown domain '{name}': choose of {', '.join(DOMAINS)}")
+                raise StreamDataError(f"domains: unknown domain '{name}': choose from {', '.join(DOMAINS)}")
         found = [(name, installed_files(name)) for name in names]
         source = f"Python installation at {sysconfig.get_path('purelib')}"
     if not found:
-        raise StreamDataError("data and domains: name one domain at least")
+        raise StreamDataError("data and domains: give at least one domain")
     if len({name for name, _ in found}) < len(found):
-        raise StreamDataError(f"data and domains: two domains of one name: {', '.join(name for name, _ in found)}")
+        raise StreamDataError(f"data and domains: duplicate domain names: {', '.join(name for name, _ in found)}")
     domains = [
         cut(name, (read_data(path) for path in files), validation_fraction=fraction, limit=options.limit)
         for name, files in found
@@ -88,7 +88,7 @@ def given_files(path: str) -> list[Path]:
         return [root]
     files = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
     if not files:
-        raise StreamDataError(f"data: '{path}' is no file, and no folder with files")
+        raise StreamDataError(f"data: '{path}' is neither a file nor a folder with files")
     return _shuffled(root, files)
 
 

@@ -86,7 +86,7 @@ def load_texts(options: TextClassificationOptions) -> LabelledData:
     from streams.labels import renamed
 
     if options.data is None:
-        raise StreamDataError("data: name a file of texts (.csv, .tsv, .jsonl, .parquet), or a folder class/FILE.txt")
+        raise StreamDataError("data: set a text file (.csv, .tsv, .jsonl, .parquet), or a folder class/FILE.txt")
     columns = (options.inputs, options.labels, options.domains)
     data = read_texts(TextSource(options.data, options.test_data, columns, options.cache, options.cache_dir))
     names = renamed(data.class_names, options.class_names)
@@ -105,7 +105,7 @@ def read_texts(source: TextSource) -> LabelledData:
     parts = [_part(source, option, root) for option, root in parts_of(source.data, source.test_data)]
     tables = [part for part in parts if part.table is not None]
     if not tables and any(source.columns):
-        raise StreamDataError("inputs, labels and domains: name columns of a table, and the data is a folder")
+        raise StreamDataError("inputs, labels and domains: name table columns, but the data is a folder")
 
     def make(sink: Sink) -> LabelledData:
         return _read_all(parts, sink)
@@ -144,7 +144,7 @@ def _read_all(parts: Sequence[_Part], sink: Sink) -> LabelledData:
         with progress(f"reading {part.root.name}, texts", len(part.files) or None) as advance:
             for batch in _batches(part, contents):
                 if with_domains not in (None, batch.domains is not None):
-                    raise StreamDataError(f"domains: {parts[0].root} or {part.root} has some, and the other has none")
+                    raise StreamDataError(f"domains: only one of {parts[0].root} and {part.root} has domains")
                 with_domains = batch.domains is not None
                 places = [f"{part.root}: column '{name}'" if part.table else str(part.root) for name in batch.names]
                 writer.write(batch.texts, places[0])
@@ -154,7 +154,7 @@ def _read_all(parts: Sequence[_Part], sink: Sink) -> LabelledData:
                 counts[-1] += len(batch.texts)
                 advance(len(batch.texts))
         if not counts[-1]:
-            raise StreamDataError(f"{part.root}: holds no texts")
+            raise StreamDataError(f"{part.root}: contains no texts")
     targets, class_names = labels.numbered()
     numbers, domain_names = domains.numbered() if with_domains else (None, ())
     files = {part.root.name: {"sha256": sha256_of(part.root)} for part in parts if part.table}

@@ -54,7 +54,7 @@ class TextTable:
         domains = choose(self.domains, DOMAINS, names, where, "domains", needed=False)
         if inputs in (labels, domains):
             what = "labels" if inputs == labels else "domains"
-            raise StreamDataError(f"inputs: {where} '{inputs}' holds the {what}")
+            raise StreamDataError(f"inputs: {where} '{inputs}' contains the {what}")
         return [inputs, labels, *([] if domains is None else [domains])]
 
 
@@ -99,7 +99,7 @@ def read_text(path: Path) -> tuple[str, bytes]:
     try:
         return content.decode("utf-8-sig"), content
     except UnicodeDecodeError as error:
-        raise StreamDataError(f"{path}: is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise StreamDataError(f"{path}: is not valid UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _read_csv(table: TextTable) -> Iterator[TextBatch]:
@@ -123,9 +123,7 @@ def _read_parquet(table: TextTable) -> Iterator[TextBatch]:
         for rows in file.iter_batches(BATCH, columns=columns):
             inputs = rows.column(columns[0])
             if not is_text(inputs.type):
-                raise StreamDataError(
-                    f"inputs: {table.path}: column '{columns[0]}' holds {inputs.type}, which is no text"
-                )
+                raise StreamDataError(f"inputs: {table.path}: column '{columns[0]}' contains {inputs.type}, not text")
             texts = inputs.cast(pa.large_string()).to_pylist()
             yield _batch(columns, [texts, *(texts_of(rows.column(name)) for name in columns[1:])])
 
@@ -148,15 +146,15 @@ def _read_json(table: TextTable) -> Iterator[TextBatch]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise StreamDataError(f"{table.path}, line {number}: is no JSON: {error}") from error
+            raise StreamDataError(f"{table.path}, line {number}: is not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise StreamDataError(f"{table.path}, line {number}: is no JSON object: there must be one a line")
+            raise StreamDataError(f"{table.path}, line {number}: is not a JSON object: each line must contain one")
         columns = columns or table.columns(list(row))
         for name in columns:
             if not isinstance(row.get(name), str if name == columns[0] else (str, int, float)):
                 found = f"is {json.dumps(row[name])[:40]}" if name in row else "is missing"
                 needed = "text" if name == columns[0] else "text or a number"
-                raise StreamDataError(f"{table.path}, line {number}: '{name}' {found}, and must be {needed}")
+                raise StreamDataError(f"{table.path}, line {number}: '{name}' {found}, but must be {needed}")
         cells.append([row[name] for name in columns])
         if len(cells) == BATCH:
             yield _batch(columns, list(zip(*cells, strict=True)))

@@ -98,7 +98,7 @@ class TextWriter:
             try:
                 encoded.append(text.encode())
             except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
-                raise StreamDataError(f"{where}, row {row}: the text is no Unicode: {error.reason}") from error
+                raise StreamDataError(f"{where}, row {row}: the text is not valid Unicode: {error.reason}") from error
         self._ends.append(self._total + np.cumsum([len(text) for text in encoded], dtype=np.int64))
         self._total += sum(map(len, encoded))
         self._sink.write(np.frombuffer(b"".join(encoded), dtype=np.uint8))

@@ -68,12 +68,12 @@ def _check(dataset: str, part: Any, what: str) -> None:
     shape, labels = np.shape(part.data), np.asarray(part.targets)
     if len(shape) < 3 or tuple(shape[1:]) != SHAPES[dataset] or shape[0] == 0:
         raise StreamDataError(
-            f"{what} hold images of shape {list(shape)}: it must be [n, {str(SHAPES[dataset])[1:-1]}]"
+            f"{what} contain images of shape {list(shape)}: expected [n, {str(SHAPES[dataset])[1:-1]}]"
         )
     if labels.shape != shape[:1]:
-        raise StreamDataError(f"{what} hold {shape[0]} images and {labels.size} labels")
+        raise StreamDataError(f"{what} contain {shape[0]} images but {labels.size} labels")
     if labels.min() < 0 or labels.max() >= len(part.classes):
-        raise StreamDataError(f"{what} hold a label that is none of its {len(part.classes)} classes")
+        raise StreamDataError(f"{what} contain a label that is not one of its {len(part.classes)} classes")
 
 
 def _images(dataset: Any) -> Any:
@@ -131,4 +131,4 @@ def _read(dataset: str, root: Path, *, download: bool = False) -> tuple[Any, Any
 
 def _damaged(dataset: str, root: Path, error: BaseException) -> StreamDataError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return StreamDataError(f"{TITLES[dataset]}: the files in {root} are not what they should be: {reason}")
+    return StreamDataError(f"{TITLES[dataset]}: the files in {root} are invalid: {reason}")

@@ -86,14 +86,15 @@ def render_all(
     if len(kept) < FEWEST:
         names = ", ".join(f"{face.family} {face.style}" for face, _ in kept) or "none"
         raise StreamDataError(
-            f"data: of {len(files)} font files {len(kept)} different typefaces have {coverage:.0%} of the "
-            f"{len(characters)} characters ({names}), and it takes {FEWEST}: install more (Debian: `apt-get install "
-            "fonts-NAME`), name a folder of fonts, or other characters"
+            f"data: of {len(files)} font files, only {len(kept)} distinct typefaces contain {coverage:.0%} of the "
+            f"{len(characters)} characters ({names}), but at least {FEWEST} are needed: install more (Debian: "
+            "`apt-get install "
+            "fonts-NAME`), set a folder of fonts, or choose other characters"
         )
     images = np.stack([images for _, images in kept], axis=1)
     common: np.ndarray = (images.max((2, 3)) > 0).min(1)
     if not common.any():
-        raise StreamDataError("characters: there is none that all typefaces have: raise coverage")
+        raise StreamDataError("characters: none is in all typefaces: raise coverage")
     shared = tuple(character for character, there in zip(characters, common.tolist(), strict=True) if there)
     return Glyphs(images[common], shared, tuple(face for face, _ in kept))
 

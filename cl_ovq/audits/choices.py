@@ -26,14 +26,16 @@ def choices(subject: Subject) -> Finding:
     """
     split = subject.asked.evaluation.split
     if subject.source is None:
-        return not_applicable(f"a configuration does not say how it was chosen; its metrics are of the {split} split")
+        return not_applicable(
+            f"a configuration does not record how it was chosen; its metrics are on the {split} split"
+        )
     run = subject.source.resolve()
     trials = next((parent for parent in run.parents[:2] if parent.name == "trials"), run.parent.parent / "trials")
     if trials in run.parents or (run.parent.name == "test" and trials.is_dir()):
         return _judged("sweep", (trials.parent / "test").glob(f"*/{RESULTS}"), _read(trials.rglob(RESULTS)))
     if OF_STUDY.fullmatch(run.name):
         return _judged("row of a study", run.parent.glob(f"*/{RESULTS}"))
-    return not_applicable(f"a run of its own does not say how it was chosen; its metrics are of the {split} split")
+    return not_applicable(f"a standalone run does not record how it was chosen; its metrics are on the {split} split")
 
 
 def _read(paths: Iterable[Path]) -> list[Result]:
@@ -61,7 +63,7 @@ def _judged(what: str, paths: Iterable[Path], trials: list[Result] | None = None
         "shared_seeds": len(shared),
     }
     if not choosing and len(judged_on_test) < 2:
-        return not_applicable(f"nothing was chosen in this {what}", **measured)
+        return not_applicable(f"this {what} made no selection", **measured)
     bad = [f"{on_test} of {len(choosing)} runs that chose judged the test split"] if on_test else []
     if len(judged_on_test) > 1:
         bad.append(f"{len(judged_on_test)} configurations were judged on the test split")

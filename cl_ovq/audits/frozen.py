@@ -46,7 +46,7 @@ def frozen_parts(subject: Subject) -> Finding:
         weights += _check_encoder(stream, moved)
     measured = {"frozen_weights": weights, "frozen_statistics": statistics, "moved": len(moved)}
     if not weights + statistics:
-        return not_applicable("nothing is said to be frozen", **measured)
+        return not_applicable("nothing is declared frozen", **measured)
     if getattr(config.encoder, "lora_merge", False):
         return not_applicable("encoder.lora_merge adds to frozen weights after each experience", **measured)
     first = next(iter(moved.items()), ("", 0))

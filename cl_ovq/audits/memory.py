@@ -59,7 +59,7 @@ def memory(subject: Subject) -> Finding:
         "held_samples": count,
     }
     if subject.part.sees_all:
-        return not_applicable("the strategy says that it has all data so far at hand", **measured)
+        return not_applicable("the strategy declares that it keeps all data so far", **measured)
     if claimed is None:
         return not_applicable("method_bytes is unknown: a plugin has no `kept_bytes`", **measured)
     low = held.content + count * watched.run.stream.samples.sample_bytes

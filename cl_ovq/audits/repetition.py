@@ -33,7 +33,7 @@ def class_order(subject: Subject) -> Finding:
     if len({*classes}) == 1:
         return not_applicable("every experience has the same classes")
     if section.name == CUSTOM:
-        return not_applicable("the stream was given as an object, which no seed changes")
+        return not_applicable("the stream was passed as an object, which seeds do not affect")
     if getattr(section.options, "class_order", None) is not None:
         return sound("stream.class_order fixes it", seeds=1)
     if getattr(section.options, "shuffle_classes", True) is False:
@@ -43,7 +43,9 @@ def class_order(subject: Subject) -> Finding:
         other = build_stream(section.name, section.options, seed=seed)
         if _named(other) != classes:
             return sound(f"seeds {subject.small.seed} and {subject.small.seed + number} differ", seeds=number + 1)
-    return faulty(f"{SEEDS} seeds have the same classes in every experience, and no option says so", seeds=SEEDS)
+    return faulty(
+        f"{SEEDS} seeds have the same classes in every experience, although no option asks for it", seeds=SEEDS
+    )
 
 
 def _named(stream: Stream) -> list[frozenset[str]]:
@@ -79,9 +81,9 @@ def resumes(subject: Subject) -> Finding:
     module keeps in a global is not, since this process goes on.
     """
     if not subject.small.checkpoint.enabled:
-        return not_applicable("checkpoint.enabled=false: no run can go on")
+        return not_applicable("checkpoint.enabled=false: runs cannot resume")
     if subject.part.at_once or len(subject.watched.run.test) < 2:
-        return not_applicable("one experience is learned: there is nothing to interrupt it after")
+        return not_applicable("only one experience is learned: there is no point at which to interrupt")
     count = 0
     while True:
         try:
@@ -91,7 +93,7 @@ def resumes(subject: Subject) -> Finding:
         except UserError as error:
             if not count:
                 raise
-            return faulty(f"a run that was interrupted does not go on: {error}", interruptions=count)
+            return faulty(f"an interrupted run does not resume: {error}", interruptions=count)
         else:
             break
     return _compared(subject.watched, whole, "a run that was interrupted", interruptions=count)

@@ -80,7 +80,7 @@ def finished_run(name: str) -> Path | None:
     if not is_folder(path):
         return None
     if not is_file(path / RESULTS):
-        raise UserError(f"{path} holds no results of a run ({RESULTS}): name the directory of one finished run")
+        raise UserError(f"{path} contains no results ({RESULTS}): give the directory of a finished run")
     return path
 
 

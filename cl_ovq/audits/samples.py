@@ -16,7 +16,7 @@ def past_samples(subject: Subject) -> Finding:
     more different past samples than it says to hold.
     """
     if subject.part.at_once:
-        return not_applicable("all experiences are learned at once: none is past")
+        return not_applicable("all experiences are learned at once, so none is past")
     watched = subject.plain
     run, kept_bytes = watched.run, watched.result.provenance["replay_bytes"]
     streams, samples = run.stream.benchmark.streams, run.stream.samples
@@ -33,7 +33,7 @@ def past_samples(subject: Subject) -> Finding:
     kept, most = max(watched.kept.values(), default=0), max(past.values())
     measured = {"past_samples": most, "kept_samples": kept, "kept_bytes": kept_bytes, "test_samples": tested}
     if not recognised:
-        return not_applicable("no sample was recognised: each is changed before a module reads it", **measured)
+        return not_applicable("no sample was recognised: all are modified before a module reads them", **measured)
     if tested:
         return judged(True, f"{tested} test samples came to the model while it trained", "", **measured)
     if subject.part.sees_all:

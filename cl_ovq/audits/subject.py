@@ -56,7 +56,7 @@ class Subject:
 
     def __init__(self, asked: ExperimentConfig, experiences: int, folder: Path, source: Path | None = None) -> None:
         if experiences < 1:
-            raise UserError(f"experiences: {experiences} is too small: audited runs learn one or more")
+            raise UserError(f"experiences: {experiences} is too small: audited runs need at least one")
         check_config(asked)
         self.asked, self.folder, self.source = asked, folder, source
         self.small, self.shrunk = self._made_small(experiences)
@@ -107,7 +107,7 @@ class Subject:
         finally:
             watch.stop()
         if watch.result.verdict is not None:
-            raise UserError(f"audit: the run {watch.result.verdict}: nothing can be said of one that does not train")
+            raise UserError(f"audit: the run {watch.result.verdict}: a run that does not train cannot be audited")
         return watch
 
     def _made_small(self, experiences: int) -> tuple[ExperimentConfig, list[str]]:

@@ -75,7 +75,7 @@ def run_operator_benchmark(
         raise UserError("--tokens and --backward-tokens are both empty: nothing to measure")
     if modelled is not None:
         if "recycle" in values.get("growth", ()):
-            raise UserError("--growth: slots that unite are not modelled: leave recycle out")
+            raise UserError("--growth: the cost model does not support recycle: remove it")
         rows = modelled_rows(modelled, [asdict(case) for case in cases])
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def parse_list(name: str, text: str) -> list[Any]:
     """Return the values of a comma-separated option.
 
     Raises:
-        UserError: a value is not a positive whole number, or not a known name.
+        UserError: a value is not a positive integer, or not a known name.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -126,5 +126,5 @@ def parse_list(name: str, text: str) -> list[Any]:
         return list(parts)
     for part in parts:
         if not part.isdecimal() or int(part) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: '{part}' is not a positive whole number")
+            raise UserError(f"--{name.replace('_', '-')}: '{part}' is not a positive integer")
     return [int(part) for part in parts]

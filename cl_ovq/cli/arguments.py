@@ -84,8 +84,8 @@ def picture_file(path: Path | None) -> Path | None:
 
 def _file_of_kind(path: Path | None, what: str, kinds: tuple[str, ...]) -> Path | None:
     if path is not None and path.suffix.lower() not in kinds:
-        given = f"'{path.suffix}'" if path.suffix else "no ending"
-        raise UserError(f"output: {path} has {given}, which names no kind of {what}: known: {', '.join(kinds)}")
+        given = f"the extension '{path.suffix}'" if path.suffix else "no extension"
+        raise UserError(f"output: {path} has {given}, which is not a {what} format: known: {', '.join(kinds)}")
     return writable_file(path)
 
 
@@ -101,14 +101,12 @@ TableFile = Annotated[
 def _check_way(path: Path, folder: Path) -> None:
     names = [name.encode(errors="surrogateescape") for name in path.absolute().parts]
     if any(len(name) > LONGEST or b"\0" in name for name in names):
-        raise UserError(f"{path} cannot be written: no file can have such a name")
+        raise UserError(f"{path} cannot be written: invalid file name")
     there = next(way for way in (folder, *folder.parents) if is_there(way))
     if not there.is_dir():
-        raise UserError(f"{path} cannot be written: {there} is not a folder that files can be put into")
+        raise UserError(f"{path} cannot be written: {there} is not a writable folder")
     try:
         with tempfile.TemporaryFile(dir=there):  # permissions say too little: of /proc, say, or a disk that is full
             pass
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {there} is not a folder that files can be put into: {error.strerror}"
-        ) from error
+        raise UserError(f"{path} cannot be written: {there} is not a writable folder: {error.strerror}") from error

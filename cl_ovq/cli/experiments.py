@@ -46,7 +46,7 @@ def run(
 
     loaded, console = load_config(config, overrides or (), allow_env=allow_env), Console()
     if loaded.seeds == 1 and jobs > 1:
-        raise UserError("--jobs: seeds is 1, and a run is one job: leave it out, or say seeds=5 for example")
+        raise UserError("--jobs: with seeds=1 there is only one run: remove --jobs, or set e.g. seeds=5")
     if loaded.seeds > 1:
         over_seeds = run_seeds(loaded, Console(stderr=True), jobs=jobs, resume=resume, overwrite=overwrite)
         if json:
@@ -94,7 +94,7 @@ def pretrain(
         raise UserError(f"pretrain: strategy.name={loaded.strategy.name} has no learner: use strategy.name=in_context")
     if isinstance(options, ReadOptions):
         raise UserError(
-            f"pretrain: learner.weights={options.weights} reads weights, and learns none: use "
+            f"pretrain: learner.weights={options.weights} loads existing weights: use "
             "learner.weights=gaussian_classes, learner.weights=features or learner.weights=sine"
         )
     seed = loaded.seed if options.weights_seed is None else options.weights_seed

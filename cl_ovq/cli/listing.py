@@ -99,7 +99,7 @@ def options_of(kind: str, name: str) -> dict[str, str]:
     """
     registry = PARTS.get(kind)
     if registry is None:
-        raise UserError(f"list: {kind} have no options of their own: those that do: {', '.join(PARTS)}")
+        raise UserError(f"list: {kind} have no options: kinds with options: {', '.join(PARTS)}")
     registry[name]  # refuses an unknown name
     return {
         f"{owner.section}.{field.name}": describe(field)

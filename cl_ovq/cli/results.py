@@ -52,9 +52,9 @@ def compare(
     from cl_ovq.runs.summary import warn
 
     if len(runs) < 2:
-        raise UserError("compare needs two runs or more")
+        raise UserError("compare needs at least two runs")
     if figure_format is not None and figures is None:
-        raise UserError("--format requires --figures FOLDER: the figures of a page are part of it")
+        raise UserError("--format requires --figures FOLDER: figures in an HTML page are embedded")
     compared = compare_groups(load_groups(runs, uri))
     for line in cautions(compared.groups):
         warn(Console(stderr=True), "compare", line)

@@ -98,7 +98,9 @@ def server_command(uri: str, host: str, port: int) -> tuple[list[str], dict[str,
         try:
             import flask_wtf  # noqa: F401
         except ModuleNotFoundError as error:
-            raise UserError("--host: MLflow's passwords need a package: pip install 'cl-ovq[server]'") from error
+            raise UserError(
+                "--host: MLflow's authentication needs an extra package: pip install 'cl-ovq[server]'"
+            ) from error
         command += ["--app-name", "basic-auth"]
         environment[SECRET] = os.environ.get(SECRET) or secrets.token_hex(32)
     return command, environment
@@ -133,7 +135,7 @@ def wait_until_up(root: str, process: subprocess.Popen[bytes]) -> None:
             urllib.request.urlopen(f"{root}/health", timeout=5).close()
         except (urllib.error.URLError, OSError):
             if process.poll() is not None:
-                raise UserError("MLflow's server did not start: its last lines above say why") from None
+                raise UserError("MLflow's server did not start: see its last lines above") from None
             time.sleep(0.2)
         else:
             return

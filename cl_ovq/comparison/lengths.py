@@ -40,7 +40,7 @@ def lengths_of(
         for group in groups:
             found[group.name] = []
             if not group.sound:
-                raise UserError(f"{group.name}: all runs diverged, and were not evaluated at other lengths")
+                raise UserError(f"{group.name}: all runs diverged, so none was evaluated at other lengths")
             if not lengths:
                 _check_alike(group)
             for run in group.sound.values():
@@ -50,11 +50,13 @@ def lengths_of(
                     else run.lengths
                 )
                 if not records:
-                    raise UserError(f"{group.name}: the run was not evaluated at other lengths: name lengths with --at")
+                    raise UserError(f"{group.name}: the run was not evaluated at other lengths: set lengths with --at")
                 if [record["tokens"] for record in records] != [
                     record["tokens"] for record in (found[group.name] or [records])[0]
                 ]:
-                    raise UserError(f"{group.name}: its seeds were evaluated at unlike lengths: name lengths with --at")
+                    raise UserError(
+                        f"{group.name}: its seeds were evaluated at different lengths: set lengths with --at"
+                    )
                 found[group.name].append(records)
                 progress.advance(shown)
     return found
@@ -66,6 +68,6 @@ def _check_alike(group: Group) -> None:
     for other in others:
         for key, values in differences(first, other).items():
             raise UserError(
-                f"{group.name}: the seeds were evaluated differently: {key} is {values[0]} of one and {values[1]} of "
-                "another: name lengths with --at"
+                f"{group.name}: the seeds were evaluated differently: {key} is {values[0]} for one and {values[1]} for "
+                "another: set lengths with --at"
             )

@@ -108,7 +108,7 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         _check_items(name, value, hint)
         return
     if isinstance(value, int) and value.bit_length() > 63:
-        raise UserError(f"{name}: the whole number is too large: it must lie within 64 bits")
+        raise UserError(f"{name}: the integer is too large: it must fit into 64 bits")
     if Any in allowed or type(value) in allowed:
         if isinstance(value, str):
             _check_text(name, value)
@@ -124,9 +124,9 @@ def check_type(name: str, value: Any, hint: Any) -> None:
 def _check_text(name: str, value: str) -> None:
     """Refuse what no file, and no name of one, can hold, and what would mean something else when it is read again."""
     if "\0" in value or not is_unicode(value):
-        raise UserError(f"{name}: {value!r} holds a character that cannot be written")
+        raise UserError(f"{name}: {value!r} contains a character that cannot be encoded")
     if "${" in value:
-        raise UserError(f"{name}: {value!r} cannot stand for itself: '${{' begins a reference to another key")
+        raise UserError(f"{name}: {value!r} cannot be literal text: '${{' starts a reference to another key")
 
 
 def _check_items(name: str, value: list[Any] | dict[Any, Any], hint: Any) -> None:
@@ -166,6 +166,4 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if "maximum" in limits and value > limits["maximum"]:
         raise UserError(f"{name}: {value} is too large: it must be at most {limits['maximum']}")
     if isinstance(value, float) and abs(value) > FLOAT32:
-        raise UserError(
-            f"{name}: {value} is too large: numbers of 32 bits, which models compute with, end at {FLOAT32}"
-        )
+        raise UserError(f"{name}: {value} is too large: the largest 32-bit number is {FLOAT32}")

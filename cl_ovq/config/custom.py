@@ -24,6 +24,6 @@ def check_custom(section: str, values: Any) -> None:
     if isinstance(values, Mapping) and values.get("name") == CUSTOM and section not in LENT:
         source = f"{values['source']}, " if values.get("source") else ""
         raise UserError(
-            f"{section}: {source}given from Python as an object, is in no file: give it there again, "
+            f"{section}: {source}passed from Python as an object, is not in a file: pass it again from Python, "
             f"as cl_ovq.run(..., {section}=...) or cl_ovq.evaluate(..., {section}=...)"
         )

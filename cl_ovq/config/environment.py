@@ -34,8 +34,8 @@ def check_environment(leaves: Mapping[str, Any], indifferent: tuple[str, ...], *
     for key in calling:
         if not allowed:
             raise UserError(
-                f"{key}: '{leaves[key]}' is more than a reference to a key, and may read the environment, whose "
-                "secrets a file of somebody else may ask for: allow it with --allow-env, or write the value"
+                f"{key}: '{leaves[key]}' is not just a reference to a key and may read the environment, which could "
+                "expose secrets to somebody else's file: allow it with --allow-env, or write the value"
             )
         if not key.startswith(indifferent):
             raise _deciding(key, leaves[key])
@@ -79,12 +79,12 @@ def check_references(tree: Mapping[str, Any]) -> None:
 
     enter("", tree)
     if length("") > LONGEST:
-        raise UserError(f"with all that they refer to the values have more than {LONGEST} characters")
+        raise UserError(f"after resolving references, the values have more than {LONGEST} characters")
 
 
 def _deciding(key: str, value: Any) -> UserError:
     return UserError(
-        f"{key}: '{value}' decides the result, and cannot come from the environment: write {key}=VALUE instead"
+        f"{key}: '{value}' affects the result, so it cannot come from the environment: write {key}=VALUE instead"
     )
 
 

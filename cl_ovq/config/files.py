@@ -72,7 +72,7 @@ def read_mapping(path: Path, is_text: IsText, *, shown: bool = True) -> dict[str
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST} bytes, and is no file that people write")
+            raise UserError(f"{path} has more than {LARGEST} bytes: too large for a configuration")
         # As a stream: of a text PyYAML would show the line.
         loaded = read_yaml(io.StringIO(content.decode()), is_text)
     except OSError as error:
@@ -81,7 +81,7 @@ def read_mapping(path: Path, is_text: IsText, *, shown: bool = True) -> dict[str
         reason = yaml_line(error) if shown else "another file names it, so its content is not shown"
         raise UserError(f"{path} is not valid YAML: {reason}") from (error if shown else None)
     if loaded is not None and not isinstance(loaded, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
+        raise UserError(f"{path} does not contain a mapping of keys to values")
     return loaded or {}
 
 

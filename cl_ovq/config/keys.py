@@ -100,7 +100,7 @@ def check_keys(layer: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         for inner, given in value.items():
             if inner not in known:
                 if (old := f"{key}.{inner}") in RENAMED:
-                    raise UserError(f"{old}: this key is called {RENAMED[old]} now")
+                    raise UserError(f"{old}: this key is now called {RENAMED[old]}")
                 mistake = unused(f"{key}.{inner}", merged)
                 if mistake is None:
                     raise _unknown_key(f"{key}.{inner}", str(inner), known, merged)

@@ -181,7 +181,7 @@ def _configure(layers: Sequence[Mapping[str, Any]], *, allow_env: bool = False) 
     tree, schema = settle(layers)
     for key, value in flatten(tree).items():
         if value == "???":  # OmegaConf would pass over it
-            raise UserError(f"{key}: '???' stands for a missing value: give one, or leave the key out")
+            raise UserError(f"{key}: '???' means a missing value: set one, or remove the key")
     values = _resolve(schema, tree)
     unresolved = _unresolved(values, written)
     built = {section: _build(section, cls, values[section]) for section, cls in schema.items()}
@@ -228,8 +228,7 @@ def check_schema(config: ExperimentConfig) -> None:
         wanted = schema.get(section, type(None))
         if section != "stream" and type(getattr(config, section)) is not wanted:
             raise UserError(
-                f"{section}: it does not hold the options of the parts that the configuration names: name parts by "
-                "overrides when it is loaded"
+                f"{section}: it lacks the options of the configured parts: choose parts with overrides when loading it"
             )
     check_keys(tree, tree)
     for section, cls in schema.items():
@@ -270,11 +269,11 @@ def _read_layers(path: Path, *, given: bool = True, included: bool = False) -> l
     """
     if not given and path.resolve().suffix not in SUFFIXES:
         raise UserError(
-            f"{path} is named as an experiment by another file, and is no YAML file ({', '.join(SUFFIXES)})"
+            f"{path} is named as an experiment by another file, but is not a YAML file ({', '.join(SUFFIXES)})"
         )
     tree = read_mapping(path, lambda place: place == ("include",) or is_text(place), shown=given)
     if not given and tree.keys() - {"include", *sections(), *(field.name for field in SCALARS)}:
-        raise UserError(f"{path} is no configuration of an experiment (cl-ovq show {path} says why)")
+        raise UserError(f"{path} is not an experiment configuration (for the reason, run cl-ovq show {path})")
     if "imports" in tree:
         names = checked_values("", Scalars, {"imports": tree["imports"]})["imports"]
         tree["imports"] = (import_parts if given else check_imported)(names, path.parent)
@@ -282,7 +281,9 @@ def _read_layers(path: Path, *, given: bool = True, included: bool = False) -> l
     if base is None:
         return [tree]
     if included:
-        raise UserError(f"{path} is included by another file, so it cannot include '{base}': one level is allowed")
+        raise UserError(
+            f"{path} is included by another file, so it cannot include '{base}': only one level of includes is allowed"
+        )
     base_path = path.parent / str(base)
     if not is_file(base_path):
         raise UserError(f"{path} includes '{base}', but there is no file {base_path}")
@@ -297,7 +298,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise UserError(f"override '{override}' is not of the form key=value, e.g. {EXAMPLE}")
         if key == "imports":
-            raise UserError("imports: an override comes too late for them: use --import")
+            raise UserError("imports: overrides are applied too late for imports: use --import")
         try:
             OmegaConf.update(merged, key, value)
         except (OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -320,7 +321,7 @@ def _resolve(schema: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, A
         merged = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(given))
         resolved: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     except RecursionError as error:
-        raise UserError("references lead from one key to the next too many times") from error
+        raise UserError("references between keys are nested too deeply") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key}: {first_line(error)}" if key else first_line(error)) from error

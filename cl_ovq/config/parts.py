@@ -100,7 +100,7 @@ def _composed(section: str, bases: list[type]) -> type:
     try:
         return compose(*bases)
     except TypeError as error:
-        raise UserError(f"{section}.{error}: give one of them another name") from error
+        raise UserError(f"{section}.{error}: rename one of them") from error
 
 
 def owners() -> list[Owner]:
@@ -161,7 +161,7 @@ def compose(*bases: type) -> type:
     for base in leaves:
         for field in dataclasses.fields(base):
             if made.__dataclass_fields__[field.name] is not field:
-                raise TypeError(f"{field.name}: another part that is used with it has another '{field.name}'")
+                raise TypeError(f"{field.name}: another part used with it has a different '{field.name}'")
     return made
 
 
@@ -181,7 +181,7 @@ def _choices(tree: Mapping[str, Any]) -> Iterator[Choice]:
     for section, given in tree.items():
         if section in _sections() and not isinstance(given, Mapping | None):
             raise UserError(
-                f"{section}: '{given}' is not a section: write {section}.name={given}, or another of its keys"
+                f"{section}: '{given}' is not a section: write {section}.name={given}, or set another of its keys"
             )
     waiting = list(SECTIONS.items())
     for section, options in waiting:  # it grows

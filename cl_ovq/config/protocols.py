@@ -33,11 +33,13 @@ def check_protocol(
     """
     check_seeds(seeds, f"{section}.seeds")
     if (name == "first_k_experiences") != (experiences is not None):
-        raise UserError(f"{section}.experiences: first_k_experiences needs a number, and no other protocol takes one")
+        raise UserError(
+            f"{section}.experiences: required with first_k_experiences, and not allowed with any other protocol"
+        )
     if name == "held_out_seeds" and len(seeds) < 2:
         raise UserError(f"{section}.seeds: held_out_seeds needs at least two different seeds")
     if both := sorted(set(seeds) & set(reported)):
-        raise UserError(f"{section}.seeds: {both} are reported too: choose hyper-parameters on other seeds")
+        raise UserError(f"{section}.seeds: {both} are also reported: use other seeds for selection")
 
 
 def check_seeds(seeds: Sequence[int], key: str) -> None:
@@ -47,11 +49,11 @@ def check_seeds(seeds: Sequence[int], key: str) -> None:
         UserError: naming the key.
     """
     if not seeds:
-        raise UserError(f"{key}: name at least one seed")
+        raise UserError(f"{key}: give at least one seed")
     if len(seeds) > MOST_SEEDS:
         raise UserError(f"{key}: {len(seeds)} seeds are more than {MOST_SEEDS}")
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        raise UserError(f"{key}: {twice[0]} stands there twice: it would count double")
+        raise UserError(f"{key}: {twice[0]} is listed twice")
 
 
 def check_stream(stream: str, key: str = "evaluation.split") -> None:
@@ -61,7 +63,7 @@ def check_stream(stream: str, key: str = "evaluation.split") -> None:
         UserError: naming the key.
     """
     if stream != STREAM:
-        raise UserError(f"{key}: hyper-parameters are chosen on the validation stream, never on '{stream}'")
+        raise UserError(f"{key}: hyperparameters are selected on the validation stream, never on '{stream}'")
 
 
 def lacking_validation(options: Any) -> str | None:
@@ -77,4 +79,4 @@ def check_validation(options: Any) -> None:
         UserError: naming the option.
     """
     if option := lacking_validation(options):
-        raise UserError(f"{option}: 0 leaves no validation data to choose hyper-parameters on")
+        raise UserError(f"{option}: 0 leaves no validation data for selecting hyperparameters")

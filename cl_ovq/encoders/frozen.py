@@ -170,8 +170,7 @@ def named_encoder(name: str, options: AnyEncoderOptions, root: Path | None, *, d
         found = NamedEncoder(name, options, facts["recipe"], facts["sha256"], str(error))
     if options.sha256 not in (None, found.sha256):
         raise UserError(
-            f"encoder.weights: they are others than those of the run: their sha256 is {found.sha256}, and was "
-            f"{options.sha256}"
+            f"encoder.weights: they differ from the run's weights: sha256 is {found.sha256}, expected {options.sha256}"
         )
     return found
 

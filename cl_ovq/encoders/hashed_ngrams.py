@@ -68,7 +68,7 @@ def find_hashed_ngrams(options: HashedNGramOptions, download: bool) -> Source:
         UserError: there is nothing to be counted.
     """
     if not options.word_ngrams and not options.character_ngrams:
-        raise UserError("encoder.word_ngrams: is 0, and so is encoder.character_ngrams: count one of them")
+        raise UserError("encoder.word_ngrams: is 0, and so is encoder.character_ngrams: set one of them")
     if 0 < options.character_ngrams < SHORTEST:
         raise UserError(f"encoder.character_ngrams: must be 0, or at least {SHORTEST}")
     return Source(())

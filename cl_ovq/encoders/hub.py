@@ -34,7 +34,7 @@ def hub_folder(name: str, patterns: Sequence[str], *, download: bool, offline: s
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # of whatever kind: the network's, the hub's, the disk's
         raise UserError(
-            f"encoder.weights: '{name}' is not on this machine, and cannot be downloaded: {first_line(error)}: fetch "
-            f"it elsewhere (hf download {name} --local-dir FOLDER), and name the folder or file as encoder.weights; "
-            f"offline there is encoder.name={offline}"
+            f"encoder.weights: '{name}' is not on this machine and cannot be downloaded: {first_line(error)}: download "
+            f"it elsewhere (hf download {name} --local-dir FOLDER) and set encoder.weights to the folder or file; "
+            f"or use encoder.name={offline}, which works offline"
         ) from error

@@ -62,12 +62,12 @@ def find_huggingface(options: HuggingFaceOptions, download: bool) -> Source:
     """
     name = options.weights
     if name is None:
-        raise UserError("encoder.weights: name a model of the hub, facebook/dinov2-small, or a folder of one")
+        raise UserError("encoder.weights: set a model on the Hub, e.g. facebook/dinov2-small, or a folder with one")
     place = expanded(name)
     folder = place if is_folder(place) else hub_folder(name, ("*.json", "*.safetensors"), download=download)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"encoder.weights: '{name}' has no weights as .safetensors: save_pretrained writes them")
+        raise UserError(f"encoder.weights: '{name}' has no .safetensors weights: save_pretrained writes them")
     settings = [folder / file for file in (CONFIG, PROCESSOR) if (folder / file).is_file()]
     recipe = {"preprocessing": _preprocessing(folder).facts, "config": read_settings(folder / CONFIG)}
     return Source((*weights, *settings), recipe, len(weights))
@@ -139,7 +139,7 @@ def model_of(settings: dict[str, Any]) -> Any:
         raise needed("transformers", "transformers", error) from error
     kind = settings.get("model_type")
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"encoder.weights: transformers knows no model of the type '{kind}'")
+        raise UserError(f"encoder.weights: transformers has no model type '{kind}'")
     return AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(dict(settings)))
 
 
@@ -147,8 +147,8 @@ def _preprocessing(folder: Path) -> Preprocessing:
     """Return what the settings beside the weights say of images."""
     if not (folder / PROCESSOR).is_file():
         raise UserError(
-            f"encoder.weights: {folder} has no {PROCESSOR}, which says how images are preprocessed: the model's image "
-            "processor writes it there, by save_pretrained too"
+            f"encoder.weights: {folder} has no {PROCESSOR}, which defines the preprocessing: the model's image "
+            "processor also writes it with save_pretrained"
         )
     facts = read_settings(folder / PROCESSOR)
     whole = _side(facts.get("size")) if facts.get("do_resize", True) else None
@@ -177,5 +177,5 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"encoder.weights: {path} cannot be read: {first_line(error)}") from error
     if not isinstance(found, dict):
-        raise UserError(f"encoder.weights: {path} is no model's settings")
+        raise UserError(f"encoder.weights: {path} is not a model configuration")
     return found

@@ -93,19 +93,20 @@ def find_huggingface_text(options: HuggingFaceTextOptions, download: bool) -> So
     name = options.weights
     if name is None:
         raise UserError(
-            "encoder.weights: name a text model of the hub, sentence-transformers/all-MiniLM-L6-v2, or a folder of "
-            "one; offline there is encoder.name=hashed_ngrams"
+            "encoder.weights: set a text model on the Hub, e.g. sentence-transformers/all-MiniLM-L6-v2, or a folder "
+            "with "
+            "one; encoder.name=hashed_ngrams works offline"
         )
     place, patterns = expanded(name), ("*.json", "*.safetensors", "*.txt")
     folder = place if is_folder(place) else hub_folder(name, patterns, download=download, offline="hashed_ngrams")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"encoder.weights: '{name}' has no weights as .safetensors: save_pretrained writes them")
+        raise UserError(f"encoder.weights: '{name}' has no .safetensors weights: save_pretrained writes them")
     files = [folder / file for file in TOKENIZER if (folder / file).is_file()]
     if not any(file.name in VOCABULARIES for file in files):
         raise UserError(
-            f"encoder.weights: '{name}' has no tokenizer ({', '.join(VOCABULARIES)}): it reads no text, or its "
-            "tokenizer was not saved beside it"
+            f"encoder.weights: '{name}' has no tokenizer ({', '.join(VOCABULARIES)}): it is not a text model, or its "
+            "tokenizer was not saved with it"
         )
     recipe = {"config": read_settings(folder / CONFIG), "tokenizer": {file.name: _text(file) for file in files}}
     return Source((*weights, folder / CONFIG, *files), recipe, len(weights))
@@ -138,7 +139,7 @@ def build_huggingface_text(options: HuggingFaceTextOptions, recipe: Recipe) -> B
     """
     model = model_of(recipe["config"])
     if model.main_input_name != "input_ids":
-        raise UserError(f"encoder.weights: a model of the type '{model.config.model_type}' reads no text")
+        raise UserError(f"encoder.weights: a model of type '{model.config.model_type}' does not read text")
     tokenizer = _tokenizer(recipe)
     limits = (tokenizer.model_max_length, getattr(_encoder(model).config, "max_position_embeddings", None))
     limit = min(length for length in limits if length)
@@ -160,7 +161,7 @@ def _tokenizer(recipe: Recipe) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of whatever kind: it may be any file
-            raise UserError(f"encoder.weights: its tokenizer cannot be read: {first_line(error)}") from error
+            raise UserError(f"encoder.weights: the tokenizer cannot be read: {first_line(error)}") from error
     if tokenizer.pad_token is None:  # models that continue text have none; what it is does not matter, being masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"  # the first token is the text's own

@@ -68,7 +68,7 @@ class EncoderNetwork(nn.Module):
         if map_like := x.ndim == 4:
             x = x.flatten(2).transpose(1, 2)
         if x.ndim != 3:
-            raise UserError(f"encoder.layer: its output {list(x.shape)} is neither features nor a map nor tokens")
+            raise UserError(f"encoder.layer: its output {list(x.shape)} is neither a vector nor a map nor tokens")
         return x[:, 0] if self.pool == "first" and not map_like else x.mean(1)
 
 
@@ -95,7 +95,9 @@ class TextEncoderNetwork(nn.Module):
             output = self.backbone(list(texts))
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(texts):
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"encoder.name: of {len(texts)} texts it makes {found}, and must make [texts, features]")
+            raise UserError(
+                f"encoder.name: of {len(texts)} texts it returns {found}, but must return [texts, features]"
+            )
         return output.to(device, torch.float32)
 
     def truncation(self, texts: Sequence[str]) -> dict[str, int]:
@@ -130,7 +132,7 @@ def _tensor(output: Any) -> Tensor:
     while isinstance(found, tuple | list) and found:
         found = found[0]
     if not isinstance(found, Tensor):
-        raise UserError(f"encoder.layer: its output is a {type(output).__name__}, and must be a tensor")
+        raise UserError(f"encoder.layer: its output is a {type(output).__name__}, but must be a tensor")
     return found
 
 

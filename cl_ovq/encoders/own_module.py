@@ -39,7 +39,7 @@ def find_own_module(options: OwnModuleOptions, download: bool) -> Source:
         UserError: the code is not imported, or the weights are not there.
     """
     if len(options.mean) != len(options.std):
-        raise UserError(f"encoder.std: {len(options.std)} numbers, and encoder.mean has {len(options.mean)}")
+        raise UserError(f"encoder.std: has {len(options.std)} numbers, but encoder.mean has {len(options.mean)}")
     found = Preprocessing(options.size, tuple(options.mean), tuple(options.std), options.interpolation)
     recipe: Recipe = {"preprocessing": found.facts}
     code = (Path(str(_module_of(options)[0].__file__)),)
@@ -69,7 +69,7 @@ def build_own_module(options: OwnModuleOptions, recipe: Recipe) -> Built:
     with own_code(f"encoder.model: {options.model}", make):
         network = make()
     if not isinstance(network, nn.Module):
-        raise UserError(f"encoder.model: {options.model} makes a {type(network).__name__}, and no torch.nn.Module")
+        raise UserError(f"encoder.model: {options.model} returns a {type(network).__name__}, not a torch.nn.Module")
     return Built(network)
 
 
@@ -82,6 +82,7 @@ def _module_of(options: OwnModuleOptions) -> tuple[Any, str]:
     place, _, name = (options.model or "").rpartition(":")
     if not place or not name.isidentifier():
         raise UserError(
-            f"encoder.model: '{options.model or ''}' is no import path: write ./nets.py:Encoder or my_lab.nets:Encoder"
+            f"encoder.model: '{options.model or ''}' is not an import path: write ./nets.py:Encoder or "
+            "my_lab.nets:Encoder"
         )
     return imported(place, "encoder.model"), name

@@ -46,7 +46,7 @@ class Preprocessing:
         mean, std = found.mean, found.std
         if not options.normalize:
             if not mean:
-                raise UserError("encoder.normalize: these weights have no mean and deviation: leave it out")
+                raise UserError("encoder.normalize: these weights have no mean and standard deviation: remove it")
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
         return cls(size, mean, std, found.interpolation, crop)
 
@@ -108,6 +108,6 @@ def check_channels(channels: int, options: Preprocessing) -> None:
     wanted = len(options.mean)
     if wanted and channels != wanted and (channels, wanted) != (1, 3):
         raise UserError(
-            f"encoder.name: its weights are of images with {wanted} channels, and the stream's have {channels}: "
-            "choose stream.channels=3"
+            f"encoder.name: its weights need images with {wanted} channels, but the stream's have {channels}: "
+            "set stream.channels=3"
         )

@@ -125,9 +125,9 @@ def _check_transformer(backbone: Any) -> None:
     except ImportError:
         Attention = VisionTransformer = ()
     if not isinstance(backbone, VisionTransformer):
-        raise UserError(f"encoder.name: its network is none of timm's vision transformers: {known}")
+        raise UserError(f"encoder.name: its network is not a timm vision transformer: {known}")
     attentions = [getattr(block, "attn", None) for block in backbone.blocks]
     if any(type(found) is not Attention or getattr(found, "gate", None) is not None for found in attentions):
-        raise UserError(f"encoder.model: its blocks have an attention of another kind: {known}")
+        raise UserError(f"encoder.model: its blocks have an unsupported attention: {known}")
     if backbone.cls_token is None or backbone.global_pool != "token":
-        raise UserError(f"encoder.model: its features are no class token: {known}")
+        raise UserError(f"encoder.model: its features are not a class token: {known}")

@@ -149,7 +149,7 @@ class DualPromptOptions(PromptOptions):
         check_blocks("general_blocks", self.general_blocks, site)
         check_blocks("expert_blocks", self.expert_blocks, site)
         if both := set(self.general_blocks) & set(self.expert_blocks):
-            raise UserError(f"strategy.expert_blocks: block {min(both)} is one of strategy.general_blocks too")
+            raise UserError(f"strategy.expert_blocks: block {min(both)} is also in strategy.general_blocks")
         return DualPrompts(self, site)
 
 
@@ -221,10 +221,13 @@ class CODAPromptOptions(PromptOptions):
         """Return the components."""
         check_blocks("blocks", self.blocks, site)
         if self.prompt_length % 2:
-            raise UserError(f"strategy.prompt_length: {self.prompt_length} is odd: half of a prompt are keys")
+            raise UserError(
+                f"strategy.prompt_length: {self.prompt_length} is odd: half of the keys and values must be keys"
+            )
         if self.components < site.experiences:
             raise UserError(
-                f"strategy.components: {self.components} is too small: each of {site.experiences} experiences gets some"
+                f"strategy.components: {self.components} is too small: each of {site.experiences} experiences needs "
+                "at least one"
             )
         return ComponentPrompts(self, site)
 
@@ -307,4 +310,4 @@ def check_blocks(key: str, blocks: list[int], site: Site) -> None:
         if block >= site.depth:
             raise UserError(f"strategy.{key}: there is no block {block}: the transformer has 0 to {site.depth - 1}")
         if block in blocks[:number]:
-            raise UserError(f"strategy.{key}: block {block} stands there twice")
+            raise UserError(f"strategy.{key}: block {block} is listed twice")

@@ -82,7 +82,7 @@ def stored(root: Path, name: str, rows: int, encode: Encode, about: dict[str, An
                 shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"encoder.cache_dir: cannot write to {root}: {error.strerror}: name another folder, or encoder.cache=false "
+            f"encoder.cache_dir: cannot write to {root}: {error.strerror}: set another folder, or encoder.cache=false "
             "to compute the features for every run"
         ) from error
     made = _open(place, rows)
@@ -155,6 +155,6 @@ def _check_room(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise UserError(
-            f"encoder.cache_dir: {folder.parent} has {free / 1e9:.1f} GB left, and the features need "
-            f"{nbytes / 1e9:.1f} GB: name another folder, or encoder.cache=false to keep them in memory"
+            f"encoder.cache_dir: {folder.parent} has {free / 1e9:.1f} GB left, but the features need "
+            f"{nbytes / 1e9:.1f} GB: set another folder, or encoder.cache=false to keep them in memory"
         )

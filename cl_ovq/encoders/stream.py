@@ -78,7 +78,7 @@ def _check_inputs(stream: Stream, encoder: str) -> None:
     has = named_inputs(_shape(stream)) if stream.kind == "classes" else "sequences"
     if has != ENCODERS[encoder].reads:
         raise UserError(
-            f"encoder.name: '{encoder}' reads {ENCODERS[encoder].reads}, and '{stream.name}' has {has}: "
+            f"encoder.name: '{encoder}' reads {ENCODERS[encoder].reads}, but '{stream.name}' has {has}: "
             f"{encoders_of(has)}"
         )
 
@@ -151,7 +151,7 @@ def _encode(stream: Stream, encoder: NamedEncoder, device: torch.device, start: 
             if not features.isfinite().all():
                 row = int(batch[~features.isfinite().all(1)][0])
                 raise UserError(
-                    f"encoder.name: {encoder.name} gives sample {row} features that are not finite"
+                    f"encoder.name: {encoder.name} returns non-finite features for sample {row}"
                     + (": use encoder.precision=float32" if half else "")
                 )
             yield features.numpy()

@@ -39,7 +39,9 @@ def find_timm(options: TimmOptions, download: bool) -> Source:
     if options.weights is not None:
         return Source((weights_file(options.weights),), recipe)
     if not facts.hf_hub_id:
-        raise UserError(f"encoder.weights: {options.model} has no published ones on the hub: name a file, or {RANDOM}")
+        raise UserError(
+            f"encoder.weights: {options.model} has no published weights on the Hub: set a file, or {RANDOM}"
+        )
     folder = hub_folder(facts.hf_hub_id, FILES[:1], download=download)
     return Source((_first(folder, facts.hf_hub_id),), recipe)
 

@@ -41,13 +41,13 @@ def find_torchvision(options: TorchvisionOptions, download: bool) -> Source:
     names = [weights.name for weights in published]
     if options.weights is None or (options.weights in names and not is_file(Path(options.weights))):
         if not names:
-            raise UserError(f"encoder.weights: {options.model} has no published ones: name a file, or {RANDOM}")
+            raise UserError(f"encoder.weights: {options.model} has no published weights: set a file, or {RANDOM}")
         return Source((_downloaded(_chosen(published, options.weights), download),), recipe)
     try:
         return Source((weights_file(options.weights),), recipe)
     except UserError as error:
         raise UserError(
-            f"{error}, and {options.model} has no published ones of that name: known: {', '.join(names)}, {RANDOM}"
+            f"{error}, and {options.model} has no published weights of that name: known: {', '.join(names)}, {RANDOM}"
         ) from error
 
 
@@ -71,7 +71,7 @@ def build_torchvision(options: TorchvisionOptions, recipe: Recipe) -> Built:
     classifier = last_linear(network)
     if classifier is None:
         if options.layer is None:
-            raise UserError(f"encoder.layer: {options.model} ends with no linear layer: name the module to take")
+            raise UserError(f"encoder.layer: {options.model} does not end with a linear layer: set the module to use")
         return Built(network)
     return Built(without(network, [classifier]), (classifier,))
 
@@ -121,7 +121,7 @@ def _downloaded(weights: WeightsEnum, download: bool) -> Path:
         torch.hub.download_url_to_file(weights.url, str(path), name.rpartition("-")[2].partition(".")[0], progress=True)
     except Exception as error:  # of whatever kind: the network's, or the disk's
         raise UserError(
-            f"{wanted}, and cannot be downloaded: {first_line(error)}: fetch {weights.url} elsewhere, and name it by "
-            f"encoder.weights=FILE; offline there is encoder.name=efficientnet_lite0"
+            f"{wanted} and cannot be downloaded: {first_line(error)}: download {weights.url} elsewhere and set "
+            f"encoder.weights=FILE; or use encoder.name=efficientnet_lite0, which works offline"
         ) from error
     return path

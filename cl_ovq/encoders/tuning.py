@@ -41,7 +41,7 @@ def check_tuning(options: AnyEncoderOptions, strategy: Any) -> None:
     if not isinstance(options, EncoderOptions):
         return
     if options.train_from is not None and options.lora_rank is not None:
-        raise UserError("encoder.lora_rank: LoRA trains nothing else: leave encoder.train_from out")
+        raise UserError("encoder.lora_rank: LoRA trains nothing else: remove encoder.train_from")
     if options.lora_modules and options.lora_rank is None:
         raise UserError("encoder.lora_modules: used only with encoder.lora_rank")
     if options.lora_rank is None and _given(options, "lora_alpha"):
@@ -51,11 +51,11 @@ def check_tuning(options: AnyEncoderOptions, strategy: Any) -> None:
     if not is_tuned(options, strategy):
         return
     if options.precision == "float16":
-        raise UserError("encoder.precision: gradients would vanish in float16: use bfloat16 or float32")
+        raise UserError("encoder.precision: gradients would underflow in float16: use bfloat16 or float32")
     if key := _given(options, "batch_size", "cache", "cache_dir"):
         instead = ", and strategy.batch_size is what counts" if key == "batch_size" else ""
         raise UserError(
-            f"encoder.{key}: would do nothing: of a trained encoder no features are kept{instead}: leave it out"
+            f"encoder.{key}: has no effect: features of a trained encoder are not cached{instead}: remove it"
         )
 
 
@@ -73,9 +73,9 @@ def _check_prompts(options: AnyEncoderOptions, strategy: Any) -> None:
     for key, value in given.items():
         if value is not None:
             why = "and takes features of the whole" if key == "layer" else "and trains nothing else of it"
-            raise UserError(f"encoder.{key}: {what}, {why}: leave it out")
+            raise UserError(f"encoder.{key}: {what}, {why}: remove it")
     if _given(options, "pool"):
-        raise UserError(f"encoder.pool: {what}, whose features are a vector already: leave it out")
+        raise UserError(f"encoder.pool: {what}, whose features are already a vector: remove it")
 
 
 def tuned(network: EncoderNetwork, options: EncoderOptions, strategy: Any, experiences: int) -> EncoderNetwork:
@@ -115,7 +115,7 @@ def _unfreeze(network: EncoderNetwork, first: str) -> None:
     for name in names[start:]:
         backbone.get_submodule(name).requires_grad_(True)
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
-        raise UserError(f"encoder.train_from: neither '{first}' nor what follows has weights")
+        raise UserError(f"encoder.train_from: neither '{first}' nor any later module has weights")
 
 
 def _inject(backbone: nn.Module, options: EncoderOptions, rank: int) -> None:
@@ -125,7 +125,7 @@ def _inject(backbone: nn.Module, options: EncoderOptions, rank: int) -> None:
         raise needed("peft", "peft", error) from error
     modules = options.lora_modules or _linear_layers(backbone)
     if not modules:
-        raise UserError("encoder.lora_modules: the encoder has no linear layers: name the modules, e.g. [conv1]")
+        raise UserError("encoder.lora_modules: the encoder has no linear layers: set the modules, e.g. [conv1]")
     config = LoraConfig(r=rank, lora_alpha=options.lora_alpha, target_modules=modules)
     try:
         inject_adapter_in_model(config, backbone, ADAPTER)
@@ -195,4 +195,4 @@ def width_of(encoder: EncoderNetwork, shape: tuple[int, ...]) -> int:
     try:
         return encoder(torch.zeros(1, *shape)).shape[1]
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # the network's own
-        raise UserError(f"encoder.name: it fails on images of {list(shape)}: {first_line(error)}") from error
+        raise UserError(f"encoder.name: it fails on images of shape {list(shape)}: {first_line(error)}") from error

@@ -80,7 +80,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
-            f"encoder.weights: {path} holds no weights: its keys are {', '.join(map(str, found)) or 'none'}"
+            f"encoder.weights: {path} contains no weights: its keys are {', '.join(map(str, found)) or 'none'}"
         )
     return tensors
 
@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     if not isinstance(found, Mapping):
-        raise UserError(f"encoder.weights: {path} holds a {type(found).__name__}, and no weights by name")
+        raise UserError(f"encoder.weights: {path} contains a {type(found).__name__}, not a state dict")
     return dict(found)
 
 
@@ -135,16 +135,17 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], left_out: It
         close = difflib.get_close_matches(unknown[0], wanted, n=1, cutoff=0)
         belongs = "belong" if len(unknown) > 1 else "belongs"
         raise UserError(
-            f"encoder.weights: {what}: '{unknown[0]}'{_more(unknown)} {belongs} nowhere: the nearest place is "
+            f"encoder.weights: {what}: '{unknown[0]}'{_more(unknown)} {belongs} nowhere: the nearest match is "
             f"'{close[0]}'"
         )
     for key, value in given.items():
         if value.shape != wanted[key].shape:
             raise UserError(
-                f"encoder.weights: {what}: '{key}' is {list(value.shape)} there, and {list(wanted[key].shape)} here"
+                f"encoder.weights: {what}: '{key}' is {list(value.shape)} in the file, but {list(wanted[key].shape)} "
+                "in the model"
             )
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"encoder.weights: {what}: '{key}' holds values that are not finite")
+            raise UserError(f"encoder.weights: {what}: '{key}' contains non-finite values")
     network.load_state_dict(given, strict=False)
 
 

@@ -180,7 +180,7 @@ def sequences_of(stream: Stream, length: int, count: int, split: str) -> Sequenc
         UserError: the stream has none.
     """
     if stream.at_length is None:
-        raise UserError(f"evaluation.lengths: '{stream.name}' has no sequences of other lengths: leave it empty")
+        raise UserError(f"evaluation.lengths: '{stream.name}' has no sequences of other lengths: remove it")
     try:
         return stream.at_length(length, count, split)
     except StreamDataError as error:

@@ -102,12 +102,12 @@ class DrawnFromData:
         if len(counts) < options.tasks * options.classes:
             raise UserError(
                 f"learner.tasks: episodes of {options.tasks} tasks of {options.classes} classes need "
-                f"{options.tasks * options.classes}, and learner.data has {len(counts)}"
+                f"{options.tasks * options.classes} classes, but learner.data has {len(counts)}"
             )
         if int(counts.min()) <= options.samples:
             raise UserError(
-                f"learner.samples: {options.samples} of a class and one to be asked for are more than the "
-                f"{int(counts.min())} of some class in learner.data"
+                f"learner.samples: {options.samples} training samples and one test sample per class exceed the "
+                f"{int(counts.min())} samples of some class in learner.data"
             )
         order = targets.argsort(stable=True)
         starts = counts.cumsum(0) - counts

@@ -64,8 +64,8 @@ class StateHead(GradientFreeHead):
         if self.given:
             if features != learner.features:
                 raise UserError(
-                    f"learner.features: its weights were learned on features of one encoder, {learner.features} of "
-                    f"them, and the model has {features}"
+                    f"learner.features: its weights were trained on one encoder's {learner.features} "
+                    f"features, but the model has {features}"
                 )
             self.mean.copy_(learner.mean)
             self.deviation.copy_(learner.deviation)
@@ -227,7 +227,7 @@ class InContextValues(ValueHead, StateHead):
     def __init__(self, *, features: int, classes: int, learner: InContextLearner, seed: int) -> None:
         if learner.code != classes:
             raise UserError(
-                f"learner.code: {learner.code}, and the stream asks for {classes} numbers of a sample: use "
+                f"learner.code: {learner.code}, but the stream's targets have {classes} numbers: use "
                 f"learner.code={classes}"
             )
         super().__init__(features=features, classes=classes, learner=learner, seed=seed)

@@ -62,14 +62,13 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], ex
     try:
         if expected is not None and (found := sha256_of(path)) != expected:
             raise UserError(
-                f"learner.weights: those in {path} are others than those of the run: their sha256 is {found}, and was "
-                f"{expected}"
+                f"learner.weights: {path} differs from the run's weights: sha256 is {found}, expected {expected}"
             )
         content = torch.load(path, map_location="cpu", weights_only=True)
         theirs, weights = content["sections"]["learner"], content["weights"]
         for key, value in sections["learner"].items():
             if key not in OF_PRETRAINING and theirs.get(key, value) != value:
-                raise UserError(f"learner.{key}: {value}, and the weights in {path} were learned with {theirs[key]}")
+                raise UserError(f"learner.{key}: {value}, but the weights in {path} were trained with {theirs[key]}")
     except OSError as error:
         raise UserError(f"learner: cannot read {path}: {error.strerror}") from error
     except StreamDataError as error:
@@ -77,8 +76,8 @@ def read_weights(learner: nn.Module, path: Path, sections: Mapping[str, Any], ex
     except UserError:
         raise
     except Exception as error:  # of whatever kind: pickle's, zip's, or a key that is missing
-        raise UserError(f"learner: {path} is not a file of weights: {first_line(error)}") from error
+        raise UserError(f"learner: {path} is not a weights file: {first_line(error)}") from error
     try:
         learner.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"learner: the weights in {path} are of another learner: {first_line(error)}") from error
+        raise UserError(f"learner: the weights in {path} belong to another learner: {first_line(error)}") from error

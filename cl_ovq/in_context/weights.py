@@ -221,7 +221,7 @@ def from_sine(options: Any, learner: InContextLearner, sections: Mapping[str, An
     """
     if options.code != options.features:
         raise UserError(
-            f"learner.code: {options.code}, and waves have as many points as learner.features={options.features}: use "
+            f"learner.code: {options.code}, but targets have learner.features={options.features} points: use "
             f"learner.code={options.features}"
         )
     learner.deviation.fill_(1.0)  # of all waves, as they are
@@ -240,15 +240,14 @@ def from_features(options: Any, learner: InContextLearner, sections: Mapping[str
         UserError: it cannot be read, is another file than that of the run, or has too few classes or samples.
     """
     if options.data is None:
-        raise UserError("learner.data is missing: name the file of feature vectors that the weights are learned on")
+        raise UserError("learner.data is missing: set the file of feature vectors to train the weights on")
     try:
         found = sha256_of(Path(options.data).expanduser())
     except StreamDataError as error:
         raise UserError(f"learner.data: {error}") from error
     if options.sha256 not in (None, found):
         raise UserError(
-            f"learner.data: {options.data} is another file than that of the run: its sha256 is {found}, and was "
-            f"{options.sha256}"
+            f"learner.data: {options.data} differs from the run's file: sha256 is {found}, expected {options.sha256}"
         )
     sections["learner"]["sha256"] = found
 
@@ -303,7 +302,7 @@ def _samples(options: FeaturesOptions, features: int) -> tuple[Tensor, Tensor]:
     except StreamDataError as error:
         raise UserError(f"learner.data: {str(error).removeprefix('data: ')}") from error
     if found.inputs.shape[1] != features:
-        raise UserError(f"learner.features: {features}, and {options.data} has {found.inputs.shape[1]} of a sample")
+        raise UserError(f"learner.features: {features}, but {options.data} has {found.inputs.shape[1]} per sample")
     return torch.from_numpy(np.array(found.inputs, dtype=np.float32)), torch.from_numpy(found.targets).long()
 
 
@@ -321,7 +320,7 @@ def from_package(options: Any, learner: InContextLearner, sections: Mapping[str,
 def from_file(options: Any, learner: InContextLearner, sections: Mapping[str, Any], seed: int) -> None:
     """Read weights from a file."""
     if options.path is None:
-        raise UserError("learner.path is missing: name the file of weights")
+        raise UserError("learner.path is missing: set the weights file")
     read_weights(learner, Path(options.path).expanduser(), sections, options.sha256)
 
 

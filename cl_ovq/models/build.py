@@ -29,7 +29,9 @@ def check_model(model: ModelConfig) -> None:
         UserError: options do not fit each other.
     """
     if isinstance(model, SequenceModelOptions) and model.tied and model.train_encoder != "always":
-        raise UserError("model.tied: a head that is the embedding cannot learn alone: use model.train_encoder=always")
+        raise UserError(
+            "model.tied: a head tied to the embedding cannot be trained alone: use model.train_encoder=always"
+        )
     if isinstance(model, StackOptions):
         check_stack("model", model)
 
@@ -45,9 +47,7 @@ def check_stack(section: str, stack: StackOptions) -> None:
         UserError: options do not fit each other.
     """
     if stack.pattern == []:
-        raise UserError(
-            f"{section}.pattern: is empty: name the mixers of the layers in turn, or null for {section}.mixer"
-        )
+        raise UserError(f"{section}.pattern: is empty: list the mixers of the layers, or use null for {section}.mixer")
     if not isinstance(stack, AttentionOptions):
         return
     if stack.width % stack.heads:
@@ -89,13 +89,11 @@ def build_model(
         trunk = tuned(bare, encoder, config.strategy, experiences), made_of
     has = inputs_of(stream) if trunk is None else "vectors"
     if has == TEXTS:
-        raise UserError(
-            f"encoder.name: '{stream.name}' has texts, which models read the features of: {encoders_of(has)}"
-        )
+        raise UserError(f"encoder.name: '{stream.name}' has texts, which need an encoder: {encoders_of(has)}")
     if not part.takes(has):
         reads = part.reads if isinstance(part.reads, str) else " and ".join(part.reads or ())
         raise UserError(
-            f"model.name: '{name}' reads {reads}, and '{stream.name}' has {has}: "
+            f"model.name: '{name}' reads {reads}, but '{stream.name}' has {has}: "
             f"known: {', '.join(MODELS.having(lambda other: other.takes(has)))}"
         )
     what = f"model.name: '{name}'"
@@ -109,9 +107,9 @@ def build_model(
     except (MemoryError, RuntimeError) as error:  # the latter is PyTorch's
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
-        raise UserError(f"model: there is not enough memory for it: {first_line(error)}") from error
+        raise UserError(f"model: not enough memory for it: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"model.name: '{name}' is built as a {type(network).__name__}, and must be a torch.nn.Module")
+        raise UserError(f"model.name: '{name}' is built as a {type(network).__name__}, but must be a torch.nn.Module")
     if check is not None and (part.foreign or any(MIXERS[mixer].foreign for mixer in layer_mixers(config.model))):
         check(network)
     seed_dictionaries(network, config.seed)
@@ -120,15 +118,16 @@ def build_model(
     head = HEADS[config.model.head]
     if config.model.head != "linear" and not isinstance(getattr(network, "head", None), nn.Linear):
         raise UserError(
-            f"model.head: '{config.model.head}' goes in the place of a last layer `head` that is an nn.Linear, and "
+            f"model.head: '{config.model.head}' replaces a last layer `head` that is an nn.Linear, but "
             f"model.name={name} has none"
         )
     sections = (getattr(config, section) for section in head.sections)
     made: object = called(f"model.head: '{config.model.head}'", head.build, config.model, network, stream, *sections)
     if made is not None:  # and nowhere
         raise UserError(
-            f"model.head: '{config.model.head}' returns a {type(made).__name__}, and must put the head on the network "
-            "that it is given: network.head = ..."
+            f"model.head: '{config.model.head}' returns a {type(made).__name__}, but must assign the head to the "
+            "network "
+            "that it receives: network.head = ..."
         )
     if stream.scenario != "task_incremental":
         return network

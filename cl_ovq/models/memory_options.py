@@ -56,7 +56,7 @@ def build_memory(model: Any, network: nn.Module, stream: Stream, options: Memory
 
     if stream.kind != "classes":
         has = classless(stream.kind)
-        raise UserError(f"model.head: a memory names the class of an image, and '{stream.name}' has {has}")
+        raise UserError(f"model.head: a memory head predicts classes, but '{stream.name}' has {has}")
     linear = network.head
     assert isinstance(linear, nn.Linear)
     if options.capacity < stream.n_classes:

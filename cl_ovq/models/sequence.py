@@ -152,7 +152,7 @@ def build_sequence_model(options: SequenceModelOptions, context: ModelContext) -
     stream = context.stream
     features = cast("SequenceSamples", stream.samples).features
     if options.tied and features is not None:
-        raise UserError(f"model.tied: '{stream.name}' has vectors for tokens: a head cannot be their embedding's")
+        raise UserError(f"model.tied: '{stream.name}' has vector inputs, so there is no embedding to tie the head to")
 
     def build(hidden: int) -> SequenceModel:
         return SequenceModel(

@@ -63,25 +63,23 @@ def check_config(config: ExperimentConfig) -> None:
     _check_encoder(config)
     name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
     if config.evaluation.every_steps is not None and strategy.at_once:
-        raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate inside of")
+        raise UserError(f"evaluation.every_steps: {name} training has no experiences to evaluate within")
     if config.evaluation.rows and strategy.at_once:
-        raise UserError(
-            f"evaluation.rows: {name} training learns all experiences at once: there is none to evaluate after"
-        )
+        raise UserError(f"evaluation.rows: {name} training learns all experiences at once")
     kind = STREAMS[config.stream.name].kind
     if not strategy.learns(kind):
         raise UserError(
-            f"strategy.name: '{name}' needs class labels, and '{config.stream.name}' has {classless(kind)}: "
+            f"strategy.name: '{name}' needs class labels, but '{config.stream.name}' has {classless(kind)}: "
             f"known: {', '.join(STRATEGIES.having(lambda other: other.learns(kind)))}"
         )
     if strategy.has_prompts and encoder_of(config.encoder) is None:
         raise UserError(
-            f"encoder.name: strategy.name={name} puts prompts into an encoder, and there is none: use a vision "
+            f"encoder.name: strategy.name={name} puts prompts into an encoder, but there is none: use a vision "
             "transformer, encoder.name=timm"
         )
     if config.model.train_encoder == "first_experience" and strategy.no_first_experience is not None:
         raise UserError(
-            f"model.train_encoder: first_experience does not go with strategy.name={name}, which "
+            f"model.train_encoder: first_experience cannot be combined with strategy.name={name}, which "
             f"{strategy.no_first_experience}: use always or never"
         )
     check_training(config)
@@ -90,20 +88,20 @@ def check_config(config: ExperimentConfig) -> None:
     check_end(config, getattr(config.stream.options, "experiences", None))
     if config.memory is not None and strategy.no_memory_head is not None:
         raise UserError(
-            f"model.head: a memory does not go with strategy.name={name}, which {strategy.no_memory_head}: "
+            f"model.head: a memory cannot be combined with strategy.name={name}, which {strategy.no_memory_head}: "
             "use model.head=linear"
         )
     if config.model.head != "linear" and strategy.is_head:
         raise UserError(
-            f"model.head: '{config.model.head}' does not go with strategy.name={name}, which is a head of its own: "
+            f"model.head: '{config.model.head}' cannot be combined with strategy.name={name}, which is a head itself: "
             "use model.head=linear"
         )
     _check_learner(config)
     if config.figure_format != FIGURE_FORMATS[0] and not config.figures:
-        raise UserError(f"figure_format: {config.figure_format} does not go with figures=false, which draws none")
+        raise UserError(f"figure_format: {config.figure_format} has no effect with figures=false")
     for tag in OWN_TAGS:
         if tag in config.tracking.tags:
-            raise UserError(f"tracking.tags.{tag}: every run has this tag by itself: name yours otherwise")
+            raise UserError(f"tracking.tags.{tag}: every run already has this tag: use another name")
     device = find_device(config.device)
     _check_implementation(config, device)
     check_precision(config.training.precision, device)
@@ -120,23 +118,24 @@ def _check_encoder(config: ExperimentConfig) -> None:
     strategy = STRATEGIES[config.strategy.name]
     if strategy.has_prompts and config.model.train_encoder == "never":
         raise UserError(
-            f"model.train_encoder: never does not train prompts, and {config.strategy.name} does: use always"
+            f"model.train_encoder: with never, prompts are not trained, but {config.strategy.name} trains them: use "
+            "always"
         )
     if is_tuned(encoder, config.strategy) and (strategy.is_head or config.model.train_encoder == "never"):
         key = "train_from" if encoder.lora_rank is None else "lora_rank"
         why = "model.train_encoder=never does" if config.model.train_encoder == "never" else "this strategy does"
-        raise UserError(f"encoder.{key}: {why} not train the encoder: leave it out, and its features are computed once")
+        raise UserError(f"encoder.{key}: {why} not train the encoder: remove it; the features are then computed once")
     if getattr(encoder, "lora_merge", False):
         _check_merging(config)
     stream, name = config.stream.name, config.model.name
     if STREAMS[stream].kind != "classes":
         reads = ENCODERS[config.encoder.name].reads
         has = classless(STREAMS[stream].kind)
-        raise UserError(f"encoder.name: '{config.encoder.name}' reads {reads}, and '{stream}' has {has}")
+        raise UserError(f"encoder.name: '{config.encoder.name}' reads {reads}, but '{stream}' has {has}")
     if not MODELS[name].takes("vectors"):
         raise UserError(
-            f"model.name: '{name}' reads {MODELS[name].reads}, and an encoder gives it features: use model.name=pixels "
-            f"(the features as they are); known: {', '.join(MODELS.having(lambda model: model.takes('vectors')))}"
+            f"model.name: '{name}' reads {MODELS[name].reads}, but an encoder outputs features: use model.name=pixels "
+            f"(the unchanged features); known: {', '.join(MODELS.having(lambda model: model.takes('vectors')))}"
         )
 
 
@@ -144,11 +143,11 @@ def _check_merging(config: ExperimentConfig) -> None:
     """Check that LoRA's matrices can begin anew after each experience."""
     name, strategy = config.strategy.name, STRATEGIES[config.strategy.name]
     if strategy.no_merging is not None:
-        raise UserError(f"encoder.lora_merge: does not go with strategy.name={name}, which {strategy.no_merging}")
-    if config.model.train_encoder == "first_experience":
         raise UserError(
-            "encoder.lora_merge: would do nothing: model.train_encoder=first_experience trains no others: leave it out"
+            f"encoder.lora_merge: cannot be combined with strategy.name={name}, which {strategy.no_merging}"
         )
+    if config.model.train_encoder == "first_experience":
+        raise UserError("encoder.lora_merge: has no effect with model.train_encoder=first_experience: remove it")
 
 
 def check_end(config: ExperimentConfig, experiences: int | None) -> None:
@@ -189,20 +188,20 @@ def _check_learner(config: ExperimentConfig) -> None:
     mixers = layer_mixers(learner)
     if any(MIXERS[name].has_dictionary for name in mixers) and isinstance(config.dictionary, SharedOptions):
         raise UserError(
-            "dictionary.scope: in_context carries dictionaries from experience to experience in its sequence's state: "
+            "dictionary.scope: in_context carries dictionaries across experiences in its sequence's state: "
             "use dictionary.scope=sequence"
         )
     if learner.log_length_scaling and getattr(learner, "scalable_softmax", False):
-        raise UserError("learner.log_length_scaling: learner.scalable_softmax scales by length already: leave one out")
+        raise UserError("learner.log_length_scaling: learner.scalable_softmax already scales by length: remove one")
     if learner.log_length_scaling and not any(MIXERS[name].sharpens for name in mixers):
         raise UserError(
-            f"learner.log_length_scaling: changes nothing for {', '.join(dict.fromkeys(mixers))}: mixers that it does: "
+            f"learner.log_length_scaling: has no effect on {', '.join(dict.fromkeys(mixers))}: it applies to "
             f"{', '.join(MIXERS.having(lambda mixer: mixer.sharpens))}"
         )
     kind = STREAMS[config.stream.name].kind
     if not WEIGHTS[learner.weights].learns(kind):
         raise UserError(
-            f"learner.weights: '{learner.weights}' are for streams of {WEIGHTS[learner.weights].kind}, and "
+            f"learner.weights: '{learner.weights}' are for streams of {WEIGHTS[learner.weights].kind}, but "
             f"'{config.stream.name}' has {kind}: known: {', '.join(WEIGHTS.having(lambda other: other.learns(kind)))}"
         )
 
@@ -219,7 +218,7 @@ def _check_implementation(config: ExperimentConfig, device: torch.device) -> Non
         assert isinstance(dictionary, DictionaryConfig)  # which an OVQ layer opens
         reason = UNSERVED[name](head, head, head, operator_options(dictionary))
         if reason is not None:
-            raise UserError(f"{section}.implementation: {name} cannot serve this run: {reason}: use auto")
+            raise UserError(f"{section}.implementation: {name} does not support this run: {reason}: use auto")
         if name == "native":
             try:
                 library.build()
@@ -236,28 +235,27 @@ def check_generalization(config: ExperimentConfig) -> None:
     """
     if config.evaluation.log_length_scaling and not config.evaluation.lengths:
         raise UserError(
-            "evaluation.log_length_scaling: changes nothing without evaluation.lengths: name lengths, or leave it out"
+            "evaluation.log_length_scaling: has no effect without evaluation.lengths: set lengths, or remove it"
         )
     if config.evaluation.log_length_scaling and getattr(config.model, "scalable_softmax", False):
-        raise UserError("evaluation.log_length_scaling: model.scalable_softmax scales by length already: leave one out")
+        raise UserError("evaluation.log_length_scaling: model.scalable_softmax already scales by length: remove one")
     if not config.evaluation.capacities:
         return
     stream, scope = config.stream.name, scope_of(config.dictionary)
     if STREAMS[stream].kind in ("classes", "vectors"):
         has = "images" if STREAMS[stream].kind == "classes" else "vectors"
-        raise UserError(
-            f"evaluation.capacities: '{stream}' has {has}, and only sequences are evaluated so: leave it empty"
-        )
+        raise UserError(f"evaluation.capacities: '{stream}' has {has}, but only sequences support this: remove it")
     mixers = layer_mixers(config.model)
     if not any(MIXERS[mixer].has_dictionary for mixer in mixers):
         known = ", ".join(MIXERS.having(lambda mixer: mixer.has_dictionary))
         raise UserError(
-            f"evaluation.capacities: no layer has a dictionary, but {', '.join(dict.fromkeys(mixers))}: use {known}"
+            f"evaluation.capacities: no layer has a dictionary (mixers: {', '.join(dict.fromkeys(mixers))}): use "
+            f"{known}"
         )
     if scope != "sequence":
         raise UserError(
-            f"evaluation.capacities: with dictionary.scope={scope} a dictionary was written with the capacity that it "
-            "has: use dictionary.scope=sequence"
+            f"evaluation.capacities: with dictionary.scope={scope} the dictionary's capacity is fixed when "
+            "it is written: use dictionary.scope=sequence"
         )
 
 
@@ -276,7 +274,7 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: unknown device '{name}': known: auto, cpu, cuda, cuda:N")
     if device.type == "cpu" and device.index:
-        raise UserError(f"device: '{name}' is not there: processors have no numbers: use cpu")
+        raise UserError(f"device: '{name}' does not exist: CPUs are not numbered: use cpu")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device: '{name}' is not there: this machine has {torch.cuda.device_count()} GPUs")
+        raise UserError(f"device: '{name}' does not exist: this machine has {torch.cuda.device_count()} GPUs")
     return device

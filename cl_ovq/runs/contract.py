@@ -54,8 +54,7 @@ def check_contract(network: nn.Module, config: ExperimentConfig, stream: Stream)
         _check_features(network, x, given[-1], stream, features)
     if not torch.allclose(x, stream.samples.gather(rows), rtol=0, atol=0, equal_nan=True):
         raise UserError(
-            f"model: {name} changes the batch that it is given, in place, and strategies read it again: let it work on "
-            "a copy"
+            f"model: {name} modifies its input batch in place, but strategies read it again: let it work on a copy"
         )
     _check_gradients(network, x, config, stream)
 
@@ -84,7 +83,8 @@ def _check_outputs(network: nn.Module, name: str, x: Tensor, stream: Stream, *, 
     wanted = tuple(targets.shape) if numbers else (*targets.shape, stream.n_classes)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
         raise UserError(
-            f"model: {name} maps {len(x)} samples of '{stream.name}' to {_form(outputs)}, and must to {list(wanted)}"
+            f"model: {name} maps {len(x)} samples of '{stream.name}' to {_form(outputs)}, but must map them to "
+            f"{list(wanted)}"
         )
     return given
 
@@ -121,10 +121,11 @@ def _check_features(network: nn.Module, x: Tensor, given: Any, stream: Stream, r
     if not (isinstance(found, Tensor) and found.is_floating_point() and list(found.shape) == wanted):
         kind = "floats " if isinstance(found, Tensor) and not found.is_floating_point() else ""
         raise UserError(
-            f"{what} maps {len(x)} samples of '{stream.name}' to {_form(found)}, and must to {kind}{wanted}: {taken}"
+            f"{what} maps {len(x)} samples of '{stream.name}' to {_form(found)}, but must map them to "
+            f"{kind}{wanted}: {taken}"
         )
     if not (found.shape == given.shape and torch.allclose(found, given, rtol=1e-3, atol=1e-5, equal_nan=True)):
-        raise UserError(f"{what} gives other numbers than {taken}")
+        raise UserError(f"{what} returns different values than {taken}")
 
 
 def _check_gradients(network: nn.Module, x: Tensor, config: ExperimentConfig, stream: Stream) -> None:

@@ -116,7 +116,7 @@ def run_folder(config: ExperimentConfig, name: str, *, resume: bool, overwrite: 
         UserError: see `locked`; or it holds what would be overwritten.
     """
     if resume and overwrite:
-        raise UserError("--resume and --overwrite: the one goes on with a run, the other removes it: give one of them")
+        raise UserError("--resume and --overwrite cannot be combined: one continues the run, the other deletes it")
     with contextlib.ExitStack() as held:
         if config.output_dir is None:
             folder = held.enter_context(_new_folder(config, name))
@@ -145,7 +145,7 @@ def _new_folder(config: ExperimentConfig, name: str) -> Iterator[Path]:
             with _removed_if_empty([folder]):
                 yield folder
             return
-        raise UserError(f"output_dir: no free name for a run's directory under {parent}")
+        raise UserError(f"output_dir: no free directory name under {parent}")
 
 
 def check_output_dir(config: ExperimentConfig, *, resume: bool = False) -> None:
@@ -164,9 +164,9 @@ def check_output_dir(config: ExperimentConfig, *, resume: bool = False) -> None:
     for name, what in KEPT.items():
         if (resume and name in own) or not is_there(folder / name):
             continue
-        way = "--overwrite to replace it, or name another directory"
+        way = "--overwrite to replace it, or choose another directory"
         if name == CHECKPOINT:
-            way = f"--resume to go on with it, {way}"
+            way = f"--resume to continue it, {way}"
         raise UserError(f"output_dir: {config.output_dir} already holds {what}: add {way}")
     if config.seeds > 1 and not resume:
         for seed in seeds_of(config):

@@ -64,7 +64,7 @@ def given(model: GivenModel | None, stream: Stream | None, *, copied: bool = Fal
         if stream is not None:
             if not isinstance(stream, Stream):
                 raise UserError(
-                    f"stream: a {type(stream).__name__} is no stream: a benchmark becomes one by "
+                    f"stream: a {type(stream).__name__} is not a stream: convert a benchmark with "
                     "streams.Stream.from_avalanche(benchmark)"
                 )
             stack.enter_context(_at_hand("stream"))
@@ -74,7 +74,7 @@ def given(model: GivenModel | None, stream: Stream | None, *, copied: bool = Fal
                 raise UserError(f"stream: {error}") from error
         if model is not None:
             if not callable(model):
-                raise UserError(f"model: {model!r} is neither a torch.nn.Module nor a function that makes one")
+                raise UserError(f"model: {model!r} is neither a torch.nn.Module nor a function that returns one")
             stack.enter_context(_at_hand("model"))
             build = _builder(model, found, copied=copied)
             facts: Any = {"options": GivenModelOptions, "sections": {"dictionary": DictionaryConfig}}
@@ -86,7 +86,7 @@ def given(model: GivenModel | None, stream: Stream | None, *, copied: bool = Fal
 @contextmanager
 def _at_hand(section: str) -> Iterator[None]:
     if section in LENT:
-        raise UserError(f"{section}: another one is given already, by a run in this process that is still going on")
+        raise UserError(f"{section}: another run in this process that is still running has already passed one")
     LENT.add(section)
     try:
         yield
@@ -111,7 +111,9 @@ def _builder(model: GivenModel, found: Given, *, copied: bool) -> Callable[..., 
             with own_code(f"model: {source_of(model)}", model):
                 made = model(stream)
         if not isinstance(made, nn.Module):
-            raise UserError(f"model: {source_of(model)} returns a {type(made).__name__}, and must a torch.nn.Module")
+            raise UserError(
+                f"model: {source_of(model)} returns a {type(made).__name__}, but must return a torch.nn.Module"
+            )
         if found.config is not None:
             check_contract(made, found.config, stream)
         return copy.deepcopy(made) if copied else made

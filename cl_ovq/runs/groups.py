@@ -74,7 +74,7 @@ def comparable(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
     """
     streams = {_stream(group) for group in groups}
     if len(streams) > 1:
-        raise UserError(f"these runs are not of one stream, and cannot be compared: {'; '.join(sorted(streams))}")
+        raise UserError(f"these runs are on different streams and cannot be compared: {'; '.join(sorted(streams))}")
     labels = [group.name for group in groups]
     return [
         Group(f"{group.name} ({Path(given).name})" if labels.count(group.name) > 1 else group.name, group.runs)
@@ -114,8 +114,8 @@ def group_of(results: Sequence[Result], name: str) -> Group:
         differing = sorted(differences(*map(_deciding, (results[0], result))))
         if differing:
             raise UserError(
-                f"{name} holds runs of more than one configuration (they differ in {', '.join(differing[:3])}): "
-                "name one of the directories under it"
+                f"{name} contains runs with different configurations (they differ in {', '.join(differing[:3])}): "
+                "choose one of its subdirectories"
             )
         seed = result.config["seed"]
         runs[seed] = max(runs.get(seed, result), result, key=lambda run: len(run.lengths) + len(run.capacities))
@@ -132,7 +132,7 @@ def _from_path(path: Path) -> list[Result]:
     # A row of a study keeps the runs that chose its hyper-parameters beside those that are reported.
     reported = [result for result in found if result.config["evaluation"]["split"] == "test"]
     if not found:
-        raise UserError(f"{path} holds no results of a run ({RESULTS})")
+        raise UserError(f"{path} contains no results ({RESULTS})")
     return reported or found
 
 
@@ -142,7 +142,7 @@ def _from_seeds(path: Path) -> list[Result]:
     if not isinstance(content, dict) or "runs" not in content:
         return []
     if not isinstance(content["runs"], list):
-        raise UserError(f"{path} does not hold the results of several seeds")
+        raise UserError(f"{path} does not contain the results of several seeds")
     return [Result.of(run, path) for run in content["runs"]]
 
 
@@ -154,7 +154,7 @@ def _from_mlflow(name: str, uri: str | None) -> list[Result]:
         client = open_existing(uri)
         run = find_run(client, name)
     except UserError as error:
-        raise UserError(f"no file or directory '{name}', and as the name of a run: {error}") from error
+        raise UserError(f"no file or directory '{name}'; as a run name: {error}") from error
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'"
     )

@@ -60,7 +60,7 @@ def write_features(config: ExperimentConfig, path: Path) -> tuple[int, int]:
         raise UserError(f"output: {path} must end in {FEATURES}")
     if STREAMS[config.stream.name].kind != "classes":
         has = classless(STREAMS[config.stream.name].kind)
-        raise UserError(f"stream.name: '{config.stream.name}' has {has}: features are of samples with labels")
+        raise UserError(f"stream.name: '{config.stream.name}' has {has}, but features need samples with labels")
     stream = load_stream(config)
     if stream.classes_per_experience != stream.original_classes:
         raise UserError("stream.scenario: labels restart in each experience: use stream.scenario=class_incremental")

@@ -159,7 +159,7 @@ def evaluate_finished(name: str, overrides: Sequence[str] = (), uri: str | None 
     if same and results.exists():
         matrix, count = to_matrix(Result.read(results).matrix), len(values[objective.quantity])
         if matrix.shape[1] != count:
-            raise UserError(f"{results} is of a stream of {matrix.shape[1]} experiences, and {path} of {count}")
+            raise UserError(f"{results} is for a stream of {matrix.shape[1]} experiences, but {path} for {count}")
         matrix[-1] = objective.sign * np.array(values[objective.quantity])
         found = all_metrics(matrix, objective.quantity)
         metrics |= {key: found[key] for key in ("forgetting", "backward_transfer")}
@@ -224,7 +224,7 @@ def _check_used(config: ExperimentConfig, *sections: str) -> None:
     """Refuse an object that was given in the place of what a run has by its configuration."""
     for section in sections:
         if section in LENT and (name := getattr(config, section).name) != CUSTOM:
-            raise UserError(f"{section}: the run has its own, '{name}', by its configuration: leave it out")
+            raise UserError(f"{section}: the run's configuration already has one, '{name}': remove it")
 
 
 def _open(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], ExperimentConfig, torch.device]:
@@ -258,7 +258,7 @@ def _load(model: torch.nn.Module, run: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(run["state"]["model"])
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path} does not fit its own configuration: {error}") from error
+        raise UserError(f"{path} does not match its own configuration: {error}") from error
 
 
 def _data(stream: Stream) -> list[Any]:
@@ -279,7 +279,9 @@ def find_checkpoint_file(name: str, uri: str | None = None) -> Path:
     if not is_folder(path):
         path = _directory_of_run(name, uri)
     if not (path / NAME).is_file():
-        raise UserError(f"{path} holds no checkpoint ({NAME}): it was run with checkpoint.enabled=false, or not at all")
+        raise UserError(
+            f"{path} contains no checkpoint ({NAME}): it was run with checkpoint.enabled=false, or not at all"
+        )
     return path / NAME
 
 
@@ -288,33 +290,34 @@ def _directory_of_run(name: str, uri: str | None) -> Path:
 
     group = load_group(name, uri)
     if len(group.runs) > 1:
-        raise UserError(f"'{name}' are runs of {len(group.runs)} seeds: name one of them")
+        raise UserError(f"'{name}' has runs with {len(group.runs)} seeds: choose one of them")
     directory = Path(next(iter(group.runs.values())).output_dir)
     if not directory.is_dir():
-        raise UserError(f"the directory of run '{name}', {directory}, is not there: name its checkpoint")
+        raise UserError(f"the directory of run '{name}', {directory}, does not exist: give its checkpoint")
     return directory
 
 
 def _check_fit(own: Stream, other: Stream) -> None:
     if own.kind != other.kind:
-        raise UserError(f"stream.name: '{other.name}' has {other.kind}, and the model was built for {own.kind}")
+        raise UserError(f"stream.name: '{other.name}' has {other.kind}, but the model was built for {own.kind}")
     if isinstance(own.samples, SequenceSamples):
         ours, theirs = _vocabulary(own), _vocabulary(other)
         if ours != theirs:
-            raise UserError(f"stream.name: '{other.name}' has {theirs}, and the model was built for {ours}")
+            raise UserError(f"stream.name: '{other.name}' has {theirs}, but the model was built for {ours}")
         return
     shape, wanted = (cast("TensorSamples", stream.samples).sample_shape for stream in (other, own))
     if shape != wanted:
         raise UserError(
-            f"stream.name: '{other.name}' has samples of {list(shape)}, and the model was built for {list(wanted)}"
+            f"stream.name: '{other.name}' has samples of shape {list(shape)}, but the model was built for "
+            f"{list(wanted)}"
         )
     if other.n_classes > own.n_classes:
-        raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, and the model {own.n_classes}")
+        raise UserError(f"stream.name: '{other.name}' has {other.n_classes} classes, but the model has {own.n_classes}")
     if other.name == own.name:  # of other streams nobody expects that classes are the same
         for number, (name, learned) in enumerate(zip(other.class_names, own.class_names, strict=False)):
             if name != learned:
                 raise UserError(
-                    f"stream: class {number} is '{name}', and the model learned '{learned}' under that number: give "
+                    f"stream: class {number} is '{name}', but the model learned '{learned}' under that number: use "
                     "data with the same classes"
                 )
     if other.scenario == "task_incremental" != own.scenario:

@@ -44,7 +44,7 @@ LABEL = 24  # characters of what an experience holds, where it stands beside a n
 def _inside(name: str) -> str:
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or not name:
-        raise ValueError("is no file of the run's folder")
+        raise ValueError("is not a file in the run's folder")
     return name
 
 

@@ -165,10 +165,10 @@ class Run:
         check_config(config)
         if config.seeds > 1:
             raise UserError(
-                f"seeds: {config.seeds} runs are more than run_experiment makes: use cl_ovq.runs.seeds.run_seeds"
+                f"seeds: run_experiment makes only one run, not {config.seeds}: use cl_ovq.runs.seeds.run_seeds"
             )
         if resume and config.output_dir is None:
-            raise UserError("--resume needs output_dir=DIR, the directory of the run that is to go on")
+            raise UserError("--resume needs output_dir=DIR, the directory of the run to resume")
         with ExitStack() as held:
             folder = run_folder(config, describe(config), resume=resume, overwrite=overwrite)
             run = cls(config, held.enter_context(folder), console)
@@ -212,8 +212,8 @@ class Run:
         begun = find_checkpoint(self.directory, self.config)
         if begun is None:
             raise UserError(
-                f"{results} was measured with other values of {', '.join(changed)}, and there is no checkpoint whose "
-                "model could be evaluated: add --overwrite to run it anew, with checkpoint.enabled=true"
+                f"{results} was measured with other values of {', '.join(changed)}, and there is no checkpoint with a "
+                "model to evaluate: rerun with --overwrite and checkpoint.enabled=true"
             )
         self.earlier = found
         self._say(f"the run in {self.directory} is finished: its model is evaluated for {', '.join(changed)}")

@@ -80,9 +80,9 @@ def run_seeds(
             to be used in other processes.
     """
     for section in LENT if jobs > 1 else ():
-        raise UserError(f"jobs: the {section} was given as an object, which only this process has: say jobs=1")
+        raise UserError(f"jobs: the {section} was passed as an object, which exists only in this process: use jobs=1")
     if resume and config.output_dir is None:
-        raise UserError("--resume needs output_dir=DIR, the directory of the runs that are to go on")
+        raise UserError("--resume needs output_dir=DIR, the directory of the runs to resume")
     check_config(config)
     seeds = seeds_of(config)
     name = f"{describe(config).removesuffix(f' seed {config.seed}')} seeds {seeds[0]}-{seeds[-1]}"
@@ -109,7 +109,7 @@ def run_seeds(
                 if error is not None:
                     raise error
                 if jobs > 1:
-                    console.print(f"seed {seed} has ended", highlight=False)
+                    console.print(f"seed {seed} finished", highlight=False)
 
             run_many(runs.items, ended, jobs=jobs, make=make)
             whole = _whole([Result.read(Path(str(run.output_dir))) for run in runs.values()])

@@ -42,21 +42,22 @@ def check_training(config: ExperimentConfig) -> None:
     build_schedule(config)
     alike = getattr(config.optimizer, "decay_norm_and_bias", True)
     if not alike and not config.optimizer.weight_decay:  # type: ignore[attr-defined]
-        raise UserError("optimizer.decay_norm_and_bias: would do nothing: optimizer.weight_decay is 0: leave it out")
+        raise UserError("optimizer.decay_norm_and_bias: has no effect with optimizer.weight_decay=0: remove it")
     named = config.training.augmentation
     if named and STREAMS[config.stream.name].kind != "classes":
         raise UserError(
-            f"training.augmentation: changes images, and '{config.stream.name}' has "
-            f"{classless(STREAMS[config.stream.name].kind)}: leave it out"
+            f"training.augmentation: requires images, but '{config.stream.name}' has "
+            f"{classless(STREAMS[config.stream.name].kind)}: remove it"
         )
     encoder = encoder_of(config.encoder)
     if named and encoder is not None and not is_tuned(encoder, config.strategy):
         raise UserError(
-            "training.augmentation: changes images, and the features of a frozen encoder are computed once, of plain "
-            "ones: leave it out, or train the encoder (encoder.train_from, encoder.lora_rank)"
+            "training.augmentation: cannot be combined with a frozen encoder, whose features are computed once from "
+            "original "
+            "images: remove it, or train the encoder (encoder.train_from, encoder.lora_rank)"
         )
     if twice := [name for number, name in enumerate(named) if name in named[:number]]:
-        raise UserError(f"training.augmentation: {twice[0]} stands there twice")
+        raise UserError(f"training.augmentation: {twice[0]} is listed twice")
     if STRATEGIES[config.strategy.name].is_head:
         _refuse(config, f"strategy.name={config.strategy.name} learns without gradients")
     elif config.memory is not None and config.model.train_encoder == "never":
@@ -96,7 +97,7 @@ def check_compiler(device: torch.device) -> None:
     named = os.environ.get(variable)
     if not any(map(shutil.which, [named] if named else standard)):
         where = f"{variable} names '{named}', which is not there" if named else f"there is no {' or '.join(standard)}"
-        raise UserError(f"training.compile: needs a {language} compiler, and {where}: install one, or leave it out")
+        raise UserError(f"training.compile: needs a {language} compiler, and {where}: install one, or remove it")
 
 
 def check_learns(config: ExperimentConfig, model: nn.Module) -> None:
@@ -133,7 +134,7 @@ def build_transforms(config: ExperimentConfig, stream: Stream) -> list[Transform
     if not config.training.augmentation:
         return []
     if inputs_of(stream) != "images":
-        raise UserError(f"training.augmentation: changes images, and '{stream.name}' has vectors: leave it out")
+        raise UserError(f"training.augmentation: requires images, but '{stream.name}' has vectors: remove it")
     shape = ModelContext(stream).image_shape
     found = []
     for name in config.training.augmentation:
@@ -181,4 +182,4 @@ def _refuse(config: ExperimentConfig, reason: str) -> None:
     }
     for key, given in asked.items():
         if given:
-            raise UserError(f"{key}: would do nothing: {reason}: leave it out")
+            raise UserError(f"{key}: has no effect: {reason}: remove it")

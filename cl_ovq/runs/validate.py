@@ -93,7 +93,7 @@ def read_json(path: Path, what: str) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} does not hold {what}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} does not contain {what}: {str(error).splitlines()[0]}") from error
     return tree
 
 
@@ -119,8 +119,8 @@ def check_result(tree: Any, path: Path) -> Mapping[str, Any]:
         version = tree.get("version", 1)
         if type(version) is int and version > VERSION:
             raise UserError(
-                f"{path} holds results of version {version}, and this program reads those up to version {VERSION}: "
-                "read it with the program that wrote it, or a later one"
+                f"{path} contains results of version {version}, but this program reads only versions up to {VERSION}: "
+                "read it with the version that wrote it, or a later one"
             )
         if isinstance(tree.get("config"), dict):
             tree = tree | {"config": current(tree["config"])}
@@ -144,7 +144,7 @@ def checked(kind: TypeAdapter[Any], tree: Any, path: Path, what: str) -> Any:
     try:
         kind.validate_python(tree, strict=True)
     except ValidationError as error:
-        raise UserError(f"{path} does not hold {what}: {first_mistake(error)}") from error
+        raise UserError(f"{path} does not contain {what}: {first_mistake(error)}") from error
     return tree
 
 

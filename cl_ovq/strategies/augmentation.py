@@ -111,9 +111,9 @@ def build_color(options: ColorOptions, shape: tuple[int, int, int]) -> Transform
     if shape[0] == 1:
         for key in ("saturation", "hue"):
             if getattr(options, key):
-                raise UserError(f"training.{key}: would do nothing: the stream's images have one channel: leave it out")
+                raise UserError(f"training.{key}: has no effect: the stream's images have one channel: remove it")
     if not any((options.brightness, options.contrast, options.saturation, options.hue)):
-        raise UserError("training.augmentation: color would do nothing: its options are all 0: leave it out")
+        raise UserError("training.augmentation: color has no effect: its options are all 0: remove it")
     from torchvision.transforms import v2
 
     return each(v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue))
@@ -143,6 +143,6 @@ def build_randaugment(options: RandAugmentOptions, shape: tuple[int, int, int]) 
 def _check_channels(name: str, shape: tuple[int, int, int]) -> None:
     if shape[0] not in (1, 3):
         raise UserError(
-            f"training.augmentation: {name} changes images of 1 or 3 channels, and the stream's have {shape[0]}: "
+            f"training.augmentation: {name} requires images with 1 or 3 channels, but the stream's have {shape[0]}: "
             "use crop and flip"
         )

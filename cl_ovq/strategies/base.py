@@ -89,8 +89,9 @@ class Strategy(Part[StrategyBuilder]):
 
             if not issubclass(self.build, Plugin):
                 raise TypeError(
-                    f"'{self.build.__qualname__}' is entered as a strategy, and is no cl_ovq.avalanche.Plugin: inherit "
-                    "from it, or enter a function that returns a strategy"
+                    f"'{self.build.__qualname__}' is registered as a strategy, but is not a cl_ovq.avalanche.Plugin: "
+                    "inherit "
+                    "from it, or register a function that returns a strategy"
                 )
             object.__setattr__(self, "build", _with_plugin(self.build))
 

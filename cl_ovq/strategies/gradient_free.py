@@ -19,7 +19,7 @@ HEAD: dict[str, Any] = {
     "needs_classes": True,
     "is_head": True,
     "no_first_experience": "never trains the encoder",
-    "no_memory_head": "is a head of its own",
+    "no_memory_head": "is a head itself",
 }
 
 
@@ -170,7 +170,7 @@ def build_knn(options: NeighboursOptions, context: Context) -> SupervisedTemplat
         given = getattr(options, key)
         unit = f" of {size} bytes" if key == "capacity_bytes" else ""
         raise UserError(
-            f"strategy.{key}: {given} is too small: it must hold a sample{unit} of each of the {classes} classes"
+            f"strategy.{key}: {given} is too small: it must hold one sample{unit} per class ({classes} classes)"
         )
     return with_head(NearestNeighbours, context, capacity=capacity, neighbours=options.neighbours)
 

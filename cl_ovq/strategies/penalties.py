@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
 
 # What the platform must know of a penalty on weights.
-ON_WEIGHTS: dict[str, Any] = {"no_merging": "pulls weights to what they were"}
+ON_WEIGHTS: dict[str, Any] = {"no_merging": "pulls weights towards earlier values"}
 STRENGTH = "weight of the penalty in the loss"
 
 

@@ -73,7 +73,7 @@ def build_cosine(options: CosineOptions) -> Course:
     """
     least = options.final_share
     if least == 1:
-        raise UserError("optimizer.final_share: 1 leaves the learning rate as it is: use a smaller share")
+        raise UserError("optimizer.final_share: 1 keeps the learning rate constant: use a smaller value")
 
     def fall(step: int, steps: int) -> float:
         return least + (1 - least) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -107,9 +107,9 @@ def build_step(options: StepOptions) -> Course:
     """
     if not options.milestones or options.step_factor == 1:
         key = "step_factor" if options.milestones else "milestones"
-        raise UserError(f"optimizer.{key}: leaves the learning rate as it is: use optimizer.schedule=constant for that")
+        raise UserError(f"optimizer.{key}: keeps the learning rate constant: use optimizer.schedule=constant instead")
     if 1 in options.milestones:
-        raise UserError("optimizer.milestones: 1 is the end of an experience, after its last step: use a smaller share")
+        raise UserError("optimizer.milestones: 1 is the end of an experience, after its last step: use a smaller value")
 
     def fall(step: int, steps: int) -> float:
         return options.step_factor ** sum(step >= round(part * steps) for part in options.milestones)

@@ -250,11 +250,11 @@ def load_study(name: str, overrides: Sequence[str] = (), *, allow_env: bool = Fa
     seeds = _seeds(wanted)
     tuning = _tuning(top.tuning or {}, seeds)
     if not top.grids:
-        raise UserError(f"{path}: grids: a study needs a list of at least one grid of axes")
+        raise UserError(f"{path}: grids: a study needs at least one grid")
     rows = [row for number, grid in enumerate(top.grids) for row in _rows(grid, f"grids[{number}]", common, tuning)]
     rows = [replace(row, allow_env=allow_env) for row in rows]
     if not rows:
-        raise UserError(f"{path}: grids: an axis has no options, so that there are no rows")
+        raise UserError(f"{path}: grids: an axis has no options, so there are no rows")
     names = Counter(row.name for row in rows)
     for name, count in names.items():
         if count > 1:
@@ -262,8 +262,7 @@ def load_study(name: str, overrides: Sequence[str] = (), *, allow_env: bool = Fa
     configurations = sum(math.prod(len(choice.values) for choice in row.grid.values()) for row in rows)
     if configurations > MOST_CONFIGURATIONS:
         raise UserError(
-            f"{path}: {configurations:,} configurations are to be tried, and a study has at most "
-            f"{MOST_CONFIGURATIONS:,}"
+            f"{path}: {configurations:,} configurations to try, but a study may have at most {MOST_CONFIGURATIONS:,}"
         )
     for row in rows:
         for point in row.points:
@@ -280,11 +279,11 @@ def _seeds(wanted: Any) -> list[int]:
     """The reported seeds: the first so many, or those of a list (fresh ones confirm what others led to)."""
     if isinstance(wanted, list):
         if not all(type(seed) is int and 0 <= seed < 2**63 for seed in wanted):
-            raise UserError(f"seeds: {wanted!r} is not a list of whole numbers from 0, within 64 bits")
+            raise UserError(f"seeds: {wanted!r} is not a list of non-negative 64-bit integers")
         check_seeds(wanted, "seeds")
         return wanted
     if type(wanted) is not int or wanted < 1:
-        raise UserError(f"seeds: {wanted!r} is neither a positive whole number nor a list of seeds")
+        raise UserError(f"seeds: {wanted!r} is neither a positive integer nor a list of seeds")
     if wanted > MOST_SEEDS:
         raise UserError(f"seeds: {wanted} seeds are more than {MOST_SEEDS}")
     return list(range(wanted))
@@ -297,7 +296,7 @@ def _tuning(tree: dict[str, Any], reported: Sequence[int]) -> Tuning:
             raise unknown("key of tuning", key, known)
     tuning = Tuning(**checked_values("tuning", Tuning, tree))
     if tuning.over_lengths and tuning.metric is not None:
-        raise UserError("tuning: metric and over_lengths are two ways to choose: leave one out")
+        raise UserError("tuning: metric and over_lengths cannot be combined: remove one")
     check_protocol(
         tuning.protocol, experiences=tuning.experiences, seeds=tuning.seeds, reported=reported, section="tuning"
     )
@@ -318,8 +317,8 @@ def _check_tuning(row: Row, tuning: Tuning) -> None:
         raise UserError(f"row '{row.name}': tuning.over_lengths: evaluation.lengths is empty")
     if tuning.metric is not None and is_foreign(tuning.metric, own):
         raise UserError(
-            f"row '{row.name}': tuning.metric: '{stream.name}' has no {tuning.metric}: leave it out, and every row is "
-            f"tuned by its stream's own ({own})"
+            f"row '{row.name}': tuning.metric: '{stream.name}' has no {tuning.metric}: remove it to tune every row by "
+            f"its stream's own metric ({own})"
         )
     try:
         check_validation(stream.options)
@@ -332,7 +331,7 @@ def _rows(grid: Any, name: str, common: Mapping[str, Any], tuning: Tuning) -> li
     axes = {axis: as_mapping(options, f"{name}.{axis}") for axis, options in as_mapping(grid, name).items()}
     count = math.prod(map(len, axes.values()))
     if count > MOST_CONFIGURATIONS:
-        raise UserError(f"{name}: {count:,} rows, and a study has at most {MOST_CONFIGURATIONS:,}")
+        raise UserError(f"{name}: {count:,} rows, but a study may have at most {MOST_CONFIGURATIONS:,}")
     rows = []
     for labels in itertools.product(*axes.values()):
         options = [

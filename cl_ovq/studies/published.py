@@ -147,7 +147,7 @@ def _target(path: Path) -> Target:
     target = as_mapping(tree["target"], "target")
     metrics = [key for key in target if key != "within"]
     if len(metrics) != 1 or "within" not in target:
-        raise UserError(f"{path}: target: name one metric, and within")
+        raise UserError(f"{path}: target: give one metric, and within")
     if metrics[0] not in known_metrics():
         raise unknown("metric of a published number", metrics[0], known_metrics())
     for key, value in target.items():

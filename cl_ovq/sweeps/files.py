@@ -212,7 +212,7 @@ def load_sweep(name: str, overrides: Sequence[str] = (), *, allow_env: bool = Fa
     sections = {section: _section(section, cls, tree.pop(section, None) or {}) for section, cls in SECTIONS.items()}
     top = TopKeys(**checked_values("", TopKeys, tree))
     if top.experiment is None or top.space is None:
-        raise UserError(f"{path}: {'experiment' if top.experiment is None else 'space'}: a sweep needs it")
+        raise UserError(f"{path}: {'experiment' if top.experiment is None else 'space'}: required in a sweep")
     space = read_space(top.space)
     sweep = Sweep(
         name=path.stem,
@@ -292,11 +292,11 @@ def _check(sweep: Sweep) -> None:
                 check_stream(str(sweep.settings[key]))
             elif key in keys:
                 raise UserError(
-                    f"{section}.{key}: the sweep decides this itself: see its sections selection and search"
+                    f"{section}.{key}: the sweep sets this key itself: see its sections selection and search"
                 )
     for parameter in sweep.space.parameters:
         if parameter.key in ("tracking", "tracking.uri"):  # an address among the values would be in every table
-            raise UserError(f"space.{parameter.key}: trials do not differ in where they are kept: write it under set")
+            raise UserError(f"space.{parameter.key}: this key cannot vary between trials: put it under set")
     given = sweep.tree.get("evaluation") or {}
     if isinstance(given, Mapping) and "split" in given:
         check_stream(str(given["split"]), f"experiment {sweep.experiment}: evaluation.split")
@@ -309,7 +309,7 @@ def _check(sweep: Sweep) -> None:
         section="selection",
     )
     if sweep.resources.gpus > 1 and sweep.resources.gpus % 1:
-        raise UserError(f"resources.gpus: {sweep.resources.gpus} is neither a whole number nor a fraction of one")
+        raise UserError(f"resources.gpus: {sweep.resources.gpus} is neither an integer nor a fraction below one")
     _check_search(sweep)
     _check_points(sweep)
 
@@ -329,33 +329,34 @@ def _check_search(sweep: Sweep) -> None:
             if parameter.kind not in ("grid", "choice"):
                 raise UserError(f"space.{parameter.key}: a grid needs a list of values, not {parameter.kind}")
         if search.trials is not None:
-            raise UserError("search.trials: a grid has as many trials as combinations: leave it out")
+            raise UserError("search.trials: a grid determines the number of trials: remove it")
         if sweep.trials > MOST_TRIALS:
-            raise UserError(f"space: the grid has {sweep.trials:,} combinations, and a sweep at most {MOST_TRIALS:,}")
+            raise UserError(
+                f"space: the grid has {sweep.trials:,} combinations, but a sweep may have at most {MOST_TRIALS:,}"
+            )
     elif search.name == "random":
         cells = sweep.space.count()
         if int(search.trials or 0) % cells:
             raise UserError(
-                f"search.trials: {search.trials} trials cannot be shared alike among the {cells} combinations of "
+                f"search.trials: {search.trials} trials cannot be split evenly among the {cells} combinations of "
                 f"{', '.join(sweep.space.grids)}"
             )
     elif sweep.space.grids:
-        raise UserError(f"space.{sweep.space.grids[0]}: Optuna draws: write choice, not grid")
+        raise UserError(f"space.{sweep.space.grids[0]}: Optuna draws values: use choice, not grid")
     if search.name == "tpe" and len(sweep.objectives) > 1:
-        raise UserError("search.name: tpe serves one objective: write search.name=pareto for several")
+        raise UserError("search.name: tpe supports one objective: use search.name=pareto for several")
     if search.name == "pareto" and len(sweep.objectives) < 2:
-        raise UserError("objectives: the search 'pareto' needs several: e.g. {accuracy: max, memory_bytes: min}")
+        raise UserError("objectives: the search 'pareto' needs at least two: e.g. {accuracy: max, memory_bytes: min}")
     if scheduler.name != "none" and BYTES in sweep.objectives:
         raise UserError(f"scheduler.name: {scheduler.name} compares trials before their end, when {BYTES} is not known")
     if scheduler.name == "pbt":
         if search.name != "random":
-            raise UserError(
-                "search.name: population-based training starts from random points: write search.name=random"
-            )
+            raise UserError("search.name: population-based training starts from random points: use search.name=random")
         for parameter in parameters:
             if len(sweep.selection.seeds) > 1:
                 raise UserError(
-                    "selection.seeds: population-based training takes one seed: it changes a run as it goes"
+                    "selection.seeds: population-based training changes runs while they train, so it needs exactly "
+                    "one seed"
                 )
             if parameter.key not in (known := adjustable()):
                 raise unknown("key that a trial can change as it goes (scheduler pbt)", parameter.key, known)

@@ -88,9 +88,9 @@ def read_records(directory: Path) -> dict[int, Record]:
         try:
             record = kind.validate_json(text, strict=True)  # only from JSON is a mapping a record
         except ValidationError as error:
-            raise UserError(f"{path} does not hold the record of a trial: {first_mistake(error)}") from error
+            raise UserError(f"{path} does not contain the record of a trial: {first_mistake(error)}") from error
         if record.status not in (RUNNING, *ENDED):
-            raise UserError(f"{path} does not hold the record of a trial: status: '{record.status}' is not known")
+            raise UserError(f"{path} does not contain the record of a trial: status: '{record.status}' is not known")
         found[record.trial] = record
     return found
 

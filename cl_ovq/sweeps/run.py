@@ -86,11 +86,13 @@ def _check_directory(sweep: Sweep, directory: Path, *, resume: bool) -> None:
             raise UserError(f"--resume: there is no sweep in {directory}")
         return
     if not resume:
-        raise UserError(f"{directory} holds a sweep already: add --resume to go on with it, or --directory for another")
+        raise UserError(
+            f"{directory} already contains a sweep: add --resume to continue it, or choose another --directory"
+        )
     there, here = json.loads(path.read_text(encoding="utf-8")), sweep.definition()
     for key in here:
         if there.get(key) != here[key]:
-            raise UserError(f"--resume: the sweep in {directory} is another one: {key} was {there.get(key)}")
+            raise UserError(f"--resume: the sweep in {directory} is a different one: {key} was {there.get(key)}")
 
 
 @contextlib.contextmanager

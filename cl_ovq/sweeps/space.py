@@ -207,7 +207,7 @@ def read_space(tree: Mapping[str, Any]) -> Space:
     if not parameters:
         raise UserError("space: a sweep needs at least one key to vary")
     if (values := sum(len(parameter.values) for parameter in parameters)) > MOST_VALUES:
-        raise UserError(f"space: {values:,} values are more than {MOST_VALUES:,}, each of which is checked")
+        raise UserError(f"space: {values:,} values are more than the allowed {MOST_VALUES:,}")
     return Space(tuple(parameters))
 
 
@@ -221,7 +221,7 @@ def _parameter(key: str, description: Any, before: list[str]) -> Parameter:
             raise unknown(f"kind of values at {name}", str(word), (*known, "when"))
     kinds = [word for word in description if word != "when"]
     if len(kinds) != 1:
-        raise UserError(f"{name}: name one kind of values: {', '.join(known)}")
+        raise UserError(f"{name}: give one kind of values: {', '.join(known)}")
     (kind,) = kinds
     values = description[kind]
     if not isinstance(values, list) or not values:
@@ -229,7 +229,7 @@ def _parameter(key: str, description: Any, before: list[str]) -> Parameter:
     if kind in RANGES:
         _check_range(f"{name}.{kind}", kind, values)
     elif len({repr(value) for value in values}) < len(values):
-        raise UserError(f"{name}.{kind}: a value stands there twice: {values}")
+        raise UserError(f"{name}.{kind}: duplicate value: {values}")
     when = {} if (given := description.get("when")) is None else given
     if not isinstance(when, Mapping):
         raise UserError(f"{name}.when: {when!r} is not a mapping of other keys to their values")
@@ -246,12 +246,10 @@ def _check_range(name: str, kind: str, values: list[Any]) -> None:
     kinds = int if kind == "randint" else (int, float)
     if len(values) != 2 or any(not isinstance(value, kinds) or isinstance(value, bool) for value in values):
         wanted = "two whole numbers" if kind == "randint" else "two numbers"
-        raise UserError(f"{name}: {values} is not {wanted}, the smallest and the largest value")
+        raise UserError(f"{name}: {values} is not {wanted}, the lower and upper bound")
     for value in values:
         if not math.isfinite(value) or abs(value) >= 2**63:
-            raise UserError(
-                f"{name}: {value} is not a number that can be drawn up to: it must be finite, within 64 bits"
-            )
+            raise UserError(f"{name}: {value} is not a valid bound: it must be finite and fit into 64 bits")
     if not values[0] < values[1]:
         raise UserError(f"{name}: {values[0]} is not smaller than {values[1]}")
     if kind == "loguniform" and values[0] <= 0:

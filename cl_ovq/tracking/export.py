@@ -37,7 +37,7 @@ def export_experiment(
         UserError: there is no such store or experiment, or the file cannot be written.
     """
     if kind == "parquet" and output is None:
-        raise UserError("export: Parquet is no text: name a file with --output")
+        raise UserError("export: Parquet is a binary format: give a file with --output")
     table, left_out = experiment_table(open_existing(uri), experiment), {}
     if not every and len(table):
         cut, parent = table["status"].isin(CUT), table["run_id"].isin(table["parent"].dropna())

@@ -243,7 +243,7 @@ class JournalReader:
             except JournalMalformed as error:
                 raise JournalMalformed(f"the line that ends at byte {offset}: {error}") from error
             if found and found[-1][0] is None and not _may_follow(record):
-                raise JournalMalformed(f"the line that ends at byte {found[-1][1]} is no JSON")
+                raise JournalMalformed(f"the line that ends at byte {found[-1][1]} is not JSON")
             found.append((record, offset))
         return found
 

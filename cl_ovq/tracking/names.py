@@ -26,20 +26,21 @@ def check_names(experiment: str, run_name: str, tags: Sequence[str]) -> None:
     from mlflow.utils import validation
 
     if not run_name.strip() or len(run_name) > RUN_NAME_LENGTH:
-        raise UserError(f"tracking.run_name: has {len(run_name)} characters: MLflow takes 1 to {RUN_NAME_LENGTH}")
+        raise UserError(f"tracking.run_name: has {len(run_name)} characters: MLflow allows 1 to {RUN_NAME_LENGTH}")
     longest = validation.MAX_EXPERIMENT_NAME_LENGTH
     if not experiment.strip() or len(experiment) > longest:
-        raise UserError(f"tracking.experiment: has {len(experiment)} characters: MLflow takes 1 to {longest}")
+        raise UserError(f"tracking.experiment: has {len(experiment)} characters: MLflow allows 1 to {longest}")
     longest = validation.MAX_ENTITY_KEY_LENGTH - len(f"{TAGS_KEY}.")  # a tag's key is part of a parameter's name, too
     for tag in tags:
         if len(tag) > longest:
-            raise UserError(f"{TAGS_KEY}: '{tag[:20]}...' has {len(tag)} characters: MLflow takes {longest} at most")
+            raise UserError(f"{TAGS_KEY}: '{tag[:20]}...' has {len(tag)} characters: MLflow allows at most {longest}")
         try:
             validation._validate_tag_name(tag)
             validation._validate_param_name(f"{TAGS_KEY}.{tag}")
         except MlflowException as error:
             raise UserError(
-                f"{TAGS_KEY}: MLflow takes no tag '{tag}': letters, digits, spaces and any of _ - . : / but no '..', "
+                f"{TAGS_KEY}: MLflow does not allow the tag '{tag}': use letters, digits, spaces and any of _ - . : "
+                "/ but no '..', "
                 "and no / at the end"
             ) from error
 
@@ -48,7 +49,8 @@ def deleted(found: Experiment, uri: str) -> str:
     """Say that an experiment was deleted, and what can be done."""
     return (
         f"the experiment '{found.name}' was deleted in MLflow: restore it with `MLFLOW_TRACKING_URI='{redact(uri)}' "
-        f"mlflow experiments restore --experiment-id {found.experiment_id}`, or name another (tracking.experiment=NAME)"
+        f"mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another "
+        "(tracking.experiment=NAME)"
     )
 
 

@@ -85,7 +85,7 @@ def _wrong_address(uri: str) -> str | None:
     """Return what is wrong with the address of a server; None if nothing is that can be seen."""
     scheme, colon, path = uri.partition(":")
     if not colon:
-        return None if uri == "databricks" else f"it is no address: write {SQLITE}{redact(uri)} for a SQLite file"
+        return None if uri == "databricks" else f"it is not a URL: write {SQLITE}{redact(uri)} for a SQLite file"
     if scheme.partition("+")[0] == "sqlite":
         return f"write {SQLITE}{path.lstrip('/').partition('?')[0]}, with three slashes"
     try:
@@ -110,7 +110,7 @@ def _wrong_file(uri: str) -> str | None:
             there = next(folder for folder in path.parents if folder.exists())
             return None if there.is_dir() and os.access(there, os.W_OK) else f"{there} cannot be written to"
         if not path.is_file():
-            return "it is no file"
+            return "it is not a file"
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=0)) as database:
             database.execute("BEGIN IMMEDIATE").execute("SELECT name FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:

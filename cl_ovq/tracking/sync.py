@@ -63,7 +63,7 @@ def sync(root: Path, uri: str | None = None, *, anyway: bool = False) -> list[Sy
     """
     root = expanded(root)
     if not is_folder(root):
-        raise UserError(f"no directory {root}: name a run's directory, or one that holds such")
+        raise UserError(f"no directory {root}: give the directory of a run, or one with several runs")
     check_address(uri)
     return [_sync_one(path, uri, anyway=anyway) for path in find_journals(root)]
 

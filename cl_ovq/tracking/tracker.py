@@ -120,10 +120,11 @@ class Tracker:
         try:
             self._journal = JournalWriter(directory, parameters=_digest(parameters), resume=resume)
         except JournalBusy as error:
-            raise UserError(f"output_dir: the run in {directory} is still going on") from error
+            raise UserError(f"output_dir: the run in {directory} is still active") from error
         except JournalMalformed as error:
             raise UserError(
-                f"output_dir: the journal of the run in {directory} is none: {error}: move its tracking-* elsewhere"
+                f"output_dir: the journal of the run in {directory} is invalid: {error}: move its tracking-* files "
+                "elsewhere"
             ) from error
         except OSError as error:
             raise UserError(f"output_dir: cannot write into {directory}: {error.strerror}") from error

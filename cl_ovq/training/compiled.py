@@ -48,7 +48,7 @@ def _forward(strategy: Any, forward: Any, network: nn.Module, compiled: dict[str
             outputs = forward()
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = first_line(error) or type(error).__name__
-        raise UserError(f"training.compile: the model cannot be compiled: {reason}: leave it out") from error
+        raise UserError(f"training.compile: the model cannot be compiled: {reason}: remove it") from error
     finally:
         for part in compiled:
             del vars(network)[part]

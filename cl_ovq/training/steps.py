@@ -46,8 +46,8 @@ class Steps(SupervisedPlugin):
         for name in LOOP:
             if getattr(kind, name) is not getattr(SupervisedTemplate, name):
                 raise UserError(
-                    f"training: strategy.name: '{kind.__name__}' has a {name} of its own, so that neither precision "
-                    "nor accumulation can be changed: leave them out"
+                    f"training: strategy.name: '{kind.__name__}' defines its own {name}, so neither precision "
+                    "nor accumulation can be changed: remove them"
                 )
         strategy.training_epoch = partial(self.epoch, strategy)
         if self.dtype is not None:

@@ -140,11 +140,13 @@ def test_seeds(tiny_path, stream):
     assert [run.config["seed"] for run in whole.runs] == [0, 1]
     assert whole.runs[0].matrix[0] != whole.runs[1].matrix[0]  # each has weights of its own
     assert whole.to_pandas()["accuracy"].tolist() == [run.metrics["accuracy"] for run in whole.runs]
-    with pytest.raises(cl_ovq.UserError, match="jobs: the model was given as an object, which only this process has"):
+    with pytest.raises(
+        cl_ovq.UserError, match="jobs: the model was passed as an object, which exists only in this process"
+    ):
         cl_ovq.run(tiny_path, {"seeds": 2}, model=Network, jobs=2)
-    with pytest.raises(cl_ovq.UserError, match="seeds: 2 runs need a model each"):
+    with pytest.raises(cl_ovq.UserError, match="seeds: 2 runs need one model each"):
         cl_ovq.run(tiny_path, {"seeds": 2}, model=Network(stream))
-    with pytest.raises(cl_ovq.UserError, match="runs of 2 seeds: name one"):
+    with pytest.raises(cl_ovq.UserError, match="runs with 2 seeds: choose one"):
         cl_ovq.load(Path(whole.runs[0].output_dir).parent)
     compared = cl_ovq.compare([whole, Path(whole.runs[1].output_dir).parent, whole.runs[0]])
     frame = compared.to_pandas()
@@ -234,14 +236,15 @@ def test_a_run_that_was_cut_short_goes_on_with_the_same_objects(own, stream):
 
 def test_what_builds_it_again_needs_its_objects(own, stream, call):
     line = (
-        "model: {}, given from Python as an object, is in no file: give it there again, as cl_ovq.run(..., model=...)"
+        "model: {}, passed from Python as an object, is not in a file: pass it again from Python, as "
+        "cl_ovq.run(..., model=...)"
     )
     line = line.format(own.config["model"]["source"])
     for act in (own.model, lambda: cl_ovq.evaluate("own"), lambda: cl_ovq.evaluate("own", stream=stream)):
         with pytest.raises(cl_ovq.UserError) as refusal:
             act()
         assert str(refusal.value).startswith(line)
-    with pytest.raises(cl_ovq.UserError, match=r"^stream: split_digits, given from Python"):
+    with pytest.raises(cl_ovq.UserError, match=r"^stream: split_digits, passed from Python"):
         cl_ovq.evaluate("own", model=Network)
     for command in (("evaluate", "own"), ("run", "own/config.yaml", "--resume"), ("show", "own/config.yaml")):
         code, out, error = call(*command)
@@ -262,10 +265,10 @@ def test_what_builds_it_again_needs_its_objects(own, stream, call):
 
 def test_another_stream_is_not_the_runs_own(own, stream):
     other = dataclasses.replace(stream, provenance=stream.provenance | {"split_sha256": "0" * 64})
-    with pytest.raises(cl_ovq.UserError, match="has other data than the stream of that run"):
+    with pytest.raises(cl_ovq.UserError, match="has different data from that run's stream"):
         cl_ovq.evaluate(own, model=Network, stream=other)
     (Path(own.output_dir) / "results.json").unlink()
-    with pytest.raises(cl_ovq.UserError, match=r"stream\.split_sha256 is .* there, and 0000"):
+    with pytest.raises(cl_ovq.UserError, match=r"stream\.split_sha256 is .* in the checkpoint, but 0000"):
         cl_ovq.run({**PLAIN, "output_dir": "own"}, model=Network, stream=other, resume=True)
 
 
@@ -316,30 +319,34 @@ class FixedHead(Fixed):
 
 
 MISTAKES = [
-    ({}, {"model": 3}, "^model: 3 is neither a torch.nn.Module nor a function that makes one"),
-    ({}, {"stream": 3}, "^stream: a int is no stream: .*from_avalanche"),
-    ({}, {"model": lambda stream: None}, "returns a NoneType, and must a torch.nn.Module"),
+    ({}, {"model": 3}, "^model: 3 is neither a torch.nn.Module nor a function that returns one"),
+    ({}, {"stream": 3}, "^stream: a int is not a stream: .*from_avalanche"),
+    ({}, {"model": lambda stream: None}, "returns a NoneType, but must return a torch.nn.Module"),
     ({}, {"model": nn.Linear(3, 3)}, "^model: Linear does not take a batch of the stream 'split_digits': RuntimeError"),
     ({}, {"model": nn.Flatten()}, "^model: Flatten has no last layer `head`.* nothing is to be trained"),
-    ({}, {"model": lambda s: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, r"to \[2, 3\], and must to \[2, 10\]"),
+    (
+        {},
+        {"model": lambda s: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))},
+        r"\[2, 3\], but must map them to \[2, 10\]",
+    ),
     ({"strategy.name": "slda"}, {"model": NoHead}, "NoHead has no last layer `head`.* strategy.name=slda needs"),
     ({"strategy.name": "ncm"}, {"model": IdleHead}, "IdleHead does not call its `head`.* strategy.name=ncm needs"),
     ({"model.head": "memory"}, {"model": NoHead}, "model.head=memory needs"),
     ({"model.head": "memory", "memory.calibrate": True}, {"model": IdleHead}, "no method `features`"),
     ({"model.train_encoder": "first_experience"}, {"model": NoHead}, "model.train_encoder=first_experience needs"),
-    ({}, {"model": InPlace}, "^model: InPlace changes the batch that it is given, in place"),
+    ({}, {"model": InPlace}, "^model: InPlace modifies its input batch in place"),
     ({}, {"model": Fixed}, "^model: Fixed has no parameter that requires a gradient, which strategy.name="),
     (
         {"model.train_encoder": "first_experience"},
         {"model": FixedHead},
         "^model: FixedHead has no parameter of its `head` that requires a gradient, .*=first_experience needs",
     ),
-    ({"model.width": 3}, {"model": NoHead}, r"^model\.width: the model is given as an object: only model\.head"),
-    ({"dictionary.capacity": 3}, {"model": NoHead}, r"^dictionary\.capacity: the model is given .* dictionary\.scope"),
+    ({"model.width": 3}, {"model": NoHead}, r"^model\.width: the model is passed as an object: only model\.head"),
+    ({"dictionary.capacity": 3}, {"model": NoHead}, r"^dictionary\.capacity: the model is passed .* dictionary\.scope"),
     ({"model.source": "mine.Net"}, {}, r"^unknown key .model\.source."),
-    ({"model.name": "custom"}, {}, "^model: given from Python as an object"),
-    ({"stream.name": "custom"}, {}, "^stream: .*given from Python as an object"),
-    ("model.width=3", {}, "is one text: give a list of them, or a mapping"),
+    ({"model.name": "custom"}, {}, "^model: passed from Python as an object"),
+    ({"stream.name": "custom"}, {}, "^stream: .*passed from Python as an object"),
+    ("model.width=3", {}, "is a string: pass a list of strings or a dictionary"),
     ({"model.mixer": "sofmax"}, {}, "did you mean 'softmax'"),
 ]
 
@@ -359,7 +366,7 @@ def test_a_sample_that_turns_out_wrong_in_training_is_a_mistake():
         return AvalancheDataset([data], data_attributes=[DataAttribute([label] * 4, "targets")])
 
     benchmark = benchmark_from_datasets(train=[part(0, 8), part(1, 9)], test=[part(0, 8), part(1, 8)])
-    with pytest.raises(cl_ovq.UserError, match=r"^stream: sample . has the shape \[1, 9, 9\]"):
+    with pytest.raises(cl_ovq.UserError, match=r"^stream: sample . has shape \[1, 9, 9\]"):
         cl_ovq.run(PLAIN, model=Network, stream=cl_ovq.Stream.from_avalanche(benchmark))
 
 
@@ -371,7 +378,7 @@ def test_what_was_given_is_forgotten(stream):
 
 
 def test_what_a_mapping_says_of_a_given_stream_is_a_mistake(stream, tmp_path):
-    with pytest.raises(cl_ovq.UserError, match=r"^stream\.name: the stream is given as an object: leave it out"):
+    with pytest.raises(cl_ovq.UserError, match=r"^stream\.name: the stream is passed as an object: remove it"):
         cl_ovq.run({**PLAIN, "stream": {"name": "split_digits"}}, stream=stream)
     bare = dataclasses.replace(stream, provenance={})
     with pytest.raises(cl_ovq.UserError, match=r"^stream: its provenance lacks dataset, source"):
@@ -380,14 +387,16 @@ def test_what_a_mapping_says_of_a_given_stream_is_a_mistake(stream, tmp_path):
 
 def test_an_object_that_would_not_be_used_is_a_mistake(run, stream):
     for act in (lambda: cl_ovq.evaluate(run(), model=Network), lambda: run().model(Network)):
-        with pytest.raises(cl_ovq.UserError, match=r"^model: the run has its own, 'patch_transformer', by its"):
+        with pytest.raises(
+            cl_ovq.UserError, match=r"^model: the run's configuration already has one, 'patch_transformer'"
+        ):
             act()
-    with pytest.raises(cl_ovq.UserError, match=r"^stream: the run has its own, 'split_digits'"):
+    with pytest.raises(cl_ovq.UserError, match=r"^stream: the run's configuration already has one, 'split_digits'"):
         run().model(stream=stream)
 
 
 def test_mistakes_in_what_is_compared():
-    with pytest.raises(cl_ovq.UserError, match="compare needs a list of two runs or more"):
+    with pytest.raises(cl_ovq.UserError, match="compare needs a list of at least two runs"):
         cl_ovq.compare(["one"])
     with pytest.raises(cl_ovq.UserError, match="no file or directory 'nowhere'"):
         cl_ovq.load("nowhere")

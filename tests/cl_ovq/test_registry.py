@@ -32,7 +32,7 @@ def test_unknown_name(registry):
 
 
 def test_name_entered_twice(registry):
-    with pytest.raises(ValueError, match="there is a fruit 'plum' already: enter yours under another name"):
+    with pytest.raises(ValueError, match="there is a fruit 'plum' already: register yours under another name"):
         registry.enter("plum", "again")("X")
     assert registry["plum"].build == "PLUM"
 

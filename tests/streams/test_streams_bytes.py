@@ -128,13 +128,13 @@ def test_a_folder_is_read_whole_wherever_it_lies(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"data": ["/no/such/file"]}, "data: '/no/such/file' is no file, and no folder with files"),
-        ({"data": []}, "data and domains: name one domain at least"),
+        ({"data": ["/no/such/file"]}, "data: '/no/such/file' is neither a file nor a folder with files"),
+        ({"data": []}, "data and domains: give at least one domain"),
         (
             {"domains": ["sources"]},
-            "domains: unknown domain 'sources': choose of source, descriptions, licences, headers",
+            "domains: unknown domain 'sources': choose from source, descriptions, licences, headers",
         ),
-        ({"domains": ["source", "source"]}, "data and domains: two domains of one name"),
+        ({"domains": ["source", "source"]}, "data and domains: duplicate domain names"),
         ({"domains": ["source"], "limit": 100}, "source: its train text has"),
     ],
 )
@@ -236,10 +236,10 @@ def test_books_that_cannot_be_had_are_a_mistake_that_names_the_ways(tmp_path, mo
 
 def test_a_book_without_a_year_is_named(books):
     (books / "metadata.csv").write_text("1,title,1900,address\n")
-    with pytest.raises(StreamDataError, match="says nothing of book 100"):
+    with pytest.raises(StreamDataError, match="has no entry for book 100"):
         build_stream("pg19", PG19Options(data_dir=str(books), **OPTIONS), seed=0)
     (books / "metadata.csv").write_text("not a list\n")
     with pytest.raises(StreamDataError, match="is not PG-19's list"):
         build_stream("pg19", PG19Options(data_dir=str(books), **OPTIONS), seed=0)
-    with pytest.raises(StreamDataError, match="books=1: must be at least one for each of 2 periods"):
+    with pytest.raises(StreamDataError, match=r"books=1: must be at least one per period \(2 periods\)"):
         build_stream("pg19", PG19Options(data_dir=str(books), **(OPTIONS | {"books": 1})), seed=0)

@@ -148,7 +148,7 @@ def test_what_fails_while_it_is_made_leaves_nothing(tmp_path):
 
 
 def test_no_room_is_told_in_a_line(tmp_path):
-    with pytest.raises(StreamDataError, match=r"GB left, and the samples need 1000000000.0 GB: name another folder"):
+    with pytest.raises(StreamDataError, match=r"GB left, but the samples need 1000000000.0 GB: set another folder"):
         cached(NAME, tmp_path, make, nbytes=10**18)
     with (
         pytest.raises(StreamDataError, match="cache_dir: cannot write to /dev: No space left on device"),
@@ -156,7 +156,7 @@ def test_no_room_is_told_in_a_line(tmp_path):
     ):
         Sink(full).write(CHUNKS[0])
     (tmp_path / "file").write_text("")
-    with pytest.raises(StreamDataError, match=r"cache_dir: cannot write to .*file: File exists: name another folder"):
+    with pytest.raises(StreamDataError, match=r"cache_dir: cannot write to .*file: File exists: set another folder"):
         cached(NAME, tmp_path / "file", make)
 
 

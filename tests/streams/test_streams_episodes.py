@@ -109,10 +109,10 @@ def test_a_class_with_too_few_samples_is_not_drawn(tmp_path):
     [
         (
             {"tasks": 6},
-            "tasks=6: of 2 classes each they need 12, and digits has 10 among its 10 with as many samples as are asked",
+            "tasks=6: with 2 classes each, they need 12, but in digits only 10 of the 10 classes have enough samples",
         ),
-        ({"samples": 131}, "tasks=5: .* digits has 5 among its 10 .*: 131 in train .at most 131., 1 in validation"),
-        ({"questions": 37}, "tasks=5: .* digits has 1 among its 10 .* 37 in test .at most 37."),
+        ({"samples": 131}, "tasks=5: .* in digits only 5 of the 10 .*: 131 in train .at most 131., 1 in validation"),
+        ({"questions": 37}, "tasks=5: .* in digits only 1 of the 10 .* 37 in test .at most 37."),
         ({"samples": 0}, "samples=0: must be at least 1"),
     ],
 )

@@ -147,7 +147,7 @@ def test_one_changed_pixel_is_found(unpacked, tmp_path):
         read_fashion_mnist(str(folder))
     found = hashlib.sha256(contents).hexdigest()
     assert str(error.value) == (
-        f"{path}: is not Fashion-MNIST's file; expected contents with sha256 {FILES[path.name]}, found {found}"
+        f"{path}: is not the Fashion-MNIST file; expected contents with sha256 {FILES[path.name]}, found {found}"
     )
 
 

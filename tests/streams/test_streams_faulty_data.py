@@ -33,22 +33,22 @@ FULL = [0, 1, 2, 3] * 5
     [
         pytest.param(
             images(*[0, 1, 2] * 10),
-            "Shapes: class 3 ('three') of experience 2 has no samples in the train stream, and 0 in the whole data set",
+            "Shapes: class 3 ('three') of experience 2 has no samples in the train stream, but 0 in the whole data set",
             id="a class is missing",
         ),
         pytest.param(
             images(*[0, 2, 3] * 10, 1),
-            "Shapes: class 1 ('one') of experience 1 has no samples in the train stream, and 1 in the whole data set",
+            "Shapes: class 1 ('one') of experience 1 has no samples in the train stream, but 1 in the whole data set",
             id="a class has one sample",
         ),
         pytest.param(
             images(*[0, 1, 3] * 10, *[0, 1, 2, 3], n_test=4),
-            "Shapes: class 2 ('two') of experience 2 has no samples in the train stream, and 1 in the whole data set",
+            "Shapes: class 2 ('two') of experience 2 has no samples in the train stream, but 1 in the whole data set",
             id="the official test set has a class that training lacks",
         ),
         pytest.param(
             images(*FULL, *[0, 1, 2], n_test=3),
-            "Shapes: class 3 ('three') of experience 2 has no samples in the test stream, and 5 in the whole data set",
+            "Shapes: class 3 ('three') of experience 2 has no samples in the test stream, but 5 in the whole data set",
             id="the official test set lacks a class",
         ),
         pytest.param(

@@ -254,35 +254,35 @@ WRONG = "a,b,label\n1,2,x\n3,oops,y\n"
 @pytest.mark.parametrize(
     ("content", "changes", "line"),
     [
-        (WRONG, {}, "x.csv: column 'b' of row 2 is 'oops', which is no number: leave the column out by `columns`"),
-        ("a,b,label\n1,2,x\n3,,y\n", {}, "x.csv: column 'b' of row 2 is '', which is no number"),
-        ("a,b,label\n1,2,x\n3,nan,y\n", {}, "x.csv: column 'b' of row 2 is 'nan', which is no number"),
+        (WRONG, {}, "x.csv: column 'b' of row 2 is 'oops', which is not a number: exclude the column with `columns`"),
+        ("a,b,label\n1,2,x\n3,,y\n", {}, "x.csv: column 'b' of row 2 is '', which is not a number"),
+        ("a,b,label\n1,2,x\n3,nan,y\n", {}, "x.csv: column 'b' of row 2 is 'nan', which is not a number"),
         (
             "a,b,label\n1,2,x\n3,1e300,y\n",
             {"columns": ["b"]},
-            "x.csv: column 'b' of row 2 is 1e\\+300, and must be finite in single precision",
+            "x.csv: column 'b' of row 2 is 1e\\+300, but must be finite in single precision",
         ),
-        ("a,b,label\n1,2,x\n3,inf,y\n", {}, "x.csv: column 'b' of row 2 is inf, and must be finite"),
+        ("a,b,label\n1,2,x\n3,inf,y\n", {}, "x.csv: column 'b' of row 2 is inf, but must be finite"),
         ("a,b,label\n1,2,x\n3,4,\n", {}, "x.csv: labels, row 2: the label is missing"),
         ("a,b,label\n1,2,x\n3,4,y,5\n", {}, "x.csv: cannot be read as CSV: .* 3 fields in line 3, saw 4"),
-        ("label,a\n" + "1,x,2\n2,y,3\n" * 9, {}, r"x.csv: rows have more fields than the first line has names \(2\)"),
-        ("a,b\n1,2\n", {}, "labels: .*x.csv: column of the usual names .* is not there: name one of a, b"),
-        ("a,b\n1,2\n", {"labels": "c"}, "labels: .*x.csv: column 'c' is not there: known: a, b"),
-        ("a,b,y\n1,2,x\n", {"columns": ["a", "z"]}, "columns: .*x.csv: column 'z' is not there: known: a, b, y"),
-        ("a,b,y\n1,2,x\n", {"domains": "d"}, "domains: .*x.csv: column 'd' is not there"),
-        ("a,b,y\n", {}, "x.csv: holds no samples"),
-        ("y\n1\n2\n", {}, "columns: .*x.csv: no column is left for the features"),
-        ("a,y\n1,1\n2,2\n", {"columns": []}, "columns: .*x.csv: no column is left for the features"),
-        ("a,y\n1,1\n2,2\n", {"columns": ["a", "y"]}, "columns: .*x.csv: column 'y' holds the labels"),
-        ("a,y\n1,1\n2,2\n", {"columns": ["a", "a"]}, "columns: .*x.csv: column 'a' is named twice"),
+        ("label,a\n" + "1,x,2\n2,y,3\n" * 9, {}, r"x.csv: rows have more fields than the header has names \(2\)"),
+        ("a,b\n1,2\n", {}, "labels: .*x.csv: column with a default name .* not found: choose one of a, b"),
+        ("a,b\n1,2\n", {"labels": "c"}, "labels: .*x.csv: column 'c' not found: known: a, b"),
+        ("a,b,y\n1,2,x\n", {"columns": ["a", "z"]}, "columns: .*x.csv: column 'z' not found: known: a, b, y"),
+        ("a,b,y\n1,2,x\n", {"domains": "d"}, "domains: .*x.csv: column 'd' not found"),
+        ("a,b,y\n", {}, "x.csv: contains no samples"),
+        ("y\n1\n2\n", {}, "columns: .*x.csv: no feature columns remain"),
+        ("a,y\n1,1\n2,2\n", {"columns": []}, "columns: .*x.csv: no feature columns remain"),
+        ("a,y\n1,1\n2,2\n", {"columns": ["a", "y"]}, "columns: .*x.csv: column 'y' contains the labels"),
+        ("a,y\n1,1\n2,2\n", {"columns": ["a", "a"]}, "columns: .*x.csv: column 'a' is listed twice"),
         ("", {}, "x.csv: is empty"),
-        ("a,a,y\n1,2,x\n", {}, "x.csv: two columns are called 'a'"),
-        ("a,label,label\n1,2,3\n", {}, "x.csv: two columns are called 'label'"),
+        ("a,a,y\n1,2,x\n", {}, "x.csv: duplicate column name 'a'"),
+        ("a,label,label\n1,2,3\n", {}, "x.csv: duplicate column name 'label'"),
         ("a,y\n1,x\n", {}, r"x.csv: class 0 \('x'\) of experience 1 has no samples in the train stream"),
-        ("a,y\n" + "1,x\n1,z\n" * 9, {"class_names": ["one"]}, "class_names: 1 names, and the data has 2 classes"),
+        ("a,y\n" + "1,x\n1,z\n" * 9, {"class_names": ["one"]}, "class_names: 1 names, but the data has 2 classes"),
         ("a,y\n" + "1,x\n1,z\n" * 9, {"experiences": 3}, "experiences=3: must be from 1 to 2"),
         ("a,y\n" + "1,x\n1,z\n" * 9, {"domain_order": ["a"]}, "domain_order: the data has no domains"),
-        ("a,y\n" + "1,x\n1,z\n" * 9, {"test_labels": "t"}, "test_labels and test_domains: used only where test_data"),
+        ("a,y\n" + "1,x\n1,z\n" * 9, {"test_labels": "t"}, "test_labels and test_domains: used only if test_data"),
     ],
 )
 @pytest.mark.parametrize("cached", [True, False])
@@ -299,22 +299,22 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line(tmp_path, cache, content, 
     [
         (
             {"x": np.zeros((4, 2, 2)), "y": np.arange(4)},
-            r"array 'x': has shape \[4, 2, 2\], and must be \[samples, feat",
+            r"array 'x': has shape \[4, 2, 2\], but must be \[samples, feat",
         ),
         ({"x": np.array([[1e300, -1e300]]), "y": np.arange(1)}, r"feature 1 of row 1 is 1e\+300, .* single precision"),
-        ({"x": np.zeros((4, 2)), "y": np.arange(3)}, "array 'y' has 3 rows, and 'x' 4"),
+        ({"x": np.zeros((4, 2)), "y": np.arange(3)}, "array 'y' has 3 rows, but 'x' has 4"),
         (
             {"x": np.zeros((4, 2)), "y": np.arange(4) / 2},
-            "labels, row 2: 0.5 is no label: a class is a name",
+            "labels, row 2: 0.5 is not a label: a class is a name",
         ),
         (
             {"x": np.zeros((4, 2)), "y": np.zeros((4, 2))},
-            r"labels: has shape \[4, 2\]: it must hold one label a sample",
+            r"labels: has shape \[4, 2\]: it must contain one label per sample",
         ),
-        ({"x": np.full((4, 2), "a"), "y": np.arange(4)}, "the features are <U1, which are no numbers"),
+        ({"x": np.full((4, 2), "a"), "y": np.arange(4)}, "the features are <U1, not numbers"),
         (
             {"z": np.zeros((4, 2)), "y": np.arange(4)},
-            "columns: .*: array of the usual names .* is not there: name one of z",
+            "columns: .*: array with a default name .* not found: choose one of z",
         ),
         ({"x": np.zeros((4, 2)), "y": np.array([None] * 4)}, "cannot be read as .npz: Object arrays cannot be loaded"),
     ],
@@ -334,18 +334,18 @@ def test_what_is_wrong_with_a_npy_file_is_told_in_a_line(tmp_path, folder):
     (tmp_path / "few.txt").write_text("a\nb\n")
     labels = str(folder / "labels.npy")
     for changes, line in (
-        ({}, "labels: a .npy file has none of its own: name a file with them"),
+        ({}, "labels: a .npy file contains no labels: give a label file"),
         ({"labels": str(tmp_path / "few.txt")}, "labels: 2 for 360 samples of "),
         ({"labels": str(tmp_path / "none.txt")}, "none.txt: cannot be read"),
-        ({"labels": labels}, r"x.npy: feature 2 of row 301 is inf, and must be finite"),
-        ({"labels": labels, "cache": False}, r"x.npy: feature 2 of row 301 is inf, and must be finite"),
+        ({"labels": labels}, r"x.npy: feature 2 of row 301 is inf, but must be finite"),
+        ({"labels": labels, "cache": False}, r"x.npy: feature 2 of row 301 is inf, but must be finite"),
         ({"labels": labels, "test_data": str(folder / "x.csv")}, "x.npy: feature 2 of row 301 is inf"),
     ):
         with pytest.raises(StreamDataError, match=line):
             build_stream("features", FeatureOptions(data=str(tmp_path / "x.npy"), **changes), seed=0)
     for data, line in (
-        (None, "data: name a file of samples"),
-        ("x.txt", "data: 'x.txt' is of no kind that is read: .npy, .npz"),
+        (None, "data: set a data file"),
+        ("x.txt", "data: 'x.txt' has an unsupported format: supported: .npy, .npz"),
         ("missing.npy", "missing.npy: cannot be read"),
         ("missing.csv", "missing.csv: cannot be read"),
         ("~nobody-at-all/x.csv", "data: '~nobody-at-all/x.csv' cannot be a path"),
@@ -356,10 +356,10 @@ def test_what_is_wrong_with_a_npy_file_is_told_in_a_line(tmp_path, folder):
 
 def test_a_test_file_of_other_features_is_refused(folder, tmp_path, data):
     np.savez(tmp_path / "test.npz", x=np.zeros((9, 3)), y=data[1][:9], domain=data[2][:9])
-    with pytest.raises(StreamDataError, match=r"test.npz: has 3 features, and .*x.csv 5$"):
+    with pytest.raises(StreamDataError, match=r"test.npz: has 3 features, but .*x.csv has 5$"):
         build_stream("features", options(folder, "x.csv", test_data=str(tmp_path / "test.npz")), seed=0)
     np.savez(tmp_path / "test.npz", x=np.zeros((9, F)), y=data[1][:9])
-    with pytest.raises(StreamDataError, match=r"^domains: .*x.csv or .*test.npz has some, and the other has none$"):
+    with pytest.raises(StreamDataError, match=r"^domains: only one of .*x.csv and .*test.npz has domains$"):
         build_stream("features", options(folder, "x.csv", test_data=str(tmp_path / "test.npz")), seed=0)
 
 
@@ -369,5 +369,5 @@ def test_blurred_boundaries_between_domains(folder, data):
     found = [set(data[2][rows_of(part.dataset).numpy()]) for part in parts]
     assert found[0] == {"field", "lab"}
     wanted.domain_order = ["field", "lab"]
-    with pytest.raises(StreamDataError, match="domain_order: must name each of these domains once: field, lab, web"):
+    with pytest.raises(StreamDataError, match="domain_order: must list each of these domains once: field, lab, web"):
         build_stream("features", wanted, seed=0)

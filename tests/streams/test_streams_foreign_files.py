@@ -102,7 +102,7 @@ def build_books(root):
 def test_a_list_of_books_that_is_none(books, line):
     with (books / "metadata.csv").open("a") as file:
         file.write(line)
-    with pytest.raises(StreamDataError, match=r"metadata.csv: is not PG-19's list of number, title, year, address: "):
+    with pytest.raises(StreamDataError, match=r"metadata.csv: is not PG-19's list of number, title, year, URL: "):
         build_books(books)
 
 
@@ -110,7 +110,7 @@ def test_a_list_of_books_that_is_none(books, line):
 def test_a_book_that_is_no_file(books, make):
     (books / "train" / "101.txt").unlink()
     make(books / "train" / "101.txt")
-    with pytest.raises(StreamDataError, match=r"train/101.txt: is no book, but a folder, or a link to nothing"):
+    with pytest.raises(StreamDataError, match=r"train/101.txt: is not a regular file"):
         build_books(books)
 
 
@@ -126,7 +126,7 @@ def test_an_archive_that_unpacks_without_end(tmp_path):
     for name in FILES:
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(1 << 20)) * 8000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(StreamDataError, match=r"\.gz: is not Fashion-MNIST's file; expected unpacked contents"):
+    with pytest.raises(StreamDataError, match=r"\.gz: is not the Fashion-MNIST file; expected unpacked contents"):
         build_stream("split_fashion_mnist", SplitOptions(data_dir=str(tmp_path)), seed=0)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in kB
     for name in FILES:

@@ -135,7 +135,7 @@ class Words(Lazy):
 @pytest.mark.parametrize(
     ("make", "part"),
     [
-        (lambda: benchmark_of([Lazy([0]), Lazy([1])]), "2 training experiences and 1 in its test stream"),
+        (lambda: benchmark_of([Lazy([0]), Lazy([1])]), "2 training experiences but 1 test experiences"),
         (lambda: benchmark_of([Words([0, 1])]), "it is str"),
         (lambda: benchmark_of([Lazy([0, 1], shape=(4, 4))]), r"\[4, 4\]"),
         (lambda: benchmark_of([Lazy([])]), "experience 1 of the train stream is empty"),
@@ -144,20 +144,20 @@ class Words(Lazy):
             lambda: benchmark_from_datasets(train=[AvalancheDataset([Lazy([0])])], test=[labelled(Lazy([0]))]),
             "experience 1 of the train stream has no targets",
         ),
-        (lambda: benchmark_of([Lazy([0, -1])]), "class -1 in experience 1 of the train stream: .* counted from 0"),
+        (lambda: benchmark_of([Lazy([0, -1])]), "class -1 in experience 1 of the train stream: classes start at 0"),
         (
             lambda: benchmark_of([Lazy([0, 2])]),
             "class 1 in experience 1 of the test stream: no training experience",
         ),
-        (lambda: benchmark_of([Lazy([0.5, 1])]), r"targets: 0\.5 is no whole number"),
+        (lambda: benchmark_of([Lazy([0.5, 1])]), r"targets: 0\.5 is not an integer"),
         (
             lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([2, 3]), Lazy([0, 1])]),
-            "class 2 in experience 1 of the test stream: training experience 1 has not got it, and 2 has: an "
-            "experience of a class_incremental stream is judged on its own classes",
+            "class 2 in experience 1 of the test stream: it is in training experience 2, not 1: an "
+            "experience of a class_incremental stream is evaluated on its own classes",
         ),
         (
             lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([0, 1]), Lazy([1, 2, 3])]),
-            "class 1 in experience 2 of the test stream: training experience 2 has not got it, and 1 has",
+            "class 1 in experience 2 of the test stream: it is in training experience 1, not 2",
         ),
         (
             lambda: benchmark_of([Lazy([0, 1]), Lazy([2, 3])], [Lazy([0, 1]), Lazy([2, 2])]),
@@ -181,7 +181,7 @@ class Words(Lazy):
                 valid=[labelled(Lazy([1])), labelled(Lazy([0]))],
                 test=[labelled(Lazy([0])), labelled(Lazy([1]))],
             ),
-            "class 1 in experience 1 of the validation stream: training experience 1 has not got it",
+            "class 1 in experience 1 of the validation stream: it is in training experience 2, not 1",
         ),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_part_of_the_validation_stream_may_lack_a_class():
 def test_class_names_are_one_per_class():
     benchmark = benchmark_of([Lazy([0, 1])])
     assert Stream.from_avalanche(benchmark, class_names=["cat", "dog"]).class_names == ("cat", "dog")
-    with pytest.raises(StreamDataError, match="1 names, and the benchmark has 2"):
+    with pytest.raises(StreamDataError, match="1 names, but the benchmark has 2"):
         Stream.from_avalanche(benchmark, class_names=["cat"])
 
 
@@ -224,11 +224,11 @@ def test_samples_of_another_shape_are_named():
             return torch.zeros(1, 4 + index, 4), self.targets[index]
 
     stream = Stream.from_avalanche(benchmark_of([Growing([0, 1])], [Lazy([0, 1], shape=(1, 4, 4))]))
-    with pytest.raises(StreamDataError, match=r"sample 1 has the shape \[1, 5, 4\]"):
+    with pytest.raises(StreamDataError, match=r"sample 1 has shape \[1, 5, 4\]"):
         stream.samples.gather(torch.tensor(np.array([1])))
 
 
 @pytest.mark.parametrize("what", [3, None, TensorDataset(torch.zeros(2))])
 def test_what_is_no_benchmark(what):
-    with pytest.raises(StreamDataError, match=r"^a \w+ is no benchmark of Avalanche's$"):
+    with pytest.raises(StreamDataError, match=r"^a \w+ is not an Avalanche benchmark$"):
         Stream.from_avalanche(what)

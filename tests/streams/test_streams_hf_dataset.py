@@ -89,17 +89,17 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line():
             (None, None, None),
             r"2 images cannot be used: column 'image', row 21: .*; column 'image', row 41",
         ),
-        (images(), ("photo", None, None), "inputs: 'cups': column 'photo' is not there: known: image, label"),
-        (images(), ("label", None, None), "inputs: 'cups': column 'label' holds the labels"),
-        (images(), (None, "kind", None), "labels: 'cups': column 'kind' is not there"),
-        (images(), (None, None, "where"), "domains: 'cups': column 'where' is not there"),
-        (ragged, (None, None, None), "'cups': column 'x' of row 9 has 1 numbers, and row 8 has 2"),
-        (flat, (None, None, None), r"samples differ: one is \[1\], and others are \[2\]"),
+        (images(), ("photo", None, None), "inputs: 'cups': column 'photo' not found: known: image, label"),
+        (images(), ("label", None, None), "inputs: 'cups': column 'label' contains the labels"),
+        (images(), (None, "kind", None), "labels: 'cups': column 'kind' not found"),
+        (images(), (None, None, "where"), "domains: 'cups': column 'where' not found"),
+        (ragged, (None, None, None), "'cups': column 'x' of row 9 has 1 numbers, but row 8 has 2"),
+        (flat, (None, None, None), r"samples differ in shape: one is \[1\], others are \[2\]"),
         (pa.table({"x": [[1.0, None]], "label": [0]}), (None, None, None), "'cups': feature 2 of row 1 is nan"),
         (
             pa.table({"x": [b"a"], "label": [0]}),
             (None, None, None),
-            "'cups': column 'x' holds binary, which is no number",
+            "'cups': column 'x' contains binary, not numbers",
         ),
         (
             pa.table({"text": ["a", " "], "label": [0, 1]}),
@@ -107,15 +107,15 @@ def test_what_is_wrong_with_a_table_is_told_in_a_line():
             "column 'text', row 2: the text is missing",
         ),
         (pa.table({"x": [[1.0]], "label": [None]}), (None, None, None), "column 'label', row 1: the label is missing"),
-        (images().slice(0, 0), (None, None, None), "data: 'cups' has no samples"),
+        (images().slice(0, 0), (None, None, None), "data: 'cups' contains no samples"),
     ):
         with pytest.raises(StreamDataError, match=line) as error:
             read(table, columns=columns)
         assert "\n" not in str(error.value)
     withheld = images().slice(0, 3).set_column(1, "label", [[-1, -1, -1]])
-    with pytest.raises(StreamDataError, match=r"^'cups': the label -1 is none of its 3 classes: -1 stands for one"):
+    with pytest.raises(StreamDataError, match=r"^'cups': the label -1 is not one of its 3 classes: -1 means a"):
         read(images(), withheld, class_names=NAMES)
-    with pytest.raises(StreamDataError, match=r"^data: name a folder or file of a data set"):
+    with pytest.raises(StreamDataError, match=r"^data: set a folder or file of a data set"):
         build_stream("hf_dataset", seed=0)
 
 

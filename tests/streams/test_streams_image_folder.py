@@ -216,18 +216,18 @@ def test_what_is_wrong_with_folders_is_told_in_a_line(tmp_path):
     (tmp_path / "short.csv").write_text("short/x.png,cat\nshort/x.png\n")
     (tmp_path / "none.csv").write_text("path,label\n")
     for name, line in (
-        ("flat", r"data: images of '.*flat' must all lie in class/ or all in domain/class/, and there is 'x.png'"),
-        ("mixed", r"data: images of '.*mixed' must .* and there is 'cat/x.png' and 'photo/cat/x.png'"),
-        ("empty", r"data: '.*empty' has no images in it"),
-        ("nothing", r"data: there is no folder or list '.*nothing'"),
-        ("gone.csv", r"gone.csv, line 1: there is no file '.*a.png'"),
+        ("flat", r"data: images of '.*flat' must all be in class/ or all in domain/class/, but there is 'x.png'"),
+        ("mixed", r"data: images of '.*mixed' must .* but there is 'cat/x.png' and 'photo/cat/x.png'"),
+        ("empty", r"data: '.*empty' contains no images"),
+        ("nothing", r"data: folder or list '.*nothing' not found"),
+        ("gone.csv", r"gone.csv, line 1: file '.*a.png' not found"),
         ("short.csv", r"short.csv, line 2: 'short/x.png' is not path,label or"),
         ("none.csv", r"data: the list '.*none.csv' is empty"),
     ):
         with pytest.raises(StreamDataError, match=line) as error:
             build_stream("image_folder", ImageFolderOptions(data=str(tmp_path / name)), seed=0)
         assert "\n" not in str(error.value)
-    with pytest.raises(StreamDataError, match=r"^data: name a folder of images"):
+    with pytest.raises(StreamDataError, match=r"^data: set an image folder"):
         build_stream("image_folder", seed=0)
     draw(tmp_path / "one" / "cat" / "x.png", 0)
     with pytest.raises(StreamDataError, match=r"class 0 \('cat'\) of experience 1 has no samples in the train stream"):
@@ -246,5 +246,5 @@ def test_a_folder_is_called_as_it_is_and_a_list_has_labels(tmp_path):
         if names is not None:
             assert load_image_folder(options).class_names == names
             continue
-        with pytest.raises(StreamDataError, match=r"^labels, row 2: 0\.5 is no label: a class is a name or a whole "):
+        with pytest.raises(StreamDataError, match=r"^labels, row 2: 0\.5 is not a label: a class is a name or an "):
             load_image_folder(options)

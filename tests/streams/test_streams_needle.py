@@ -94,8 +94,8 @@ def test_other_lengths_hold_every_task():
     ("options", "line"),
     [
         ({"task_types": ["double"]}, "task_types: unknown task 'double': known: single, multi_key, variable_tracking"),
-        ({"task_types": []}, "task_types: name at least one of single"),
-        ({"length": 24, "needles": 4}, "length=24: 4 needles of multi_key and a question need at least 25 tokens"),
+        ({"task_types": []}, "task_types: choose at least one of single"),
+        ({"length": 24, "needles": 4}, "length=24: 4 needles of multi_key and a query need at least 25 tokens"),
         ({"keys": 3, "needles": 4}, "keys=3: too few for 4 needles of multi_key"),
     ],
 )

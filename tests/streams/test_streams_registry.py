@@ -122,7 +122,7 @@ def fields_of(name):
         ("split_digits", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
         ("rotated_digits", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
         ("recall", {"blur": 0.5, "experiences": 1}, "blur=0.5: a single experience has no boundaries to blur"),
-        ("text", {"data": ["."], "domains": ["source"]}, "domains: not used with data"),
+        ("text", {"data": ["."], "domains": ["source"]}, "domains: cannot be combined with data"),
     ],
 )
 def test_an_option_that_would_do_nothing_beside_another_is_refused(name, changes, line):

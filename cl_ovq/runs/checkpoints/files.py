@@ -62,10 +62,12 @@ def read_checkpoint(path: Path) -> Any:
     """
     content = read_bytes(path, "the checkpoint")
     if not content.startswith(MAGIC):
-        raise UserError(f"{path} is not a checkpoint of this program and version, which begins '{MAGIC.decode()[:-1]}'")
+        raise UserError(
+            f"{path} is not a checkpoint of this program version, which starts with '{MAGIC.decode()[:-1]}'"
+        )
     digest, _, body = content[len(MAGIC) :].partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise UserError(f"the checkpoint {path} is truncated or damaged: its checksum does not fit its content")
+        raise UserError(f"the checkpoint {path} is truncated or damaged: checksum mismatch")
     head, _, data = body.partition(b"\n")
     try:
         header = _Header.model_validate(json.loads(head), strict=True)
@@ -160,4 +162,4 @@ def _unpack(tree: Any, tensors: list[Tensor]) -> Any:
             return tuple(_unpack(item, tensors) for item in content)
         if all(isinstance(pair, list) and len(pair) == 2 for pair in content):
             return {_unpack(key, tensors): _unpack(value, tensors) for key, value in content}
-    raise ValueError(f"{{{kind!r}: ...}} is no part of it")
+    raise ValueError(f"{{{kind!r}: ...}} is not part of it")

@@ -146,7 +146,9 @@ class Fit:
             self._mapping(packed, place)
         elif isinstance(present, list):
             whole = isinstance(packed, list) and all(isinstance(group, list) for group in packed)
-            _must(whole and all(_alike(item, 0) for group in packed for item in group), f"{place} is no list of lists")
+            _must(
+                whole and all(_alike(item, 0) for group in packed for item in group), f"{place} is not a list of lists"
+            )
         elif present is None or isinstance(present, nn.Module):
             if packed is not None:
                 self._tensors(_content(packed, "module", place), place)
@@ -179,7 +181,7 @@ class Fit:
             if kind == "module":
                 self._tensors(_content(packed, kind, place), place, present)
             elif kind == "policy":
-                _must(isinstance(present, ExemplarsBuffer), f"{place} is no buffer of samples any more")
+                _must(isinstance(present, ExemplarsBuffer), f"{place} is not a sample buffer any more")
                 self.part(packed, present, place)
             elif kind == "object":
                 self._object(packed, present, place)
@@ -188,7 +190,7 @@ class Fit:
                 self._foreign(item, None, place)
 
     def _tensor(self, packed: Any, present: Tensor, place: str) -> None:
-        _must(isinstance(packed, Tensor), f"{place} is no tensor")
+        _must(isinstance(packed, Tensor), f"{place} is not a tensor")
         growing = present.ndim > 0 and len(present) == 0
         shapes = (packed.shape[1:], present.shape[1:]) if growing else (packed.shape, present.shape)
         fits = packed.dtype == present.dtype and packed.ndim == present.ndim and shapes[0] == shapes[1]
@@ -196,7 +198,7 @@ class Fit:
 
     def _mapping(self, packed: Any, place: str) -> None:
         """Check tensors by the names of the model's, or of its dictionaries."""
-        _must(isinstance(packed, dict), f"{place} is no mapping")
+        _must(isinstance(packed, dict), f"{place} is not a mapping")
         plain = {name: part for name, part in packed.items() if isinstance(part, Tensor)}
         self._tensors(plain, place)
         known = dictionaries(self.strategy.model)
@@ -210,7 +212,7 @@ class Fit:
     def _tensors(self, tensors: Any, place: str, module: Any = None) -> None:
         """Check tensors by the names of a module's; of the model's if it is none."""
         known = module.state_dict() if isinstance(module, nn.Module) else self.model
-        _must(isinstance(tensors, dict), f"{place} is no mapping")
+        _must(isinstance(tensors, dict), f"{place} is not a mapping")
         for name, tensor in tensors.items():
             _must(name in known, f"{place}: the model has no '{name}'")
             own = known[name]
@@ -227,20 +229,25 @@ class Fit:
         for name, item in content.items():
             at = f"{place}.{name}"
             if name == "_buffer":
-                _must(isinstance(item, Tensor) and item.ndim == 1, f"{at} is no list of rows")
+                _must(isinstance(item, Tensor) and item.ndim == 1, f"{at} is not a list of rows")
                 _whole(item, 0, self.samples, at)
                 _must(bool(self.training[item].all()), f"{at} holds samples that are not to be trained on")
             elif name == "_buffer_weights":
-                _must(isinstance(item, Tensor) and item.ndim == 1 and item.is_floating_point(), f"{at} is no weights")
+                _must(
+                    isinstance(item, Tensor) and item.ndim == 1 and item.is_floating_point(),
+                    f"{at} is not a vector",
+                )
             elif name == "buffer_groups":
-                _must(isinstance(item, dict) and all(type(key) is int for key in item), f"{at} is no mapping of groups")
+                _must(
+                    isinstance(item, dict) and all(type(key) is int for key in item), f"{at} is not a mapping of groups"
+                )
                 for key, group in item.items():
                     self._policy(group, ReservoirSamplingBuffer(0), f"{at}.{key}")
                 rooms = [group["policy"]["max_size"] for group in item.values()]
                 _must(not rooms or sum(rooms) == content["max_size"], f"{at} do not share the room that there is")
             elif isinstance(own[name], set):
                 seen = _content(item, "set", at, list)
-                _must(all(type(label) is int for label in seen), f"{at} is no set of labels")
+                _must(all(type(label) is int for label in seen), f"{at} is not a set of labels")
                 _must(set(seen) == content["buffer_groups"].keys(), f"{at} has other labels than groups")
             elif name == "_num_exps":
                 groups = list(content["buffer_groups"])

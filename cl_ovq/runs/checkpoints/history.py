@@ -66,14 +66,12 @@ class History:
         found.size = size
         found._digest = hashlib.sha256(content)
         if len(content) < size or found._digest.hexdigest() != sha256:
-            raise UserError(
-                f"the history {found.path} is truncated or damaged: its checkpoint tells of another content"
-            )
+            raise UserError(f"the history {found.path} is truncated or damaged: it does not match its checkpoint")
         try:
             for line in content.splitlines():
                 found._take(*json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"the history {found.path} is damaged: a line of it is no row") from error
+            raise UserError(f"the history {found.path} is damaged: a line is not a valid row") from error
         return found
 
     def _take(self, name: str, number: int, *row: Any) -> None:

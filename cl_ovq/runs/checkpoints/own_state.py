@@ -36,12 +36,12 @@ def check_owner(owner: Any) -> None:
     if "STATE" not in vars(kind):
         place = getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__
         raise UserError(
-            f"checkpoint: '{kind.__qualname__}' ({place}) does not say what to keep of it: inherit "
-            'from cl_ovq.avalanche.Plugin, or give it STATE = ("attribute", ...), or STATE = () if nothing '
-            "changes, or say checkpoint.enabled=false"
+            f"checkpoint: '{kind.__qualname__}' ({place}) does not declare its state: inherit "
+            'from cl_ovq.avalanche.Plugin, or set STATE = ("attribute", ...), STATE = () if nothing '
+            "changes, or checkpoint.enabled=false"
         )
     if isinstance(kind.STATE, str):
-        raise UserError(f"checkpoint: STATE of '{kind.__qualname__}' is text: write STATE = ({kind.STATE!r},)")
+        raise UserError(f"checkpoint: STATE of '{kind.__qualname__}' is a string: write STATE = ({kind.STATE!r},)")
 
 
 def check_unchanged(plugin: Plugin, names: Iterable[str], options: Any) -> None:
@@ -53,11 +53,11 @@ def check_unchanged(plugin: Plugin, names: Iterable[str], options: Any) -> None:
     kind = type(plugin).__qualname__
     if plugin.options != options:
         raise UserError(
-            f"checkpoint: '{kind}' has changed its options, which stay as they were given: copy what changes into an "
-            "attribute of its own in __init__"
+            f"checkpoint: '{kind}' has changed its options, which must stay constant: copy what changes into an "
+            "attribute in __init__"
         )
     if found := [name for name in plugin.state_names() if name not in names]:
-        raise UserError(f"checkpoint: '{kind}' has come to have an attribute '{found[0]}': set it in __init__ as well")
+        raise UserError(f"checkpoint: '{kind}' has a new attribute '{found[0]}': set it in __init__")
     if lost := [name for name in names if name not in plugin.state_names()]:
         raise UserError(f"checkpoint: '{kind}' has lost its attribute '{lost[0]}': set it to None instead")
 
@@ -82,9 +82,9 @@ def check_attributes(owner: Any, names: Iterable[str], model: nn.Module) -> None
             else f"checkpoint: STATE of '{kind}' names '{name}'"
         )
         if not hasattr(owner, name):
-            raise UserError(f"{where}, and it has no such attribute: set it in __init__")
+            raise UserError(f"{where}, but it has no such attribute: set it in __init__")
         if (odd := _unkept(getattr(owner, name), live, inside=False)) is not None:
-            raise UserError(f"{where}, which holds {odd}, and that cannot be kept: what can is {KEPT}")
+            raise UserError(f"{where}, which holds {odd}, which cannot be saved: supported are {KEPT}")
 
 
 def _unkept(value: Any, live: set[int], *, inside: bool) -> str | None:

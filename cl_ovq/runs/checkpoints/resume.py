@@ -32,8 +32,8 @@ def find_checkpoint(folder: Path, config: ExperimentConfig) -> Begun | None:
     run = read_run(path)
     if run.get("version") != VERSION:
         raise UserError(
-            f"{path} was written by another version of this program, and only its model can be read (cl-ovq evaluate): "
-            "go on with that version, or begin anew with --overwrite"
+            f"{path} was written by another version of this program; only its model can be read (cl-ovq evaluate): "
+            "resume with that version, or start over with --overwrite"
         )
     check_same(path, run["about"]["config"], config)
     return Begun(run, History.read(folder, **run["history"]))
@@ -52,4 +52,4 @@ def check_same(path: Path, kept: dict[str, Any], config: ExperimentConfig) -> No
     """
     differing = differences(identity(to_dict(config)).training, identity(kept).training)
     for key, (here, there) in differing.items():
-        raise UserError(f"{path} is of another configuration: {key} is {there} there, and {here} here")
+        raise UserError(f"{path} has a different configuration: {key} is {there} in the checkpoint, but {here} now")

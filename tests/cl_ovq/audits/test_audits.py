@@ -282,7 +282,7 @@ def test_the_command_line(lab, call, finished, monkeypatch, tmp_path):
     [
         (("quickstrat",), "did you mean 'quickstart'?"),
         (("quickstart", "model.mixer=sofmax"), "did you mean 'softmax'?"),
-        ((".",), "holds no results of a run (results.json)"),
+        ((".",), "contains no results (results.json)"),
     ],
 )
 def test_mistakes_are_one_line(call, arguments, line):

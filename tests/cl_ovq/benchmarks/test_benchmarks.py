@@ -65,7 +65,7 @@ def test_a_schedule_that_grows_at_once_takes_more_operations():
     found = {growth: operations(replace(SMALL, growth=growth)) for growth in ("plateau", "all", "recycle")}
     assert found["plateau"] < found["all"] == found["recycle"]
     lists = {"capacity": "16", "chunk": "32", "heads": "2", "head_dim": "8", "dtype": "float32"}
-    with pytest.raises(UserError, match="--growth: slots that unite are not modelled"):
+    with pytest.raises(UserError, match="--growth: the cost model does not support recycle"):
         run_operator_benchmark(
             {"forward": "64"}, lists | {"growth": "recycle"}, device="model:h200", rounds=1, output=None, as_json=True
         )
@@ -132,8 +132,8 @@ def test_both_ways_of_decoding_read_what_attention_over_the_whole_reads():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("tokens", "12,x", "--tokens: 'x' is not a positive whole number"),
-        ("head_dim", "0", "--head-dim: '0' is not a positive whole number"),
+        ("tokens", "12,x", "--tokens: 'x' is not a positive integer"),
+        ("head_dim", "0", "--head-dim: '0' is not a positive integer"),
         ("heads", ",", "--heads: empty list"),
         ("dtype", "float23", "unknown dtype 'float23': did you mean 'float32'"),
         ("growth", "plato", "unknown growth 'plato': did you mean 'plateau'"),

@@ -142,8 +142,8 @@ def pipe(path):
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (shorter, "the history .* is truncated or damaged: its checkpoint tells of another content"),
-        (altered, "the history .* is truncated or damaged: its checkpoint tells of another content"),
+        (shorter, "the history .* is truncated or damaged: it does not match its checkpoint"),
+        (altered, "the history .* is truncated or damaged: it does not match its checkpoint"),
         (os.unlink, "the history .* cannot be read: No such file or directory"),
         (pipe, "the history .* cannot be read: it is not a regular file"),
     ],
@@ -166,6 +166,6 @@ def test_a_checkpoint_of_an_older_version(tiny, tmp_path, begun):
     del run["version"], run["history"]
     write_checkpoint(tmp_path / NAME, run)
     config = tiny("strategy.name=naive", *DENSE, f"output_dir={tmp_path}")
-    with pytest.raises(UserError, match="was written by another version of this program, and only its model"):
+    with pytest.raises(UserError, match="was written by another version of this program; only its model"):
         run_experiment(config, Console(file=io.StringIO()), resume=True)
     assert evaluate_finished(str(tmp_path)).metrics["accuracy"] is not None

@@ -134,7 +134,9 @@ def run_it(config, **options):
 def test_one_that_says_nothing_is_refused_before_anything_is_written(tiny, tmp_path, lent):
     lent(Silent)
     config = tiny("strategy.name=waning", *FAST, f"output_dir={tmp_path / 'out'}", "tracking.enabled=true")
-    with pytest.raises(UserError, match=r"^checkpoint: 'Silent' \(.*\.py\) does not say .*: inherit .* STATE"):
+    with pytest.raises(
+        UserError, match=r"^checkpoint: 'Silent' \(.*\.py\) does not declare its state: inherit .* STATE"
+    ):
         run_it(config)
     assert not (tmp_path / "out").exists()
 
@@ -160,9 +162,9 @@ def test_one_that_says_it_goes_on_as_if_nothing_had_been(tiny, tmp_path, lent, p
 @pytest.mark.parametrize(
     ("plugin", "line"),
     [
-        (Late, "'Late' has come to have an attribute 'steps': set it in __init__"),
+        (Late, "'Late' has a new attribute 'steps': set it in __init__"),
         (Lost, "'Lost' has lost its attribute 'factor': set it to None"),
-        (Annealed, "'Annealed' has changed its options, which stay as they were given: copy"),
+        (Annealed, "'Annealed' has changed its options, which must stay constant: copy"),
         (Alias, "'Alias' has an attribute 'past', which holds a tensor of the model itself"),
     ],
 )
@@ -199,14 +201,14 @@ class Text(SupervisedPlugin):
         ),
         (
             holding("rng", [torch.Generator()]),
-            "STATE of .* names 'rng', which holds a Generator, and that cannot be kept",
+            "STATE of .* names 'rng', which holds a Generator, which cannot be saved",
         ),
         (holding("x", torch.zeros(1, dtype=torch.complex64)), "STATE of .* holds a tensor of torch.complex64"),
         (holding("x", np.array(["a"])), "STATE of .* holds an array of <U1"),
         (holding("x", {"set": 1}), "STATE of .* holds a mapping with nothing but 'set'"),
-        (holding("x", [Known()]), "STATE of .* holds a Known, and that cannot be kept: what can is numbers, text"),
-        (Unready, "STATE of 'Unready' names 'later', and it has no such attribute: set it in __init__"),
-        (Text, r"STATE of 'Text' is text: write STATE = \('count',\)"),
+        (holding("x", [Known()]), "STATE of .* holds a Known, which cannot be saved: supported are numbers, text"),
+        (Unready, "STATE of 'Unready' names 'later', but it has no such attribute: set it in __init__"),
+        (Text, r"STATE of 'Text' is a string: write STATE = \('count',\)"),
     ],
 )
 def test_what_cannot_be_kept_is_said_before_anything_is_written(tiny, tmp_path, lent, plugin, line):

@@ -118,8 +118,8 @@ def test_a_foreign_file_is_refused(tiny, tmp_path, quiet, content):
 def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     for change, line in (
-        ("strategy.epochs=3", "strategy.epochs is 2 there, and 3 here"),
-        ("seed=4", "seed is 0 there, and 4 here"),
+        ("strategy.epochs=3", "strategy.epochs is 2 in the checkpoint, but 3 now"),
+        ("seed=4", "seed is 0 in the checkpoint, but 4 now"),
     ):
         config = tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}", change)
         with pytest.raises(UserError, match=line):

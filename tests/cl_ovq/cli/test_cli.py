@@ -160,7 +160,7 @@ def test_the_options_of_a_part(call):
     assert "it has no options" in call("list", "strategies", "naive")[1]
     code, _, error = call("list", "strategies", "derp")
     assert (code, error.startswith("error: unknown strategy 'derp': did you mean 'derpp'?")) == (2, True)
-    assert "have no options of their own" in call("list", "studies", "drift")[2]
+    assert "have no options: kinds with options" in call("list", "studies", "drift")[2]
 
 
 def test_list_of_everything_is_a_page_of_names(call):

@@ -74,7 +74,7 @@ def test_sequences_are_shown_in_words(call, tmp_path):
     [
         (("recal",), "did you mean 'recall'?"),
         (("recall", "lenth=3"), "unknown key 'stream.lenth': did you mean 'stream.length'?"),
-        (("recall", "pairs=40"), "40 bindings and 40 questions need at least 160 tokens"),
+        (("recall", "pairs=40"), "40 bindings and 40 queries need at least 160 tokens"),
         (("split_digits", "--output", "/proc/nothing/sheet.png"), "/proc/nothing/sheet.png cannot be written"),
     ],
 )
@@ -120,11 +120,14 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
     config = load_config("paper/recall", ["stream.train=32", "evaluation.lengths=[]", f"output_dir={tmp_path / 'run'}"])
     run_experiment(config, Console(file=io.StringIO()))
     for arguments, line in (
-        (("run",), "the run was not evaluated at other lengths: name lengths with --at"),
+        (("run",), "the run was not evaluated at other lengths: set lengths with --at"),
         (("run", "--at", "9"), "evaluation.lengths: 9: "),
         (("run", "--at", "64", "--output", "/proc/nothing/x.png"), "/proc/nothing/x.png cannot be written"),
-        (("run", "--output", "x.zzz"), "output: x.zzz has '.zzz', which names no kind of picture: known: .png, .pdf"),
-        (("run", "--output", "x"), "output: x has no ending, which names no kind of picture"),
+        (
+            ("run", "--output", "x.zzz"),
+            "output: x.zzz has the extension '.zzz', which is not a picture format: known",
+        ),
+        (("run", "--output", "x"), "output: x has no extension, which is not a picture format"),
         (("run", "--at", "1000000000000"), "lengths[0]: 1000000000000 is too large: it must be at most 16777216"),
         (("run", "--at", "64", "--tokens", "9000000000000"), "length_tokens: 9000000000000 is too large"),
         (("run", "--log-length-scaling"), "--log-length-scaling requires --at"),

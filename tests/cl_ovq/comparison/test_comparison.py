@@ -180,13 +180,13 @@ def test_what_can_be_named(runs):
 
 
 def test_mistakes_are_said(runs, tmp_path):
-    with pytest.raises(UserError, match=r"more than one configuration \(they differ in .*strategy\.name\)"):
+    with pytest.raises(UserError, match=r"with different configurations \(they differ in .*strategy\.name\)"):
         load_group(str(runs))
-    with pytest.raises(UserError, match="holds no results of a run"):
+    with pytest.raises(UserError, match="contains no results"):
         load_group(str(tmp_path))
     other = group("other", {0: 0.5})
     (tmp_path / "results.json").write_text(next(iter(other.runs.values())).to_json())
-    with pytest.raises(UserError, match="not of one stream"):
+    with pytest.raises(UserError, match="on different streams"):
         load_groups([str(runs / "replay"), str(tmp_path)])
 
 
@@ -242,5 +242,5 @@ def test_figures_of_a_comparison_are_files(run, call, tmp_path):
     code, _, error = call("compare", folder, folder, "--format", "svg")
     assert (code, error) == (
         2,
-        "error: --format requires --figures FOLDER: the figures of a page are part of it\n",
+        "error: --format requires --figures FOLDER: figures in an HTML page are embedded\n",
     )

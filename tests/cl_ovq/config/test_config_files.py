@@ -70,9 +70,9 @@ def test_the_first_folder_counts(tmp_path):
         ("seed: 1" + "0" * 5000, "is not valid YAML: "),
         ("seed: 1\nseed: 2", "duplicate key"),
         ("a: 1\n---\nb: 2", "is not valid YAML: "),
-        ("[1, 2]", "holds no mapping"),
-        ("5", "holds no mapping"),
-        ("text", "holds no mapping"),
+        ("[1, 2]", "does not contain a mapping"),
+        ("5", "does not contain a mapping"),
+        ("text", "does not contain a mapping"),
         ("", f"stream.name is missing: {known(STREAMS)}"),
         ("model: {width: 8}", f"stream.name is missing: {known(STREAMS)}"),
     ],
@@ -109,7 +109,10 @@ def test_include_of_a_missing_file(write, tmp_path):
 def test_include_within_an_include(write):
     write(STREAM, "deepest.yaml")
     base = write({"include": "deepest.yaml"}, "base.yaml")
-    expected = f"{base} is included by another file, so it cannot include 'deepest.yaml': one level is allowed"
+    expected = (
+        f"{base} is included by another file, so it cannot include 'deepest.yaml': only one level of includes is "
+        "allowed"
+    )
     assert mistake(write({"include": "base.yaml"})) == expected
 
 

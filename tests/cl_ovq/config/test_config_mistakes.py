@@ -103,7 +103,7 @@ def test_a_key_that_no_mixer_of_a_pattern_uses_is_refused(write):
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_key_that_was_renamed_is_refused_with_its_new_name(write, old, new):
-    line = f"{old}: this key is called {new} now"
+    line = f"{old}: this key is now called {new}"
     assert mistake(write(STREAM), [f"{old}=1"]) == line
     section, key = old.split(".")
     assert mistake(write(STREAM | {section: {key: 1}})) == line
@@ -197,7 +197,7 @@ def test_rotary_positions_need_heads_of_even_size(write, mixer):
         ("stream.class_order=5", "stream.class_order: 5 is not a list or null"),
         ("stream.class_order=[0, one]", "stream.class_order[1]: 'one' is not a whole number"),
         ("stream.class_order=[true]", "stream.class_order[0]: True is not a whole number"),
-        ("model.width=???", "model.width: '???' stands for a missing value: give one, or leave the key out"),
+        ("model.width=???", "model.width: '???' means a missing value: set one, or remove the key"),
     ],
 )
 def test_wrong_type(write, override, line):
@@ -225,10 +225,10 @@ def test_options_of_a_schedule_have_a_range_too(write):
         ("stream.validation_fraction=0.95", "stream.validation_fraction: 0.95 is too large: it must be at most 0.9"),
         ("strategy.batch_size=0", "strategy.batch_size: 0 is too small: it must be at least 1"),
         ("seed=-1", "seed: -1 is too small: it must be at least 0"),
-        ("seed=1" + "0" * 400, "seed: the whole number is too large: it must lie within 64 bits"),
-        ("seed=0x1" + "0" * 6000, "seed: the whole number is too large: it must lie within 64 bits"),
+        ("seed=1" + "0" * 400, "seed: the integer is too large: it must fit into 64 bits"),
+        ("seed=0x1" + "0" * 6000, "seed: the integer is too large: it must fit into 64 bits"),
         ("model.mlp_ratio=1e308", "model.mlp_ratio: 1e+308 is too large: it must be at most 1024"),
-        ("optimizer.learning_rate=1e308", "optimizer.learning_rate: 1e+308 is too large: numbers of 32 bits"),
+        ("optimizer.learning_rate=1e308", "optimizer.learning_rate: 1e+308 is too large: the largest 32-bit number"),
         ("model.width=100000000", "model.width: 100000000 is too large: it must be at most 65536"),
         ("model.depth=1000000", "model.depth: 1000000 is too large: it must be at most 10000"),
         ("strategy.epochs=1000000000000", "strategy.epochs: 1000000000000 is too large: it must be at most 1000000"),
@@ -239,10 +239,10 @@ def test_options_of_a_schedule_have_a_range_too(write):
         ("stream.experiences=1000000000", "stream.experiences: 1000000000 is too large: it must be at most 10000"),
         ("seeds=1000000000", "seeds: 1000000000 is too large: it must be at most 1000"),
         ("threads=1000000000", "threads: 1000000000 is too large: it must be at most 4096"),
-        ("device=cpu:3", "device: 'cpu:3' is not there: processors have no numbers: use cpu"),
+        ("device=cpu:3", "device: 'cpu:3' does not exist: CPUs are not numbered: use cpu"),
         ("evaluation.stop_after=6", "evaluation.stop_after: 6 is too large: 'split_digits' has 5 experiences"),
         ("evaluation.rows=[0,6]", "evaluation.rows: 6 is too large: 'split_digits' has 5 experiences"),
-        ("model.mlp_ratio=1" + "0" * 400, "model.mlp_ratio: the whole number is too large: it must lie within 64 bits"),
+        ("model.mlp_ratio=1" + "0" * 400, "model.mlp_ratio: the integer is too large: it must fit into 64 bits"),
     ],
 )
 def test_out_of_range(write, override, line):
@@ -302,6 +302,6 @@ def test_output_directory_with_results_is_refused(write, tmp_path):
     with pytest.raises(UserError) as error:
         check_output_dir(load_config(write(STREAM), [f"output_dir={tmp_path}"]))
     assert str(error.value) == (
-        f"output_dir: {tmp_path} already holds the results of a run: add --overwrite to replace it, or name another "
+        f"output_dir: {tmp_path} already holds the results of a run: add --overwrite to replace it, or choose another "
         "directory"
     )

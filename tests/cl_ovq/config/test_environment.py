@@ -51,7 +51,7 @@ def test_a_value_does_not_read_the_environment(call, tiny_path, secret, tmp_path
 
 def test_what_decides_a_result_never_comes_from_it(tiny_path, secret):
     for overrides in (["model.mixer=${oc.env:X}"], ["threads=${oc.env:X}", "model.width=${threads}"]):
-        with pytest.raises(UserError, match="decides the result, and cannot come from the environment"):
+        with pytest.raises(UserError, match="affects the result, so it cannot come from the environment"):
             load_config(tiny_path, overrides, allow_env=True)
 
 
@@ -156,7 +156,7 @@ def test_references_do_not_expand_without_end(call, tiny_path, tmp_path):
         code, out, error = call("show", path)
         assert (code, out, len(error.splitlines())) == (2, "", 1)
         assert error.startswith(
-            "error: references lead from one key to the next too many times"
+            "error: references between keys are nested too deeply"
             if tags is chain
-            else "error: with all that they refer to the values have more than 4194304 characters"
+            else "error: after resolving references, the values have more than 4194304 characters"
         )

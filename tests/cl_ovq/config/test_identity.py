@@ -87,7 +87,7 @@ def test_runs_from_before_and_after_a_key_are_compared_as_seeds(run):
     assert list(group.runs) == [0, 1]
     changed = copy.deepcopy(second.config)
     changed["dictionary"]["half_life"] = 100.0
-    with pytest.raises(UserError, match=r"these holds runs .* \(they differ in dictionary\.half_life\)"):
+    with pytest.raises(UserError, match=r"these contains runs with .* \(they differ in dictionary\.half_life\)"):
         group_of([first, dataclasses.replace(second, config=changed)], "these")
 
 
@@ -96,7 +96,7 @@ def test_a_finished_run_from_before_a_key_is_read(run, tiny, tmp_path):
     dataclasses.replace(result, config=older(result.config)).write(tmp_path)
     read = run_experiment(tiny(f"output_dir={tmp_path}"), Console(file=io.StringIO()), resume=True)
     assert read.metrics == result.metrics
-    with pytest.raises(UserError, match=r"dictionary\.half_life is None there, and 100 here"):
+    with pytest.raises(UserError, match=r"dictionary\.half_life is None in the checkpoint, but 100 now"):
         run_experiment(
             tiny(f"output_dir={tmp_path}", "dictionary.half_life=100"), Console(file=io.StringIO()), resume=True
         )

@@ -63,7 +63,9 @@ def test_a_configuration_names_its_file(lab, call):
 
 def test_from_python_a_file_is_imported_by_the_one_who_says_so(lab):
     asked = {"stream": {"name": "split_digits"}, "imports": ["./parts.py"], "figures": False}
-    with pytest.raises(cl_ovq.UserError, match=r"^imports: .*parts\.py is asked for .* or call cl_ovq\.import_parts$"):
+    with pytest.raises(
+        cl_ovq.UserError, match=r"^imports: .*parts\.py is required by .* or call cl_ovq\.import_parts$"
+    ):
         cl_ovq.run(asked, {"tracking.enabled": False}, quiet=True)
     assert not (lab / "imported").exists()
     cl_ovq.import_parts(["parts.py"])
@@ -108,7 +110,7 @@ def test_a_head_of_the_page(lab, call):
     code, out, error = call("show", "own.yaml", *overrides[:3], "model.sharpness=-1")
     assert (code, out, error.startswith("error: model.sharpness: -1 is too small")) == (2, "", True), error
     code, out, error = call("run", "own.yaml", *overrides[:2], "strategy.name=slda")
-    line = "error: model.head: 'cosine' does not go with strategy.name=slda, which is a head of its own: use "
+    line = "error: model.head: 'cosine' cannot be combined with strategy.name=slda, which is a head itself: use "
     assert (code, error) == (2, f"{line}model.head=linear\n")
 
 
@@ -258,14 +260,17 @@ STREAM = "from streams import STREAMS, StreamEntry\nclass O:\n    pass\nSTREAMS"
     [
         (
             f"{STRATEGY}('der', 'mine'){BUILD}",
-            "ValueError: there is a strategy 'der' already: enter yours under another",
+            "ValueError: there is a strategy 'der' already: register yours under another",
         ),
-        (f"{STREAM}['recall'] = STREAMS['text']", "ValueError: there is a stream 'recall' already: enter yours under "),
-        (f"{STREAM}['mine'] = 3", "TypeError: stream 'mine': a int is no StreamEntry"),
-        (f"{STREAM}['mine'] = StreamEntry(None, O, '')", "TypeError: stream 'mine': its options are no dataclass"),
+        (
+            f"{STREAM}['recall'] = STREAMS['text']",
+            "ValueError: there is a stream 'recall' already: register yours",
+        ),
+        (f"{STREAM}['mine'] = 3", "TypeError: stream 'mine': a int is not a StreamEntry"),
+        (f"{STREAM}['mine'] = StreamEntry(None, O, '')", "TypeError: stream 'mine': its options are not a dataclass"),
         (
             f"{METRIC}('accuracy', '')(lambda matrix: 42)",
-            "ValueError: there is a metric 'accuracy' already: enter yours under another name",
+            "ValueError: there is a metric 'accuracy' already: register yours under another name",
         ),
         (
             f"{OPTION}float\n{STRATEGY}('mine', '', options=O){BUILD}",
@@ -277,13 +282,14 @@ STREAM = "from streams import STREAMS, StreamEntry\nclass O:\n    pass\nSTREAMS"
         ),
         (
             f"{OPTION}list[tuple[int]] = option([], '')\n{STRATEGY}('mine', '', options=O){BUILD}",
-            "TypeError: options: O.x is of type tuple, which no configuration holds: use int, float, bool, str, Any, ",
+            "TypeError: options: O.x is of type tuple, which configurations do not support: use int, float, bool, "
+            "str, Any, ",
         ),
         (
             f"{STRATEGY}('mine', '', options=int){BUILD}",
-            "TypeError: options: int is no dataclass: write @dataclass above",
+            "TypeError: options: int is not a dataclass: write @dataclass above",
         ),
-        (f"{STRATEGY}('mine', '', sections={{'own': int}}){BUILD}", "TypeError: options: int is no dataclass"),
+        (f"{STRATEGY}('mine', '', sections={{'own': int}}){BUILD}", "TypeError: options: int is not a dataclass"),
         (
             f"{OPTION}int = 3\n{STRATEGY}('mine', '', sections={{'own': O}}){BUILD}",
             "ValueError: sections: a configuration has no section 'own' that a part may open: known: dictionary, ",
@@ -303,18 +309,18 @@ def test_a_part_that_cannot_be_one_is_refused_where_it_is_entered(lab, call, tex
         (
             f"{OPTION.replace('x:', 'epochs:')}str = 'a'\n{STRATEGY}('mine', '', options=O){BUILD}",
             ("strategy.name=mine",),
-            "strategy.epochs: another part that is used with it has another 'epochs': give one of them another name",
+            "strategy.epochs: another part used with it has a different 'epochs': rename one of them",
         ),
         (
             "from cl_ovq.models import MODELS\nMODELS.enter('mine', '')(lambda options, context: None)",
             ("model.name=mine",),
-            "model.name: 'mine' is built as a NoneType, and must be a torch.nn.Module",
+            "model.name: 'mine' is built as a NoneType, but must be a torch.nn.Module",
         ),
         (
             "from torch import nn\nfrom cl_ovq.models import MODELS\n"
             "MODELS.enter('mine', '')(lambda options, context: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))",
             ("model.name=mine",),
-            "model: Sequential maps 2 samples of 'split_digits' to [2, 7], and must to [2, 10]",
+            "model: Sequential maps 2 samples of 'split_digits' to [2, 7], but must map them to [2, 10]",
         ),
         (
             "from torch import nn\nfrom cl_ovq.models import MODELS\n"
@@ -325,13 +331,13 @@ def test_a_part_that_cannot_be_one_is_refused_where_it_is_entered(lab, call, tex
         (
             "from cl_ovq.mixers import MIXERS\nMIXERS.enter('mine', '')(lambda options: None)",
             ("model.mixer=mine",),
-            "mixer 'mine' is built as a NoneType, and must be a cl_ovq.mixers.Mixer",
+            "mixer 'mine' is built as a NoneType, but must be a cl_ovq.mixers.Mixer",
         ),
         (
             f"{OPTION}int = 3\nfrom streams import STREAMS, StreamEntry\n"
             "STREAMS['mine'] = StreamEntry(lambda options, *, seed: None, O, '')",
             ("stream.name=mine",),
-            "stream: 'mine' is built as a NoneType, and must be a Stream",
+            "stream: 'mine' is built as a NoneType, but must be a Stream",
         ),
         (f"{METRIC}('mine', '')(lambda matrix: 1 / 0)", (), "metric 'mine': ZeroDivisionError: division by zero"),
         (
@@ -381,10 +387,13 @@ def test_a_package_with_an_entry_point(lab, monkeypatch):
         (("show", "own.yaml", "--import", "my_lab_of_nobody"), "imports: my_lab_of_nobody: ModuleNotFoundError: "),
         (("show", "own.yaml", "--import", "broken.py"), "imports: broken.py: NameError: name 'nothing' is not defin"),
         (("show", "own.yaml", "--import", "./wrong.yaml"), "imports: "),
-        (("show", "own.yaml", "--import", ".."), "imports: '..' is neither the name of a module (my_lab.parts) nor a "),
-        (("show", "own.yaml", "--import", ""), "imports: '' is neither the name of a module (my_lab.parts) nor a file"),
+        (("show", "own.yaml", "--import", ".."), "imports: '..' is neither a module name (my_lab.parts) nor a "),
+        (("show", "own.yaml", "--import", ""), "imports: '' is neither a module name (my_lab.parts) nor a file"),
         (("show", "own.yaml", "--import", "leaves.py"), "imports: leaves.py: SystemExit: 0"),
-        (("show", "own.yaml", "imports=[./parts.py]"), "imports: an override comes too late for them: use --import"),
+        (
+            ("show", "own.yaml", "imports=[./parts.py]"),
+            "imports: overrides are applied too late for imports",
+        ),
         (("show", "wrong.yaml"), "imports: 3 is not a list"),
         (("show", "includes.yaml"), "imports: "),
     ],

@@ -77,29 +77,29 @@ def set_up(config):
 @pytest.mark.parametrize(
     ("registry", "overrides", "line"),
     [
-        (STRATEGIES, ("strategy.name=mine",), "strategy.name: 'mine' is built as a int, and must be a strategy of "),
+        (STRATEGIES, ("strategy.name=mine",), "strategy.name: 'mine' is built as a int, but must be a strategy of "),
         (
             OPTIMIZERS,
             ("optimizer.name=mine",),
-            "optimizer.name: 'mine' is built as a int, and must be a torch",
+            "optimizer.name: 'mine' is built as a int, but must be a torch",
         ),
         (
             SCHEDULES,
             ("optimizer.schedule=mine",),
-            "optimizer.schedule: 'mine' is built as a int, and must be a",
+            "optimizer.schedule: 'mine' is built as a int, but must be a",
         ),
         (
             AUGMENTATIONS,
             ("training.augmentation=[mine]",),
-            "training.augmentation: 'mine' is built as a int, and must be a function",
+            "training.augmentation: 'mine' is built as a int, but must be a function",
         ),
-        (HEADS, ("model.head=mine",), "model.head: 'mine' returns a int, and must put the head on the network"),
+        (HEADS, ("model.head=mine",), "model.head: 'mine' returns a int, but must assign the head to the network"),
         (
             ENCODERS,
             ("encoder.name=mine",),
-            "encoder.name: what `find` of 'mine' returns is built as a int, and",
+            "encoder.name: what `find` of 'mine' returns is built as a int, but",
         ),
-        (ENCODERS, ("encoder.name=built",), "encoder.name: 'built' is built as a int, and must be Built"),
+        (ENCODERS, ("encoder.name=built",), "encoder.name: 'built' is built as a int, but must be Built"),
     ],
 )
 def test_a_builder_that_makes_something_else_is_told_so(tiny, registry, overrides, line):
@@ -149,7 +149,8 @@ def test_a_strategy_that_is_a_class_of_another_kind(lab, call):
     code, out, error = call("run", "quickstart", "strategy.name=mine", "--import", "odd.py")
     assert (code, out) == (2, ""), error
     assert (
-        "TypeError: 'A' is entered as a strategy, and is no cl_ovq.avalanche.Plugin: inherit" in error.splitlines()[-1]
+        "TypeError: 'A' is registered as a strategy, but is not a cl_ovq.avalanche.Plugin: inherit"
+        in error.splitlines()[-1]
     )
 
 

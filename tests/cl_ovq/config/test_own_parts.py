@@ -224,7 +224,7 @@ def test_a_mixer_that_passes_no_options_on_has_them(own, tiny):
 
 def test_an_option_that_means_two_things_at_once(own, tiny):
     own(MIXER.replace("scale: float", "window: float").replace("options.scale", "options.window"))
-    with pytest.raises(UserError, match=r"^model\.window: another part that is used with it has another 'window'"):
+    with pytest.raises(UserError, match=r"^model\.window: another part used with it has a different 'window'"):
         tiny("model.pattern=[scale, sliding_window]")
 
 

@@ -153,9 +153,11 @@ def test_a_run_does_not_go_on_with_other_weights(config, files):
     state = torch.load(files[1], weights_only=True)
     state["first.0.bias"] += 1
     torch.save(state, files[1])
-    with pytest.raises(UserError, match=r"another configuration: encoder\.sha256 is [0-9a-f]{64} there"):
+    with pytest.raises(
+        UserError, match=r"a different configuration: encoder\.sha256 is [0-9a-f]{64} in the checkpoint"
+    ):
         run_experiment(config(), QUIET, resume=True)
-    with pytest.raises(UserError, match=r"encoder\.weights: they are others than those of the run"):
+    with pytest.raises(UserError, match=r"encoder\.weights: they differ from the run's weights"):
         evaluate_finished(str(config().output_dir))
 
 
@@ -241,18 +243,18 @@ def test_a_mistake_is_one_line(config, files, tmp_path, monkeypatch):
 
     np.savez(tmp_path / "x.npz", x=np.zeros((80, 5)), y=np.arange(80) % 4)
     line = refused("stream.name=features", f"stream.data={tmp_path / 'x.npz'}")
-    assert "encoder.name: 'file' reads images, and 'features' has vectors" in line
+    assert "encoder.name: 'file' reads images, but 'features' has vectors" in line
     line = refused("stream.name=recall", "model.name=sequence_model", "strategy.name=naive")
-    assert "encoder.name: 'file' reads images, and 'recall' has sequences" in line
+    assert "encoder.name: 'file' reads images, but 'recall' has sequences" in line
     line = refused("model.name=patch_transformer")
     assert (
-        "model.name: 'patch_transformer' reads images, and an encoder gives it features: use model.name=pixels" in line
+        "model.name: 'patch_transformer' reads images, but an encoder outputs features: use model.name=pixels" in line
     )
     assert "did you mean 'torchvision'?" in refused("encoder.name=torchvison", "encoder.layer=null")
     assert "has no 'Smal': did you mean 'Small'?" in refused(f"encoder.model={files[0]}:Smal")
-    assert "makes a int, and no torch.nn.Module" in refused(f"encoder.model={files[0]}:number")
-    assert "is no import path" in refused("encoder.model=Small")
-    assert "encoder.std: 1 numbers, and encoder.mean has 0" in refused("encoder.std=[1]")
+    assert "returns a int, not a torch.nn.Module" in refused(f"encoder.model={files[0]}:number")
+    assert "is not an import path" in refused("encoder.model=Small")
+    assert "encoder.std: has 1 numbers, but encoder.mean has 0" in refused("encoder.std=[1]")
     monkeypatch.setenv("CL_OVQ_IMPORTS", "")
     assert "is not imported, and importing runs code: add --import" in refused()
 
@@ -261,7 +263,7 @@ def test_features_that_are_no_numbers_are_refused(config, files):
     state = torch.load(files[1], weights_only=True)
     state["second.weight"] *= 1e30
     torch.save(state, files[1])
-    with pytest.raises(UserError, match=r"sample 0 features that are not finite: use encoder\.precision=float32"):
+    with pytest.raises(UserError, match=r"non-finite features for sample 0: use encoder\.precision=float32"):
         load_stream(config("encoder.precision=float16"))
 
 

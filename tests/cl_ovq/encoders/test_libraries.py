@@ -61,7 +61,7 @@ def test_mistakes_with_timm_are_one_line(timm, monkeypatch):
         encoder("timm", model="resnet18.a1_in2k")
     without_network(monkeypatch)
     with pytest.raises(
-        UserError, match=r"'timm/resnet18\.a1_in1k' is not on this machine, and cannot be downloaded: no net"
+        UserError, match=r"'timm/resnet18\.a1_in1k' is not on this machine and cannot be downloaded: no net"
     ):
         encoder("timm", model="resnet18.a1_in1k")
 
@@ -161,19 +161,19 @@ def test_mistakes_with_transformers_are_one_line(transformers, save, tmp_path, m
             encoder("huggingface", **options).network()
         return str(error.value)
 
-    assert "name a model of the hub" in refused()
+    assert "set a model on the Hub" in refused()
     without_network(monkeypatch)
     line = refused(weights="facebook/dinov2-small")
-    assert "'facebook/dinov2-small' is not on this machine, and cannot be downloaded: no network" in line
+    assert "'facebook/dinov2-small' is not on this machine and cannot be downloaded: no network" in line
     assert "hf download facebook/dinov2-small" in line
     (tmp_path / "empty").mkdir()
-    assert "has no weights as .safetensors" in refused(weights=str(tmp_path / "empty"))
+    assert "has no .safetensors weights" in refused(weights=str(tmp_path / "empty"))
     folder = save(transformers.ViTModel(transformers.ViTConfig(**TINY, image_size=32)))
     (tmp_path / "preprocessor_config.json").unlink()
-    assert "preprocessed: the model's image processor writes it there" in refused(weights=folder)
+    assert "defines the preprocessing: the model's image processor also writes it" in refused(weights=folder)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALVES))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert "lacks 'layers.2." in refused(weights=folder) or "lacks 'encoder.layer" in refused(weights=folder)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "nobody"}))
-    assert "knows no model of the type 'nobody'" in refused(weights=folder)
+    assert "transformers has no model type 'nobody'" in refused(weights=folder)

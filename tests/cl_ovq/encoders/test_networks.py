@@ -133,13 +133,13 @@ def test_mistakes_in_a_file_are_one_line(resnet, weights, tmp_path):
     line = refused(state | {"conv1.bias": torch.zeros(64)})
     assert "'conv1.bias' belongs nowhere" in line
     line = refused(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)})
-    assert "'conv1.weight' is [64, 3, 3, 3] there, and [64, 3, 7, 7] here" in line
+    assert "'conv1.weight' is [64, 3, 3, 3] in the file, but [64, 3, 7, 7] in the model" in line
     line = refused(state | {"conv1.bias": torch.zeros(64), "conv0.bias": torch.zeros(64)})
     assert "'conv1.bias' and 1 more belong nowhere" in line
     line = refused(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan})
-    assert "x.pth does not fit resnet18: 'layer1.0.conv1.weight' holds values that are not finite" in line
+    assert "x.pth does not fit resnet18: 'layer1.0.conv1.weight' contains non-finite values" in line
     assert "lacks" in refused(state, model="resnet34")
-    assert "holds no weights: its keys are epoch" in refused({"epoch": 3})
+    assert "contains no weights: its keys are epoch" in refused({"epoch": 3})
     whole = (tmp_path / "x.pth").read_bytes()
     for content in (b"no weights", b"hi\n", b"", whole[: len(whole) // 2]):
         for name in ("y.pth", "y.safetensors"):
@@ -173,7 +173,7 @@ def test_no_code_in_a_file_is_run(resnet, tmp_path, what):
 def test_weights_that_are_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"unknown|has no 'resnet19': did you mean 'resnet1[08]'\?"):
         encoder(model="resnet19")
-    with pytest.raises(UserError, match=r"there is no file no\.pth, and resnet18 has no published ones of that name"):
+    with pytest.raises(UserError, match=r"there is no file no\.pth, and resnet18 has no published weights of that"):
         encoder(weights="no.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
@@ -184,7 +184,7 @@ def test_weights_that_are_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError) as error:
         encoder()
     line = str(error.value)
-    assert "fetch https://download.pytorch.org/models/resnet18-f37072fd.pth elsewhere" in line
+    assert "download https://download.pytorch.org/models/resnet18-f37072fd.pth elsewhere" in line
     assert "encoder.weights=FILE" in line
     assert "no network" in line
 

@@ -150,10 +150,10 @@ def test_mistakes_with_transformers_are_one_line(transformers, tmp_path, monkeyp
         raise OSError("not in the cache" if local_files_only else "no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", without_network)
-    assert "encoder.weights: name a text model of the hub" in refused("huggingface_text")
+    assert "encoder.weights: set a text model on the Hub" in refused("huggingface_text")
     line = refused("huggingface_text", weights="someone/model")
-    assert "'someone/model' is not on this machine, and cannot be downloaded: no network" in line
-    assert "offline there is encoder.name=hashed_ngrams" in line
+    assert "'someone/model' is not on this machine and cannot be downloaded: no network" in line
+    assert "or use encoder.name=hashed_ngrams, which works offline" in line
     save_bert(tmp_path)
     folder = {"weights": str(tmp_path)}
     assert "encoder.max_length: 21 is too large: the model reads 20 tokens" in refused(
@@ -163,16 +163,16 @@ def test_mistakes_with_transformers_are_one_line(transformers, tmp_path, monkeyp
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert "lacks 'encoder.layer.2" in refused("huggingface_text", **folder)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "nobody"}))
-    assert "knows no model of the type 'nobody'" in refused("huggingface_text", **folder)
+    assert "transformers has no model type 'nobody'" in refused("huggingface_text", **folder)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert "encoder.weights: its tokenizer cannot be read" in refused("huggingface_text", **folder)
+    assert "encoder.weights: the tokenizer cannot be read" in refused("huggingface_text", **folder)
     (tmp_path / "tokenizer.json").unlink()
-    assert "has no tokenizer (tokenizer.json, vocab.txt, vocab.json): it reads no text" in refused(
+    assert "has no tokenizer (tokenizer.json, vocab.txt, vocab.json): it is not a text model" in refused(
         "huggingface_text", **folder
     )
     (tmp_path / "model.safetensors").rename(tmp_path / "model.bin")
-    assert "has no weights as .safetensors" in refused("huggingface_text", **folder)
+    assert "has no .safetensors weights" in refused("huggingface_text", **folder)
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -197,4 +197,4 @@ def test_a_model_of_images_is_told_to_be_one(transformers, bert, tmp_path):
     bert[2].save_pretrained(tmp_path)
     config = transformers.ViTConfig(**SIZES, patch_size=8, image_size=32)
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    assert "a model of the type 'vit' reads no text" in refused("huggingface_text", weights=str(tmp_path))
+    assert "a model of type 'vit' does not read text" in refused("huggingface_text", weights=str(tmp_path))

@@ -127,7 +127,7 @@ def test_a_text_model_in_a_run(config, tmp_path):
     again = run_experiment(load_config(path, [*layers, f"output_dir={tmp_path / 'second'}"]), QUIET)
     assert again.matrix == result.matrix
     assert again.provenance["data"] == result.provenance["data"]
-    with pytest.raises(UserError, match=r"has no weights as \.safetensors"):
+    with pytest.raises(UserError, match=r"has no \.safetensors weights"):
         run_experiment(load_config(path, [*layers, "encoder.pool=first", f"output_dir={tmp_path / 'x'}"]), QUIET)
 
 
@@ -167,15 +167,13 @@ def test_a_mistake_is_one_line(config, tmp_path):
         return str(error.value)
 
     known = "known: hashed_ngrams, huggingface_text"
-    assert f"'text_classification' has texts, which models read the features of: {known}" in refused(
-        "encoder.name=none"
-    )
+    assert f"'text_classification' has texts, which need an encoder: {known}" in refused("encoder.name=none")
     line = refused("encoder.name=torchvision", "encoder.weights=random")
-    assert f"encoder.name: 'torchvision' reads images, and 'text_classification' has texts: {known}" in line
+    assert f"encoder.name: 'torchvision' reads images, but 'text_classification' has texts: {known}" in line
     line = refused("encoder.name=hashed_ngrams", "stream.name=split_digits", "stream.data=null")
-    assert "'hashed_ngrams' reads texts, and 'split_digits' has images: known: efficientnet_lite0, torchvision" in line
+    assert "'hashed_ngrams' reads texts, but 'split_digits' has images: known: efficientnet_lite0, torchvision" in line
     line = refused("stream.name=recall", "stream.data=null", "model.name=sequence_model", "strategy.name=naive")
-    assert "encoder.name: 'hashed_ngrams' reads texts, and 'recall' has sequences" in line
+    assert "encoder.name: 'hashed_ngrams' reads texts, but 'recall' has sequences" in line
     assert "model.name: 'patch_transformer' reads images" in refused("model.name=patch_transformer")
     assert "stream: inputs: " in refused("stream.inputs=txt")
     assert "did you mean 'hashed_ngrams'?" in refused("encoder.name=hashed_ngram")

@@ -246,7 +246,7 @@ def test_weights_from_a_file(cache, tmp_path):
     own.dictionary.capacity = 7  # no weight is made for it
     build_learner(own.learner, own.dictionary, 0)
     own.learner.width = 32
-    with pytest.raises(UserError, match=r"^learner\.width: 32, and the weights in .* were learned with 16$"):
+    with pytest.raises(UserError, match=r"^learner\.width: 32, but the weights in .* were trained with 16$"):
         build_learner(own.learner, own.dictionary, 0)
     own.learner.width = 16
     own.learner.path = str(tmp_path / "none.pt")
@@ -309,7 +309,7 @@ def test_other_weights_in_the_same_file_are_another_run(cache, tmp_path):
     write(1)
     with pytest.raises(UserError, match=r"learner\.sha256"):
         run_experiment(config(), Console(file=io.StringIO()), resume=True)
-    with pytest.raises(UserError, match="are others than those of the run: their sha256 is"):
+    with pytest.raises(UserError, match="differs from the run's weights: sha256 is"):
         build_learner(first.learner, first.dictionary, 0)
 
 
@@ -322,9 +322,9 @@ def test_other_weights_in_the_same_file_are_another_run(cache, tmp_path):
         (["dictionary.scope=stream"], "dictionary.scope: in_context carries dictionaries"),
         (
             ["learner.mixer=linear"],
-            "learner.log_length_scaling: changes nothing for linear: mixers that it does: .*ovq",
+            "learner.log_length_scaling: has no effect on linear: it applies to .*ovq",
         ),
-        (["learner.mixer=softmax"], "learner.mixer: softmax, and the weights in .* were learned with ovq"),
+        (["learner.mixer=softmax"], "learner.mixer: softmax, but the weights in .* were trained with ovq"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, monkeypatch, overrides, line):

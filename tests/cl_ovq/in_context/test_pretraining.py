@@ -129,10 +129,13 @@ def test_episodes_of_data_have_its_classes_and_ask_for_samples_that_were_not_giv
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (EpisodeOptions(tasks=5, classes=2), r"learner\.tasks: episodes of 5 tasks of 2 classes need 10, and .* has 3"),
+        (
+            EpisodeOptions(tasks=5, classes=2),
+            r"learner\.tasks: episodes of 5 tasks of 2 classes need 10 classes, but .* has 3",
+        ),
         (
             EpisodeOptions(tasks=1, samples=4),
-            r"learner\.samples: 4 of a class and one to be asked for are more",
+            r"learner\.samples: 4 training samples and one test sample per class exceed",
         ),
     ],
 )
@@ -197,7 +200,7 @@ def test_another_file_is_another_learner(cache, digits):
     [
         ("learner.data=null", r"learner\.data is missing"),
         ("learner.data=nothing.npz", r"learner\.data: nothing\.npz: cannot be read"),
-        ("learner.features=32", r"learner\.features: 32, and .*digits\.npz has 64 of a sample"),
+        ("learner.features=32", r"learner\.features: 32, but .*digits\.npz has 64 per sample"),
         ("learner.tasks=9", r"learner\.tasks: episodes of 9 tasks"),
     ],
 )
@@ -209,7 +212,7 @@ def test_mistakes(cache, digits, override, line):
 
 def test_the_model_has_other_features(cache, digits):
     config = of_file(digits, "model.name=random_features", "model.width=32")
-    with pytest.raises(UserError, match=r"^learner\.features: .*of one encoder, 64 of them, and the model has"):
+    with pytest.raises(UserError, match=r"^learner\.features: .*one encoder's 64 features, but the model has"):
         run_experiment(config, Console(file=io.StringIO()))
 
 

@@ -223,17 +223,17 @@ def test_weights_from_a_file_are_those_that_were_learned(tmp_path):
     [
         (
             ("stream.dimensions=10",),
-            r"learner\.code: 12, and the stream asks for 10 numbers of a sample: use",
+            r"learner\.code: 12, but the stream's targets have 10 numbers: use",
         ),
-        (("learner.features=11",), r"learner\.code: 12, and waves have as many points as learner\.features=11"),
+        (("learner.features=11",), r"learner\.code: 12, but targets have learner\.features=11 points"),
         (("stream.noise=-1",), r"stream\.noise: -1"),
-        (("model.head=memory",), r"model\.head: a memory does not go with strategy\.name=in_context"),
+        (("model.head=memory",), r"model\.head: a memory cannot be combined with strategy\.name=in_context"),
         (
             ("learner.weights=pretrained",),
-            r"learner\.weights: 'pretrained' are for streams of classes, and 'sine'",
+            r"learner\.weights: 'pretrained' are for streams of classes, but 'sine'",
         ),
-        (("evaluation.capacities=[4]",), r"evaluation\.capacities: 'sine' has vectors, and only sequences"),
-        (("model.name=sequence_model",), r"model\.name: 'sequence_model' reads sequences, and 'sine' has vectors"),
+        (("evaluation.capacities=[4]",), r"evaluation\.capacities: 'sine' has vectors, but only sequences"),
+        (("model.name=sequence_model",), r"model\.name: 'sequence_model' reads sequences, but 'sine' has vectors"),
     ],
 )
 def test_mistakes(tmp_path, overrides, line):
@@ -248,13 +248,13 @@ def test_mistakes(tmp_path, overrides, line):
 
 def test_waves_are_no_weights_for_classes(tmp_path):
     config = load_config("in_context_digits", ("learner.weights=sine", f"output_dir={tmp_path}"))
-    with pytest.raises(UserError, match=r"^learner\.weights: 'sine' are for streams of vectors, and 'split_digits'"):
+    with pytest.raises(UserError, match=r"^learner\.weights: 'sine' are for streams of vectors, but 'split_digits'"):
         run_experiment(config, QUIET)
 
 
 @pytest.mark.parametrize("strategy", ["ncm", "slda", "knn"])
 def test_what_needs_classes_is_refused(tmp_path, strategy):
-    line = f"^strategy.name: '{strategy}' needs class labels, and 'sine' has vectors without classes: known: .*ridge"
+    line = f"^strategy.name: '{strategy}' needs class labels, but 'sine' has vectors without classes: known: .*ridge"
     with pytest.raises(UserError, match=line):
         run_experiment(bare(f"strategy.name={strategy}", tmp_path=tmp_path), QUIET)
 

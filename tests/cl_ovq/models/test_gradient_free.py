@@ -365,9 +365,9 @@ def test_on_a_gpu(make):
 def test_mistakes(session):
     size = sample_bytes(64)
     knn = ("strategy.name=knn", "model.name=pixels")
-    with pytest.raises(UserError, match=r"strategy\.capacity: 9 is too small: it must hold a sample of each of the 10"):
+    with pytest.raises(UserError, match=r"strategy\.capacity: 9 is too small: it must hold one sample per class .10"):
         session(*knn, "strategy.capacity=9")
-    with pytest.raises(UserError, match=rf"strategy\.capacity_bytes: 2000 .* sample of {size} bytes of each of the 10"):
+    with pytest.raises(UserError, match=rf"strategy\.capacity_bytes: 2000 .* sample of {size} bytes per class .10"):
         session(*knn, "strategy.capacity_bytes=2000")
     trained = session(*knn, f"strategy.capacity_bytes={25 * size + 7}")
     assert trained.model.head.memory.capacity == 25

@@ -104,14 +104,14 @@ def test_weights_that_cannot_be_matched_are_a_mistake(recall):
 
 def test_models_and_streams_that_do_not_fit_are_mistakes(recall, regression):
     digits = build_stream("split_digits", SplitOptions(experiences=2), seed=0)
-    with pytest.raises(UserError, match="'sequence_model' reads sequences, and 'split_digits' has images"):
+    with pytest.raises(UserError, match="'sequence_model' reads sequences, but 'split_digits' has images"):
         build(digits)
     for name in ("patch_transformer", "mlp", "pixels"):
-        with pytest.raises(UserError, match=f"'{name}' reads images.*, and 'recall' has sequences"):
+        with pytest.raises(UserError, match=f"'{name}' reads images.*, but 'recall' has sequences"):
             _build_named(recall, name)
-    with pytest.raises(UserError, match=r"model\.tied: 'regression' has vectors"):
+    with pytest.raises(UserError, match=r"model\.tied: 'regression' has vector inputs"):
         build(regression, tied=True)
-    with pytest.raises(UserError, match=r"model\.head: a memory names the class of an image"):
+    with pytest.raises(UserError, match=r"model\.head: a memory head predicts classes"):
         build(recall, head="memory")
 
 

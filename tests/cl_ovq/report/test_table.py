@@ -304,5 +304,6 @@ def test_the_table_of_compare_can_be_written(call, tmp_path):
     assert code == 2
     assert (
         said.strip()
-        == "error: output: table.xlsx has '.xlsx', which names no kind of table: known: .tex, .csv, .md, .html"
+        == "error: output: table.xlsx has the extension '.xlsx', which is not a table format: known: .tex, .csv, .md, "
+        ".html"
     )

@@ -66,10 +66,10 @@ def test_the_same_mistake_gives_the_same_line(tiny, tmp_path, key, value):
         ("optimizer", "learning_rate", float("nan"), "optimizer.learning_rate: nan is not a finite number"),
         ("strategy", "epochs", np.int64(2), "strategy.epochs: "),
         ("", "strategy", {"epochs": 2}, "strategy: '{'epochs': 2}' is not a StrategyConfig"),
-        ("strategy", "name", "der", "strategy: it does not hold the options of the parts"),
-        ("model", "head", "memory", "memory: it does not hold the options of the parts"),
-        ("model", "mixer", "softmax", "model: it does not hold the options of the parts"),
-        ("", "seeds", 3, "seeds: 3 runs are more than run_experiment makes"),
+        ("strategy", "name", "der", "strategy: it lacks the options of the configured parts"),
+        ("model", "head", "memory", "memory: it lacks the options of the configured parts"),
+        ("model", "mixer", "softmax", "model: it lacks the options of the configured parts"),
+        ("", "seeds", 3, "seeds: run_experiment makes only one run, not 3"),
     ],
 )
 def test_mistakes_that_only_python_can_make(tiny, tmp_path, section, name, value, line):

@@ -145,14 +145,13 @@ def test_without_a_checkpoint_one_line_says_what_to_do(experiment, finished):
         resume(experiment(finished, *AFTER))
     assert str(error.value) == (
         f"{finished / 'results.json'} was measured with other values of evaluation.lengths, evaluation.capacities, and "
-        "there is no checkpoint whose model could be evaluated: add --overwrite to run it anew, with "
-        "checkpoint.enabled=true"
+        "there is no checkpoint with a model to evaluate: rerun with --overwrite and checkpoint.enabled=true"
     )
     assert (finished / "results.json").read_bytes() == before
 
 
 def test_what_is_recorded_while_training_goes_on_is_still_refused(experiment, finished):
-    with pytest.raises(UserError, match=r"evaluation\.dictionary_every is 1 there, and 2 here"):
+    with pytest.raises(UserError, match=r"evaluation\.dictionary_every is 1 in the checkpoint, but 2 now"):
         resume(experiment(finished, *AFTER, "evaluation.dictionary_every=2"))
 
 

@@ -92,10 +92,13 @@ MISTAKES = [
     *(
         (CALIBRATED, {"model": model}, rf"^model: {model.__name__}\.features {line}, which memory.calibrate needs$")
         for model, line in (
-            (Pictures, r"maps 2 samples of 'split_digits' to \[2, 8, 8\], and must to \[2, 64\]: what `head` is given"),
-            (Pair, r"maps .* to a tuple, and must to \[2, 64\]: what `head` is given"),
-            (Counted, r"maps .* to torch.int64 \[2, 64\], and must to floats \[2, 64\]: what `head` is given"),
-            (Others, r"gives other numbers than what `head` is given"),
+            (
+                Pictures,
+                r"maps 2 samples of 'split_digits' to \[2, 8, 8\], but must map them to .*: what `head` is given",
+            ),
+            (Pair, r"maps .* to a tuple, but must map them to \[2, 64\]: what `head` is given"),
+            (Counted, r"maps .* to torch.int64 \[2, 64\], but must map them to floats \[2, 64\]: what `head` is given"),
+            (Others, r"returns different values than what `head` is given"),
         )
     ),
     (

@@ -157,8 +157,8 @@ def test_an_unfinished_run_is_not_overwritten_unasked(call, tiny_path, tmp_path,
         code, out, error = call(*command, "output_dir=out")
         assert (code, out) == (2, "")
         assert error == (
-            "error: output_dir: out already holds the checkpoint of a run: add --resume to go on with it, "
-            "--overwrite to replace it, or name another directory\n"
+            "error: output_dir: out already holds the checkpoint of a run: add --resume to continue it, "
+            "--overwrite to replace it, or choose another directory\n"
         )
     assert call("run", tiny_path, *QUICK, "output_dir=out", "seeds=2", "--resume")[0] == 2
     assert call("run", tiny_path, *QUICK, "output_dir=out", "--resume", "--overwrite")[0] == 2

@@ -58,7 +58,7 @@ def outcomes(tree, count, seed, folder):
         path.write_text(json.dumps(changed))
         line = refusal(use, path, figures=number % 20 == 0)
         assert line is None or line.startswith(
-            (f"{path} does not hold the results of a run: ", f"{path} holds results of version ")
+            (f"{path} does not contain the results of a run: ", f"{path} contains results of version ")
         )
         if line is None:
             accepted.append((place, changed))
@@ -89,7 +89,7 @@ def test_any_field_may_be_missing(rich_result, tmp_path):
         path.write_text(json.dumps(tree))
         line = refusal(use, path, figures=False)
         assert line is None or line.startswith(
-            (f"{path} does not hold the results of a run: ", f"{path} holds results of version ")
+            (f"{path} does not contain the results of a run: ", f"{path} contains results of version ")
         )
         accepted += [place] if line is None else []
     assert ("dictionary", "plateaus") in accepted
@@ -110,8 +110,8 @@ def test_many_more_changed_results(rich_result, tmp_path, seed):
         ({"matrix": [[0.5, 1.0]]}, "matrix: List should have at least 2 items"),
         ({"matrix": [[0.5], [1.0, 0.5]]}, "matrix has not 2 rows of 1"),
         ({"metrics": {"accuracy": True}}, "metrics.accuracy: Input should be a valid number"),
-        ({"artifacts": {"x": "../../x"}}, "artifacts.x: is no file of the run's folder"),
-        ({"artifacts": {"x": "/etc/passwd"}}, "artifacts.x: is no file of the run's folder"),
+        ({"artifacts": {"x": "../../x"}}, "artifacts.x: is not a file in the run's folder"),
+        ({"artifacts": {"x": "/etc/passwd"}}, "artifacts.x: is not a file in the run's folder"),
         ({"quantity": "luck"}, "quantity: is none of accuracy, bits_per_byte, squared_error"),
         ({"config": {}}, "config.seed: Field required"),
         ({"provenance": []}, "provenance: Input should be a valid dictionary"),
@@ -130,7 +130,7 @@ def test_the_field_is_named(rich_result, tmp_path, change, line):
     path.write_text(json.dumps(rich_result | change))
     with pytest.raises(UserError) as error:
         Result.read(path)
-    assert str(error.value).startswith(f"{path} does not hold the results of a run: {line}")
+    assert str(error.value).startswith(f"{path} does not contain the results of a run: {line}")
 
 
 def test_the_version_of_a_file(rich_result, tmp_path):
@@ -143,8 +143,8 @@ def test_the_version_of_a_file(rich_result, tmp_path):
     with pytest.raises(UserError) as error:
         Result.read(path)
     assert str(error.value) == (
-        f"{path} holds results of version {VERSION + 1}, and this program reads those up to version {VERSION}: read it "
-        "with the program that wrote it, or a later one"
+        f"{path} contains results of version {VERSION + 1}, but this program reads only versions up to {VERSION}: "
+        "read it with the version that wrote it, or a later one"
     )
 
 
@@ -164,7 +164,7 @@ def test_what_is_recorded_is_what_a_result_has(rich_result):
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{", b"5", b"null", b'{"a": ' * 100 + b"1" + b"}" * 100])
 def test_files_that_are_no_results(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(UserError, match="does not hold the results of a run"):
+    with pytest.raises(UserError, match="does not contain the results of a run"):
         Result.read(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_the_folder_of_results_is_where_they_are(rich_result, tmp_path, call):
     (tmp_path / "moved" / "results.json").write_text(json.dumps(rich_result | {"output_dir": str(elsewhere)}))
     assert Result.read(tmp_path / "moved").output_dir == str(tmp_path / "moved")
     code, out, error = call("lengths", "moved", "--at", "16")
-    assert (code, out, error.partition(" (")[0]) == (2, "", "error: moved holds no checkpoint")
+    assert (code, out, error.partition(" (")[0]) == (2, "", "error: moved contains no checkpoint")
 
 
 def test_lengths_that_seeds_do_not_share(rich_result, tmp_path, call):
@@ -201,7 +201,7 @@ def test_lengths_that_seeds_do_not_share(rich_result, tmp_path, call):
     assert call("lengths", "runs/0")[0] == 0
     code, _, error = call("lengths", "runs")
     assert (code, len(error.splitlines())) == (2, 1)
-    assert "its seeds were evaluated at unlike lengths" in error
+    assert "its seeds were evaluated at different lengths" in error
 
 
 def test_changed_files_of_seeds(rich_result, tmp_path):
@@ -210,7 +210,7 @@ def test_changed_files_of_seeds(rich_result, tmp_path):
     for _, changed in mutations(seeds, 60, 3):
         path.write_text(json.dumps(changed))
         line = refusal(load_groups, [str(path)])
-        assert line is None or line.startswith(f"{path} does not hold the results of ")
+        assert line is None or line.startswith(f"{path} does not contain the results of ")
 
 
 def test_changed_records_of_trials(tmp_path):
@@ -221,4 +221,4 @@ def test_changed_records_of_trials(tmp_path):
     for _, changed in mutations(json.loads(path.read_text()), 60, 4):
         path.write_text(json.dumps(changed))
         line = refusal(read_records, tmp_path)
-        assert line is None or line.startswith(f"{path} does not hold the record of a trial: ")
+        assert line is None or line.startswith(f"{path} does not contain the record of a trial: ")

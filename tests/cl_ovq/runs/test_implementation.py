@@ -24,7 +24,7 @@ def interpreted(monkeypatch):
     ],
 )
 def test_options_that_triton_does_not_serve(tiny, interpreted, overrides, reason):
-    line = rf"^model\.implementation: triton cannot serve this run: {reason}.*: use auto$"
+    line = rf"^model\.implementation: triton does not support this run: {reason}.*: use auto$"
     with pytest.raises(UserError, match=line):
         check_config(tiny("model.implementation=triton", *overrides))
     check_config(tiny("model.implementation=chunked", *overrides))
@@ -41,7 +41,7 @@ def test_options_that_triton_does_not_serve(tiny, interpreted, overrides, reason
 )
 def test_options_that_native_code_does_not_serve(tiny, override, reason):
     with pytest.raises(
-        UserError, match=rf"^model\.implementation: native cannot serve this run: {reason}.*: use auto$"
+        UserError, match=rf"^model\.implementation: native does not support this run: {reason}.*: use auto$"
     ):
         check_config(tiny("model.implementation=native", override))
     check_config(tiny("model.implementation=native"))
@@ -68,7 +68,9 @@ def test_native_code_that_cannot_be_compiled(tiny, monkeypatch, tmp_path, name, 
 def test_learner_in_context(tiny, interpreted):
     asked = ("strategy.name=in_context", "dictionary.scope=sequence", "learner.implementation=triton")
     check_config(tiny(*asked))
-    with pytest.raises(UserError, match=r"^learner\.implementation: triton cannot serve this run: growth 'recycle'"):
+    with pytest.raises(
+        UserError, match=r"^learner\.implementation: triton does not support this run: growth 'recycle'"
+    ):
         check_config(tiny(*asked, "dictionary.growth=recycle"))
 
 

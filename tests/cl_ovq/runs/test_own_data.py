@@ -68,7 +68,7 @@ def test_a_model_of_images_is_refused(table, tmp_path):
         with pytest.raises(UserError) as error:
             run_experiment(config(table, tmp_path / "run", f"model.name={name}", "model.head=linear"), QUIET)
         assert str(error.value) == (
-            f"model.name: '{name}' reads images, and 'features' has vectors: known: mlp, pixels, random_features"
+            f"model.name: '{name}' reads images, but 'features' has vectors: known: mlp, pixels, random_features"
         )
 
 
@@ -93,7 +93,7 @@ def test_other_data_is_evaluated_as_what_it_is(table, tmp_path):
     assert evaluate_finished(result.output_dir).own
     found = evaluate_finished(result.output_dir, [f"stream.data={half}"])
     assert (found.own, found.metrics["accuracy"] > 0.9) == (False, True)
-    with pytest.raises(UserError, match=r"^stream: class 0 is '3', and the model learned '0' under that number"):
+    with pytest.raises(UserError, match=r"^stream: class 0 is '3', but the model learned '0' under that number"):
         evaluate_finished(result.output_dir, [f"stream.data={fewer}", "stream.experiences=3"])
 
 

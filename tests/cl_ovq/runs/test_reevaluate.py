@@ -88,7 +88,7 @@ def test_a_model_of_sequences(tmp_path):
     assert not other.own
     assert "forgetting" not in other.metrics
     assert (other.lengths, other.capacities) == ([], [])
-    with pytest.raises(UserError, match=r"'recall' has \d+ tokens, and the model was built for \d+ tokens"):
+    with pytest.raises(UserError, match=r"'recall' has \d+ tokens, but the model was built for \d+ tokens"):
         evaluate_finished(result.output_dir, ["stream.keys=6"])
 
 
@@ -111,25 +111,25 @@ def test_a_finished_run_at_other_lengths_and_capacities_gives_what_it_would_have
 def test_capacities_of_a_dictionary_that_was_written_are_refused(tmp_path):
     (tmp_path / "recall.yaml").write_text(RECALL)
     run_experiment(load_config(tmp_path / "recall.yaml", [f"output_dir={tmp_path / 'run'}"]), QUIET)
-    with pytest.raises(UserError, match=r"with dictionary\.scope=stream a dictionary was written"):
+    with pytest.raises(UserError, match=r"with dictionary\.scope=stream the dictionary's capacity is fixed"):
         evaluate_finished(str(tmp_path / "run"), ["evaluation.capacities=[4]"])
 
 
 def test_mistakes_are_said(run, tmp_path):
     directory = run().output_dir
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="contains no checkpoint"):
         evaluate_finished(str(tmp_path))
     with pytest.raises(UserError, match=r"'model\.width=3': a finished run cannot be changed"):
         evaluate_finished(directory, ["model.width=3"])
     with pytest.raises(UserError, match=r"'evaluation\.every_steps=3': a finished run cannot be changed"):
         evaluate_finished(directory, ["evaluation.every_steps=3"])
-    with pytest.raises(UserError, match=r"evaluation\.log_length_scaling: changes nothing without evaluation\.lengths"):
+    with pytest.raises(UserError, match=r"evaluation\.log_length_scaling: has no effect without evaluation\.lengths"):
         evaluate_finished(directory, ["evaluation.log_length_scaling=true"])
     with pytest.raises(UserError, match=r"evaluation\.lengths: 'split_digits' has no sequences of other lengths"):
         evaluate_finished(directory, ["evaluation.lengths=[16]"])
     with pytest.raises(UserError, match="unknown stream 'split_digit'"):
         evaluate_finished(directory, ["stream.name=split_digit"])
-    with pytest.raises(UserError, match=r"has samples of \[1, 28, 28\], and the model was built for \[1, 8, 8\]"):
+    with pytest.raises(UserError, match=r"has samples of shape \[1, 28, 28\], but the model was built for \[1, 8, 8\]"):
         evaluate_finished(directory, ["stream.name=split_fashion_mnist"])
     (tmp_path / "checkpoint.bin").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not a checkpoint"):

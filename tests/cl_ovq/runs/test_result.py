@@ -85,5 +85,5 @@ def test_results_are_read_as_they_were_written(run, tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Result.read(tmp_path / "nothing.json")
     (tmp_path / "results.json").write_text('{"matrix": []}')
-    with pytest.raises(UserError, match="does not hold the results of a run"):
+    with pytest.raises(UserError, match="does not contain the results of a run"):
         Result.read(tmp_path)

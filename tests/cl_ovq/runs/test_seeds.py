@@ -115,5 +115,5 @@ def test_one_seed_is_one_job(call, tiny_path):
     code, _, error = call("run", tiny_path, "--jobs", 2)
     assert (code, error) == (
         2,
-        "error: --jobs: seeds is 1, and a run is one job: leave it out, or say seeds=5 for example\n",
+        "error: --jobs: with seeds=1 there is only one run: remove --jobs, or set e.g. seeds=5\n",
     )

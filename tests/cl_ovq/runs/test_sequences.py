@@ -169,7 +169,7 @@ def test_lengths_in_pieces_are_the_whole(path, stream, tmp_path, monkeypatch):
 def test_lengths_that_a_stream_does_not_have_are_a_mistake_before_training(path, tmp_path):
     for overrides, line in (
         (["evaluation.lengths=[17]"], "evaluation.lengths: 17: length=17: must be even"),
-        (["evaluation.lengths=[4]"], "evaluation.lengths: 4: length=4: 2 bindings and 2 questions need"),
+        (["evaluation.lengths=[4]"], "evaluation.lengths: 4: length=4: 2 bindings and 2 queries need"),
     ):
         with pytest.raises(UserError, match=line):
             run_experiment(load_config(path, [*overrides, f"output_dir={tmp_path / 'x'}"]), Console(quiet=True))
@@ -246,8 +246,11 @@ def test_capacities_are_in_the_result_at_the_trained_length(run):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model.pattern=[softmax,linear]"], "evaluation.capacities: no layer has a dictionary, but softmax, linear"),
-        (["dictionary.scope=stream"], "with dictionary.scope=stream a dictionary was written with the capacity"),
+        (
+            ["model.pattern=[softmax,linear]"],
+            r"no layer has a dictionary \(mixers: softmax, linear",
+        ),
+        (["dictionary.scope=stream"], "with dictionary.scope=stream the dictionary's capacity is fixed"),
         (["evaluation.capacities=[4,0]"], r"evaluation.capacities\[1\]: 0 is too small: it must be at least 1"),
         (["evaluation.capacities=[4,x]"], r"evaluation.capacities\[1\]: 'x' is not a whole number"),
         (["evaluation.lengths=[0]"], r"evaluation.lengths\[0\]: 0 is too small"),

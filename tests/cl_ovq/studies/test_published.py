@@ -192,7 +192,7 @@ def test_every_strategy_has_a_number_or_stands_among_those_without(shipped):
         ("source:", "sorce:", "unknown key of a published number 'sorce': did you mean 'source'"),
         ("title: Digits\n", "", "title is missing"),
         ("accuracy: 0.5", "acuracy: 0.5", "metric of a published number 'acuracy': did you mean 'accuracy'"),
-        (", within: 0.01", "", "target: name one metric, and within"),
+        (", within: 0.01", "", "target: give one metric, and within"),
         ("0.01", "near", "within: 'near' is not a number"),
         ("strategy.name: naive", "strategy.name: nave", "unknown strategy 'nave'"),
         ("title:", "links: {numbr: x}\ntitle:", "link of a published number 'numbr': did you mean 'number'"),

@@ -62,7 +62,7 @@ def test_without_an_objective_it_is_the_streams_own(sweep_file, tmp_path):
         sweep = load_sweep(str(sweep_file(experiment=str(experiment))))
         assert sweep.objectives == expected
         assert sweep.primary in expected
-    with pytest.raises(UserError, match=r"stream\.validation: 0 leaves no validation data to choose"):
+    with pytest.raises(UserError, match=r"stream\.validation: 0 leaves no validation data for selecting"):
         load_sweep(str(sweep_file(experiment=str(experiment), set={"stream.validation": 0})))
     with pytest.raises(
         UserError, match=r"objectives\.bits_per_byte: 'recall' has no bits_per_byte: its own is accuracy"
@@ -80,21 +80,21 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
         ({"search": {"nam": "grid"}}, "unknown key 'search.nam': did you mean 'search.name'?"),
         ({"search": {"name": "gird"}}, "search.name: unknown choice 'gird': did you mean 'grid'?"),
         ({"search": {"name": "random"}}, "search.trials: the search 'random' needs a number of trials"),
-        ({"search": {"name": "grid", "trials": 3}}, "search.trials: a grid has as many trials as combinations"),
+        ({"search": {"name": "grid", "trials": 3}}, "search.trials: a grid determines the number of trials"),
         ({"search": {"name": "grid"}, "space": RANGE}, "a grid needs a list of values, not loguniform"),
         (
             {"search": {"name": "random", "trials": 3}, "space": {"model.depth": {"grid": [1, 2]}} | RANGE},
-            "search.trials: 3 trials cannot be shared alike among the 2 combinations of model.depth",
+            "search.trials: 3 trials cannot be split evenly among the 2 combinations of model.depth",
         ),
         (
             {"search": {"name": "tpe", "trials": 3}, "space": {"model.depth": {"grid": [1, 2]}}},
-            "space.model.depth: Optuna draws: write choice, not grid",
+            "space.model.depth: Optuna draws values: use choice, not grid",
         ),
         (
             {"search": {"name": "tpe", "trials": 3}, "objectives": {"accuracy": "max", "memory_bytes": "min"}},
-            "tpe serves one objective",
+            "tpe supports one objective",
         ),
-        ({"search": {"name": "pareto", "trials": 3}}, "objectives: the search 'pareto' needs several"),
+        ({"search": {"name": "pareto", "trials": 3}}, "objectives: the search 'pareto' needs at least two"),
         ({"objectives": {"acuracy": "max"}}, "unknown metric of objectives 'acuracy': did you mean 'accuracy'?"),
         ({"objectives": {"accuracy": "maximum"}}, "unknown mode at objectives.accuracy 'maximum'"),
         (
@@ -109,17 +109,17 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
             },
             "unknown key that a trial can change as it goes .scheduler pbt. 'model.depth'",
         ),
-        ({"set": {"evaluation.split": "test"}}, "chosen on the validation stream, never on 'test'"),
+        ({"set": {"evaluation.split": "test"}}, "selected on the validation stream, never on 'test'"),
         (
             {"space": {"evaluation.split": {"choice": ["test"]}}},
-            "space.evaluation.split: the sweep decides this itself",
+            "space.evaluation.split: the sweep sets this key itself",
         ),
-        ({"space": {"seed": {"choice": [1, 2]}}}, "space.seed: the sweep decides this itself"),
+        ({"space": {"seed": {"choice": [1, 2]}}}, "space.seed: the sweep sets this key itself"),
         ({"set": {"stream.validation_fraction": 0}}, "0 leaves no validation data"),
-        ({"selection": {"seeds": [3], "test_seeds": 5}}, r"selection.seeds: \[3\] are reported too"),
+        ({"selection": {"seeds": [3], "test_seeds": 5}}, r"selection.seeds: \[3\] are also reported"),
         ({"selection": {"protocol": "held_out_seeds"}}, "held_out_seeds needs at least two different seeds"),
-        ({"selection": {"protocol": "first_k_experiences"}}, "first_k_experiences needs a number"),
-        ({"selection": {"experiences": 2}}, "no other protocol takes one"),
+        ({"selection": {"protocol": "first_k_experiences"}}, "required with first_k_experiences"),
+        ({"selection": {"experiences": 2}}, "not allowed with any other protocol"),
         ({"space": {"optimizer.learning_rat": {"choice": [1]}}}, "unknown key 'optimizer.learning_rat': did you mean"),
         ({"space": {"model.mixer": {"choice": ["ovq", "oqv"]}}}, "trial with model.mixer=oqv: .*unknown mixer 'oqv'"),
         ({"space": {"optimizer.learning_rate": {"chioce": [1]}}}, "'chioce': did you mean 'choice'?"),
@@ -130,7 +130,7 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
             {"space": {"model.depth": {"choice": [1], "when": {"model.width": 3}}}},
             "which must be one of those above it",
         ),
-        ({"space": {"model.depth": {"choice": [1, 1]}}}, "a value stands there twice"),
+        ({"space": {"model.depth": {"choice": [1, 1]}}}, "duplicate value"),
         (
             {"space": {"strategy.name": {"choice": ["naive", "der"]}, "strategy.alpha": {"choice": [0.1, 0.2]}}},
             r"strategy.alpha: 'naive' does not use it: .*: add to it in the space: when: {strategy.name: \[der\]}$",
@@ -139,8 +139,8 @@ RANGE = {"optimizer.learning_rate": {"loguniform": [1e-3, 1e-2]}}
             {"space": {"strategy.name": {"choice": ["gem", "der"]}}, "set": {"strategy.margin": 0.1}},
             r"strategy.margin: 'der' .*: move it from set to space as {choice: \[0.1\], when: {strategy.name: ",
         ),
-        ({"space": None}, "space: a sweep needs it"),
-        ({"resources": {"gpus": 1.5}}, "neither a whole number nor a fraction"),
+        ({"space": None}, "space: required in a sweep"),
+        ({"resources": {"gpus": 1.5}}, "neither an integer nor a fraction"),
         ({"compare": ["model.width"]}, "unknown key at compare"),
         ({"experiment": "quikstart"}, "no experiment 'quikstart': did you mean 'quickstart'?"),
     ],

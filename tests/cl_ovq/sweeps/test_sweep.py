@@ -154,9 +154,9 @@ def test_a_sweep_that_failed_before_its_first_trial_leaves_nothing_in_the_way(sw
 
 def test_a_directory_with_a_sweep_is_not_taken_for_another(broken, start):
     _, _, path, folder, _ = broken
-    with pytest.raises(UserError, match="holds a sweep already: add --resume"):
+    with pytest.raises(UserError, match="already contains a sweep: add --resume"):
         start(path, folder)
-    with pytest.raises(UserError, match="is another one: settings was"):
+    with pytest.raises(UserError, match="is a different one: settings was"):
         start(path, folder, "strategy.epochs=2", resume=True)
     with pytest.raises(UserError, match="there is no sweep in"):
         start(path, folder / "nowhere", resume=True)

@@ -90,7 +90,7 @@ def test_an_experiment_without_runs_is_an_empty_table(store, options):
 def test_mistakes(logged, tmp_path):
     with pytest.raises(UserError, match="unknown experiment 'exprted': did you mean 'exported'"):
         export_experiment("exprted", "csv", None, logged)
-    with pytest.raises(UserError, match="name a file with --output"):
+    with pytest.raises(UserError, match="give a file with --output"):
         export_experiment("exported", "parquet", None, logged)
     with pytest.raises(UserError, match="cannot write"):
         export_experiment("exported", "csv", tmp_path / "no" / "such", logged)

@@ -312,7 +312,7 @@ def test_line_cut_short_is_passed_over(tmp_path):
     assert [record and record.kind for record, _ in reader.records(0)] == ["tags", None, "resume"]
     again._file.write(b'{"kind":"tags","val\n')
     again.write("tags", values={})
-    with pytest.raises(JournalMalformed, match="is no JSON"):
+    with pytest.raises(JournalMalformed, match="is not JSON"):
         reader.records(0)
     again.close()
     reader.close()

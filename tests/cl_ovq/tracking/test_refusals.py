@@ -33,20 +33,23 @@ def test_a_deleted_experiment_is_refused_before_training(call, tiny_path, tmp_pa
         assert error.startswith(
             "error: tracking.experiment: the experiment 'deleted before' was deleted in MLflow: restore"
         )
-        assert f"mlflow experiments restore --experiment-id {number}`, or name another" in error
+        assert f"mlflow experiments restore --experiment-id {number}`, or choose another" in error
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["tracking.tags={'a,b': x}"], "tracking.tags: MLflow takes no tag 'a,b': "),
-        (["tracking.tags={a/../b: x}"], "tracking.tags: MLflow takes no tag 'a/../b': "),
-        ([f"tracking.tags.{'a' * 300}=x"], f"tracking.tags: '{'a' * 20}...' has 300 characters: MLflow takes 236"),
-        ([f"tracking.run_name={'n' * 300}"], "tracking.run_name: has 300 characters: MLflow takes 1 to 250"),
-        (["tracking.run_name=''"], "tracking.run_name: has 0 characters: MLflow takes 1 to 250"),
-        ([f"tracking.experiment={'e' * 501}"], "tracking.experiment: has 501 characters: MLflow takes 1 to 500"),
-        (["tracking.experiment=''"], "tracking.experiment: has 0 characters: MLflow takes 1 to 500"),
+        (["tracking.tags={'a,b': x}"], "tracking.tags: MLflow does not allow the tag 'a,b': "),
+        (["tracking.tags={a/../b: x}"], "tracking.tags: MLflow does not allow the tag 'a/../b': "),
+        (
+            [f"tracking.tags.{'a' * 300}=x"],
+            f"tracking.tags: '{'a' * 20}...' has 300 characters: MLflow allows at most 236",
+        ),
+        ([f"tracking.run_name={'n' * 300}"], "tracking.run_name: has 300 characters: MLflow allows 1 to 250"),
+        (["tracking.run_name=''"], "tracking.run_name: has 0 characters: MLflow allows 1 to 250"),
+        ([f"tracking.experiment={'e' * 501}"], "tracking.experiment: has 501 characters: MLflow allows 1 to 500"),
+        (["tracking.experiment=''"], "tracking.experiment: has 0 characters: MLflow allows 1 to 500"),
     ],
 )
 def test_names_that_mlflow_refuses(call, tiny_path, tmp_path, store, overrides, line):

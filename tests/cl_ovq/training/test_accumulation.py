@@ -128,7 +128,7 @@ def test_a_schedule_counts_steps_of_the_optimizer(session):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["strategy.name=ridge"], "training.accumulation: would do nothing: strategy.name=ridge learns without gradie"),
+        (["strategy.name=ridge"], "training.accumulation: has no effect: strategy.name=ridge learns without gradi"),
         (["training.accumulation=0"], "training.accumulation: 0 is too small: it must be at least 1"),
     ],
 )

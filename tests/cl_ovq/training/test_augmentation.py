@@ -192,14 +192,14 @@ def test_a_memory_is_written_with_plain_samples(session, when):
     [
         (
             ["stream.name=recall", "model.name=sequence_model"],
-            "training.augmentation: changes images, and 'recall' has sequences: leave it out",
+            "training.augmentation: requires images, but 'recall' has sequences: remove it",
         ),
-        (["strategy.name=ncm"], "training.augmentation: would do nothing: strategy.name=ncm learns without gradients"),
+        (["strategy.name=ncm"], "training.augmentation: has no effect: strategy.name=ncm learns without gradients"),
         (
             ["encoder.name=torchvision", "model.name=pixels", "encoder.model=resnet18"],
-            "training.augmentation: changes images, and the features of a frozen encoder are computed once",
+            "training.augmentation: cannot be combined with a frozen encoder, whose features are computed once",
         ),
-        (["training.augmentation=[flip, flip]"], "training.augmentation: flip stands there twice"),
+        (["training.augmentation=[flip, flip]"], "training.augmentation: flip is listed twice"),
         (["training.augmentation=[]", "training.padding=2"], "training.padding: training.augmentation names none that"),
         (["training.padding=2"], "training.padding: 'flip' does not use it: augmentations that do: crop"),
         (["training.augmentation=[corp]"], "training.augmentation: unknown augmentation 'corp': did you mean 'crop'?"),
@@ -215,8 +215,8 @@ def test_what_would_do_nothing_is_refused(tiny, overrides, line):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["training.augmentation=[color]", "training.hue=0.1"], "training.hue: would do nothing: the stream's images"),
-        (["training.augmentation=[color]", "training.brightness=0"], "training.augmentation: color would do nothing"),
+        (["training.augmentation=[color]", "training.hue=0.1"], "training.hue: has no effect: the stream's images"),
+        (["training.augmentation=[color]", "training.brightness=0"], "training.augmentation: color has no effect"),
     ],
 )
 def test_colour_that_would_not_change_is_refused(tiny, overrides, line):
@@ -230,7 +230,7 @@ def test_vectors_and_other_channels_are_refused(tiny, tmp_path):
     path = tmp_path / "vectors.npz"
     np.savez(path, features=random.normal(size=(60, 4)), labels=np.arange(60) % 6)
     config = tiny("stream.name=features", f"stream.data={path}", "training.augmentation=[flip]")
-    with pytest.raises(UserError, match=r"training.augmentation: changes images, and 'features' has vectors"):
+    with pytest.raises(UserError, match=r"training.augmentation: requires images, but 'features' has vectors"):
         load_stream(config)
-    with pytest.raises(UserError, match="changes images of 1 or 3 channels, and the stream's have 2"):
+    with pytest.raises(UserError, match="requires images with 1 or 3 channels, but the stream's have 2"):
         AUGMENTATIONS["randaugment"].build(RandAugmentOptions(), (2, 8, 8))

@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_is_said_in_a_line(session, monkeypatch):
     trained = session("strategy.name=naive", *MLP, *COMPILE)
     with pytest.raises(UserError) as caught:
         trained.learn()
-    assert str(caught.value) == "training.compile: the model cannot be compiled: no such thing: leave it out"
+    assert str(caught.value) == "training.compile: the model cannot be compiled: no such thing: remove it"
     assert "forward" not in vars(trained.model)
 
 
@@ -151,7 +151,7 @@ def test_without_a_compiler_it_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(training_checks.shutil, "which", lambda name: None)
     with pytest.raises(UserError) as caught:
         check_config(tiny("training.compile=true", "device=cpu"))
-    line = r"training.compile: needs a C++ compiler, and there is no g++: install one, or leave it out"
+    line = r"training.compile: needs a C++ compiler, and there is no g++: install one, or remove it"
     assert str(caught.value).replace("clang++", "g++") == line
     check_config(tiny("device=cpu"))
     monkeypatch.setenv("CXX", "/nowhere/c++")
@@ -160,7 +160,7 @@ def test_without_a_compiler_it_is_refused(tiny, monkeypatch):
 
 
 def test_what_would_do_nothing_is_refused(tiny):
-    with pytest.raises(UserError, match=r"^training.compile: would do nothing: strategy.name=slda learns without grad"):
+    with pytest.raises(UserError, match=r"^training.compile: has no effect: strategy.name=slda learns without grad"):
         check_config(tiny("training.compile=true", "strategy.name=slda"))
 
 

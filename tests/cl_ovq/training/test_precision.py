@@ -192,7 +192,7 @@ def test_a_memory_is_written_in_fp32(session, when):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["strategy.name=knn"], "training.precision: would do nothing: strategy.name=knn learns without gradients"),
+        (["strategy.name=knn"], "training.precision: has no effect: strategy.name=knn learns without gradients"),
         (["training.precision=fp8"], "training.precision: unknown choice 'fp8': "),
     ],
 )

@@ -123,14 +123,20 @@ def test_mir_looks_ahead_by_the_rate_of_its_step(session):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["strategy.name=slda"], "optimizer.schedule: would do nothing: strategy.name=slda learns without gradients"),
+        (["strategy.name=slda"], "optimizer.schedule: has no effect: strategy.name=slda learns without gradients"),
         (
             ["strategy.name=naive", "model.head=memory", "model.train_encoder=never"],
-            "optimizer.schedule: would do nothing: model.head=memory with model.train_encoder=never learns without",
+            "optimizer.schedule: has no effect: model.head=memory with model.train_encoder=never learns without",
         ),
-        (["optimizer.final_share=1"], "optimizer.final_share: 1 leaves the learning rate as it is"),
-        (["optimizer.schedule=step", "optimizer.milestones=[]"], "optimizer.milestones: leaves the learning rate as"),
-        (["optimizer.schedule=step", "optimizer.step_factor=1"], "optimizer.step_factor: leaves the learning rate as"),
+        (["optimizer.final_share=1"], "optimizer.final_share: 1 keeps the learning rate"),
+        (
+            ["optimizer.schedule=step", "optimizer.milestones=[]"],
+            "optimizer.milestones: keeps the learning rate",
+        ),
+        (
+            ["optimizer.schedule=step", "optimizer.step_factor=1"],
+            "optimizer.step_factor: keeps the learning rate",
+        ),
         (
             ["optimizer.schedule=step", "optimizer.milestones=[1]"],
             "optimizer.milestones: 1 is the end of an experience",
@@ -154,7 +160,7 @@ def test_a_schedule_that_would_do_nothing_is_refused(tiny, overrides, line):
         ),
         (
             ["optimizer.schedule=cosine", "model.name=pixels", "model.head=memory"],
-            "optimizer.schedule: would do nothing: model.name=pixels with model.head=memory learns without gradients",
+            "optimizer.schedule: has no effect: model.name=pixels with model.head=memory learns without gradients",
         ),
     ],
 )

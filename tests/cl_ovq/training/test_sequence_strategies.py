@@ -79,7 +79,7 @@ def test_it_trains_and_two_runs_are_the_same_run(session, name, stream, scope):
 
 @pytest.mark.parametrize("name", STRATEGIES.having(lambda strategy: strategy.needs_classes))
 def test_what_needs_classes_is_refused(tiny, name):
-    with pytest.raises(UserError, match=f"'{name}' needs class labels, and 'recall' has sequences: known: naive"):
+    with pytest.raises(UserError, match=f"'{name}' needs class labels, but 'recall' has sequences: known: naive"):
         check_config(tiny(f"strategy.name={name}", *STREAMS["recall"]))
 
 

@@ -244,7 +244,7 @@ def test_mistakes(tiny, session):
     with pytest.raises(UserError, match="early_stopping needs a validation stream"):
         session("strategy.name=early_stopping", "stream.validation_fraction=0")
     for name in (*PROTOTYPES, "early_stopping", "slca"):
-        with pytest.raises(UserError, match=r"model\.head: a memory does not go with"):
+        with pytest.raises(UserError, match=r"model\.head: a memory cannot be combined with"):
             check_config(tiny(f"strategy.name={name}", "model.head=memory", "model.name=mlp"))
 
 
