@@ -113,9 +113,15 @@ class GradientFreeHead(nn.Module, ABC):
         return (share / (share + FLOOR / self.classes) * away.expm1()).log1p().to(features.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientFreeHead:
-        """Move to another device, but keep the types."""
-        self._prepared = None
-        return super()._apply(keep_type(fn), recurse)
+        """Move to another device, but keep the types. What was prepared stays where nothing moves.
+
+        Avalanche moves a model before it evaluates an experience: preparing anew would be a solve for each of them.
+        """
+        before = list(self.buffers())
+        super()._apply(keep_type(fn), recurse)
+        if any(new is not old for new, old in zip(self.buffers(), before, strict=True)):
+            self._prepared = None
+        return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._prepared = None

@@ -332,9 +332,12 @@ class MemoryHead(nn.Module):
         return targets.to(self.pending.device, torch.int64)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryHead:
-        """Move to another device, but keep the types."""
-        self._cache = None
-        return super()._apply(keep_type(fn), recurse)
+        """Move to another device, but keep the types; a reading stays where nothing moves, see `GradientFreeHead`."""
+        before = list(self.buffers())
+        super()._apply(keep_type(fn), recurse)
+        if any(new is not old for new, old in zip(self.buffers(), before, strict=True)):
+            self._cache = None
+        return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._cache = None

@@ -351,6 +351,29 @@ def test_a_state_that_is_loaded_is_read(make):
     assert torch.equal(fresh(x), head(x))
 
 
+@pytest.mark.parametrize("make", [*HEADS.values(), FREE_OF_ORIGIN["memory, int8"]], ids=[*HEADS, "memory"])
+def test_what_a_read_needs_is_made_once_for_all_experiences_that_are_evaluated(make, monkeypatch):
+    """Avalanche moves a model to its device before each; a write, a load and a real move make it anew."""
+    (x, y), head = samples(), make()
+    learned(head, x, y)
+    made = []
+    name = "_reading" if isinstance(head, MemoryHead) else "_prepare"
+    prepare = getattr(head, name)
+    monkeypatch.setattr(head, name, lambda *settings: made.append(1) or prepare(*settings))
+    expected = head(x)
+    for _ in range(3):
+        torch.testing.assert_close(head.to("cpu").eval()(x), expected, rtol=0, atol=0)
+    assert len(made) == 1
+    learned(head, *samples(5))
+    assert not torch.equal(head(x), expected)
+    head.load_state_dict(head.state_dict())
+    head(x)
+    assert len(made) == 3
+    head.to("meta")
+    cached = head._cache if isinstance(head, MemoryHead) else head._prepared
+    assert cached is None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_head
 def test_on_a_gpu(make):
