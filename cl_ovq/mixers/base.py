@@ -78,10 +78,10 @@ class MixerOptions:
 class AttentionOptions(MixerOptions):
     """What every mixer of queries, keys and values has."""
 
-    heads: int = option(4, "attention heads; divides width", minimum=1, maximum=WIDEST)
+    heads: int = option(4, "attention heads; must divide width", minimum=1, maximum=WIDEST)
     convolution: int = option(
         0,
-        "tokens that a short causal convolution of queries, keys and values sees; 0 for none",
+        "width in tokens of a short causal convolution of queries, keys and values; 0 for none",
         minimum=0,
         maximum=WIDEST,
     )
@@ -116,7 +116,7 @@ class StackOptions(MixerOptions):
     mixer: str = option("ovq", "sequence mixer of every layer: a name from `cl-ovq list mixers`", parts=MIXERS)
     pattern: list[str] | None = option(  # noqa: RUF009 - option makes a field
         None,
-        "mixers of the layers in turn, repeated over the depth, in place of `mixer`: [sliding_window, ovq]",
+        "mixers of successive layers, repeated over the depth; replaces `mixer`. Example: [sliding_window, ovq]",
         parts=MIXERS,
         replaces="mixer",
     )

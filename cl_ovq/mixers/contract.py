@@ -1,4 +1,4 @@
-"""What a mixer must return, checked while a model is tried."""
+"""Checks of what a mixer returns, made in a model's trial pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def checked_mixers(network: nn.Module, section: str, *, states: bool = False) ->
         y = mixed[0] if isinstance(mixed, tuple) and len(mixed) == 2 else mixed
         if y is mixed or not isinstance(y, Tensor) or list(y.shape) != wanted:
             found = list(y.shape) if y is not mixed and isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise UserError(f"{what} maps tokens {wanted} to {found}, and must to (y, state) with y of {wanted}")
+            raise UserError(
+                f"{what} maps tokens {wanted} to {found}; it must return (y, state) with y of shape {wanted}"
+            )
         whole = not any(kwargs.get(name) is not None for name in ("mask", "state"))
         if is_foreign(type(mixer)) and not mixer.training and whole and x.shape[1] > 1:
             trying.append(mixer)
@@ -63,7 +65,7 @@ def _check_pieces(mixer: nn.Module, x: Tensor, y: Tensor, what: str, states: boo
     with torch.no_grad():
         first, state = mixer(x[:, :cut], return_state=True)
         if not _alike(first, y[:, :cut]):
-            raise UserError(f"{what} is not causal: the first {cut} outputs change with the tokens after them")
+            raise UserError(f"{what} is not causal: the first {cut} outputs depend on later tokens")
         if not states:
             return
         try:
@@ -74,8 +76,8 @@ def _check_pieces(mixer: nn.Module, x: Tensor, y: Tensor, what: str, states: boo
         cast(Mixer, mixer).state_bytes(cut)  # which would fail once all is trained
     if not _alike(second, y[:, cut:]):
         raise UserError(
-            f"{what} does not go on from its state: tokens that come in two calls get other outputs than in one; with "
-            "return_state=True it must return all that later tokens need"
+            f"{what} does not continue from its state: a sequence split over two calls gives different outputs; with "
+            "return_state=True it must return everything that later tokens need"
         )
 
 

@@ -81,7 +81,9 @@ class PersistentDictionary(nn.Module):
     ) -> None:
         super().__init__()
         if sums and (half_life is not None or options.learning_rate != "adaptive"):
-            raise ValueError("sums by task need an adaptive learning rate and no half-life: means are sums over counts")
+            raise ValueError(
+                "sums by task require an adaptive learning rate and no half-life: means are sums divided by counts"
+            )
         self.options = options
         self.half_life = half_life
         self.sums = sums

@@ -32,7 +32,7 @@ class LinearGrowthOptions:
 class DirichletGrowthOptions:
     """How fast a dictionary grows with the logarithm of its tokens."""
 
-    concentration: float = option(128.0, "alpha, tokens after which growth slows down", exclusive_minimum=0)
+    concentration: float = option(128.0, "alpha: number of tokens after which growth slows down", exclusive_minimum=0)
 
 
 @dataclass
@@ -40,28 +40,30 @@ class NoveltyGrowthOptions:
     """When a token is new."""
 
     novelty_threshold: float = option(
-        0.7, "largest similarity to a slot at which a token may still start a new one", minimum=-1, maximum=1
+        0.7, "a token opens a slot only if its similarity to every slot is at most this", minimum=-1, maximum=1
     )
 
 
-GROWTHS.add("plateau", "t N / (t + N) slots after t tokens: slope one at first, never quite N", build=GROWTH["plateau"])
+GROWTHS.add(
+    "plateau", "t N / (t + N) slots after t tokens: one per token at first, approaching N", build=GROWTH["plateau"]
+)
 GROWTHS.add("linear", "a fixed number of slots per token, up to N", build=GROWTH["linear"], options=LinearGrowthOptions)
 GROWTHS.add("all", "a slot for every token, up to N; with N >= T this is exact softmax attention", build=GROWTH["all"])
 GROWTHS.add(
     "dirichlet",
-    "alpha log(1 + t / alpha) slots: the expected clusters of a Dirichlet process of concentration alpha",
+    "alpha log(1 + t / alpha) slots: expected clusters of a Dirichlet process with concentration alpha",
     build=GROWTH["dirichlet"],
     options=DirichletGrowthOptions,
 )
 GROWTHS.add(
     "novelty",
-    "at most as many as plateau, and only tokens that are unlike every slot start one",
+    "at most as many slots as plateau, opened only by tokens unlike every slot",
     build=GROWTH["novelty"],
     options=NoveltyGrowthOptions,
 )
 GROWTHS.add(
     "recycle",
-    "a slot for every token, up to N; then slots that are alike unite, to make room for tokens that are new",
+    "a slot for every token, up to N; then similar slots are merged to make room for new tokens",
     build=GROWTH["recycle"],
 )
 
@@ -70,13 +72,16 @@ GROWTHS.add(
 class RateOptions:
     """A rate of its own for the means."""
 
-    rate: float = option(0.05, "rho, step of a mean towards a token", exclusive_minimum=0, maximum=1)
+    rate: float = option(0.05, "rho: step of a mean towards a token", exclusive_minimum=0, maximum=1)
 
 
 RATES.add("adaptive", "one over the slot's count: exact running means", build=None)
 RATES.add("constant", "rho: moving averages", build=None, options=RateOptions)
 RATES.add(
-    "floored", "one over the slot's count, but at least rho: recent tokens keep weight", build=None, options=RateOptions
+    "floored",
+    "one over the slot's count, but at least rho: recent tokens keep their weight",
+    build=None,
+    options=RateOptions,
 )
 
 
@@ -86,57 +91,59 @@ class SharedOptions:
 
     weight: float | None = option(
         1.0,
-        "tokens that the shared dictionary counts for beside a sequence's own at first; each head then learns its "
-        "weight. If null, the dictionary counts for all tokens written",
+        "initial weight of the shared dictionary relative to a sequence's own tokens, as a number of tokens; each head "
+        "then learns its weight. If null, the dictionary counts for all tokens written",
         exclusive_minimum=0,
     )
     half_life: int | None = option(
-        None, "tokens after which all counts are halved; never if null", minimum=1, maximum=2**62
+        None, "number of tokens after which all counts are halved; null for never", minimum=1, maximum=2**62
     )
     refresh: bool = option(
         False,
-        "rewrite the dictionary after every experience from the replay buffer, encoded by the model as it is then",
+        "rewrite the dictionary after every experience from the replay buffer, encoded by the current model",
     )
     sums: bool = option(
         False,
-        "keep the sums that each task wrote, so that a task can be forgotten; each task takes as many bytes as the "
+        "keep separate sums for each task, so that a task can be forgotten; each task takes as many bytes as the "
         "dictionary",
     )
 
 
 SCOPES.add("sequence", "a new dictionary for every sequence", build=None)
-SCOPES.add("task", "one dictionary that all sequences of an experience share", build=None, options=SharedOptions)
-SCOPES.add("stream", "one dictionary that all sequences of all experiences share", build=None, options=SharedOptions)
+SCOPES.add("task", "one dictionary per experience, shared by all its sequences", build=None, options=SharedOptions)
+SCOPES.add("stream", "one dictionary, shared by all sequences of all experiences", build=None, options=SharedOptions)
 
 
 @dataclass
 class ChunkOptions:
     """How a sequence is cut."""
 
-    chunk_size: int = option(64, "tokens per chunk (L): read exactly, then written together", minimum=1, maximum=COUNT)
+    chunk_size: int = option(
+        64, "tokens per chunk (L): attended to exactly, then written together", minimum=1, maximum=COUNT
+    )
 
 
 @dataclass
 class DictionaryConfig(ChunkOptions):
     """The key and value dictionaries of OVQ layers."""
 
-    scope: str = option("stream", "how long a dictionary lives, and who shares it", parts=SCOPES)
+    scope: str = option("stream", "lifetime of a dictionary, and what shares it", parts=SCOPES)
     capacity: int = option(512, "slots per layer and head (N)", minimum=1, maximum=COUNT)
-    growth: str = option("plateau", "schedule of slots over tokens", parts=GROWTHS)
-    slot_init: str = option("spread", "which tokens of a chunk start the new slots", choices=tuple(SEEDS))
+    growth: str = option("plateau", "number of slots as a function of tokens", parts=GROWTHS)
+    slot_init: str = option("spread", "which tokens of a chunk open the new slots", choices=tuple(SEEDS))
     assignment: str = option(
         "all",
-        "slots that the other tokens may join: old (those before the chunk) or all (the chunk's new ones too)",
+        "slots that the other tokens may join: old (from before the chunk) or all (also the chunk's new ones)",
         choices=tuple(ASSIGNMENT),
     )
     value_weight: float = option(
         0.0,
-        "how much values count beside keys where a token's slot is chosen; 0, the paper's, is by keys alone",
+        "weight of values relative to keys when a token's slot is chosen; 0, as in the paper, uses keys only",
         minimum=0,
         maximum=LARGEST_VALUE_WEIGHT,
     )
-    learning_rate: str = option("adaptive", "step of a slot's means", parts=RATES)
-    read_out: str = option("raw", "logits of the slots", choices=tuple(READ_OUTS))
+    learning_rate: str = option("adaptive", "step size of a slot's means", parts=RATES)
+    read_out: str = option("raw", "how the slots' logits are computed", choices=tuple(READ_OUTS))
 
 
 def operator_options(dictionary: DictionaryConfig) -> DictionaryOptions:

@@ -78,8 +78,8 @@ class StepOptions(AttentionOptions):
 
     dt_max: float = option(
         0.1,
-        "longest initial step of a head; the shortest is 0.001. Long steps make a state forget: few heads need short "
-        "ones to see far",
+        "largest initial step of a head; the smallest is 0.001. Large steps make a state forget, so models with few "
+        "heads may need small ones to see far",
         minimum=0.001,
         maximum=1000,
     )
@@ -87,7 +87,7 @@ class StepOptions(AttentionOptions):
 
 @MIXERS.enter(
     "gated_delta",
-    "Gated DeltaNet (Yang et al. 2024): a matrix that decays and corrects itself; extra: fla",
+    "Gated DeltaNet (Yang et al. 2024): a matrix state with decay and a delta-rule update; extra: fla",
     options=StepOptions,
 )
 def build_gated_delta(options: StepOptions) -> GatedDeltaNet:

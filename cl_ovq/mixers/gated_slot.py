@@ -63,12 +63,12 @@ class GatedSlotAttention(ProjectedMixer):
 class GatedSlotOptions(AttentionOptions):
     """The options of gated slot attention."""
 
-    slots: int = option(64, "slots of a head's memory", minimum=1, maximum=COUNT)
+    slots: int = option(64, "slots per head", minimum=1, maximum=COUNT)
 
 
 @MIXERS.enter(
     "gated_slot",
-    "Gated slot attention (Zhang et al. 2024): softmax over slots that fade; extra: fla",
+    "gated slot attention (Zhang et al. 2024): softmax over slots that decay; extra: fla",
     options=GatedSlotOptions,
 )
 def build_gated_slot(options: GatedSlotOptions) -> GatedSlotAttention:

@@ -64,7 +64,7 @@ class LinearAttention(ProjectedMixer):
 
 @MIXERS.enter(
     "linear",
-    "linear attention with features elu + 1 (Katharopoulos et al. 2020): linear time, one sum",
+    "linear attention with features elu + 1 (Katharopoulos et al. 2020): linear time, constant state",
     options=AttentionOptions,
 )
 def build_linear(options: AttentionOptions) -> LinearAttention:

@@ -77,7 +77,7 @@ class Mamba2(ProjectedMixer):
 class Mamba2Options(StepOptions):
     """The options of Mamba-2."""
 
-    state_size: int = option(64, "features of a key and a query", minimum=1, maximum=WIDEST)
+    state_size: int = option(64, "size of keys and queries", minimum=1, maximum=WIDEST)
 
 
 @MIXERS.enter(

@@ -31,9 +31,9 @@ def forget(dictionary: PersistentDictionary, task: int) -> None:
         ValueError: it keeps no sums, or has seen no such task.
     """
     if not dictionary.sums:
-        raise ValueError("only a dictionary that keeps sums by task can forget one: say sums=True (dictionary.sums)")
+        raise ValueError("only a dictionary that keeps sums by task can forget a task: set sums=True (dictionary.sums)")
     if not 0 <= task < len(dictionary.written):
-        raise ValueError(f"task must lie in 0 .. {len(dictionary.written) - 1}, got {task}")
+        raise ValueError(f"task must be in 0 .. {len(dictionary.written) - 1}, got {task}")
     for name in ("written", "key_sums", "value_sums"):
         getattr(dictionary, name)[task] = 0
     state = dictionary.state

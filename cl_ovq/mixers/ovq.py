@@ -89,7 +89,7 @@ class OVQAttention(Mixer):
     ) -> None:
         super().__init__()
         if head_dim is None and width % heads:
-            raise ValueError(f"heads={heads} does not divide width={width}: name head_dim, or another number of heads")
+            raise ValueError(f"heads={heads} does not divide width={width}: set head_dim, or another number of heads")
         self.heads = heads
         self.key_value_heads = key_value_heads or heads
         if heads % self.key_value_heads:
@@ -97,7 +97,7 @@ class OVQAttention(Mixer):
         self.head_dim = head_dim or width // heads
         if scalable_softmax and options.read_out == "gmr":
             raise ValueError(
-                "scalable_softmax needs the read-out raw or unit: with gmr a query's length is no temperature"
+                "scalable_softmax requires the read-out raw or unit: with gmr a query's length is not a temperature"
             )
         self.scalable_softmax = scalable_softmax
         if scalable_softmax:
@@ -213,7 +213,7 @@ class OVQOptions(ScalableOptions):
 
     key_value_heads: int | None = option(
         None,
-        "heads of keys and values, and so dictionaries; divides heads; as many as heads if null",
+        "number of key and value heads, and so of dictionaries; must divide heads; null for as many as heads",
         minimum=1,
         maximum=WIDEST,
     )
@@ -235,7 +235,7 @@ def build_ovq(options: OVQOptions, dictionary: DictionaryConfig) -> OVQAttention
         UserError: a scalable softmax with the read-out `gmr`.
     """
     if options.scalable_softmax and dictionary.read_out == "gmr":
-        raise UserError("scalable_softmax needs dictionary.read_out=raw or unit, not gmr")
+        raise UserError("scalable_softmax requires dictionary.read_out=raw or unit, not gmr")
     shared = dictionary if isinstance(dictionary, SharedOptions) else None
     return OVQAttention(
         width=options.width,

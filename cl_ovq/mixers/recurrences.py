@@ -27,7 +27,7 @@ def require_library(mixer: str) -> None:
         _import("fla.ops")
     except ImportError as error:
         raise UserError(
-            f"model.mixer: '{mixer}' needs flash-linear-attention ({error}): install it with "
+            f"model.mixer: '{mixer}' requires flash-linear-attention ({error}): install it with "
             "`pip install 'cl-ovq[fla]'`, or choose another mixer"
         ) from error
 

@@ -22,7 +22,8 @@ class ScalableOptions(AttentionOptions):
     """What every mixer of attention over all tokens has."""
 
     scalable_softmax: bool = option(
-        False, f"multiply every query's logits by log(1 + n) / log({1 + USUAL}), where n is the tokens that it sees"
+        False,
+        f"multiply every query's logits by log(1 + n) / log({1 + USUAL}), where n is the number of tokens it sees",
     )
 
 

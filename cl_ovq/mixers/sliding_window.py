@@ -78,12 +78,12 @@ class SlidingWindowAttention(ProjectedMixer):
 class SlidingWindowOptions(AttentionOptions):
     """The options of sliding-window attention."""
 
-    window: int = option(64, "tokens that a query sees, its own included", minimum=1, maximum=COUNT)
+    window: int = option(64, "tokens that a query sees, including its own", minimum=1, maximum=COUNT)
 
 
 @MIXERS.enter(
     "sliding_window",
-    "softmax attention over the last model.window tokens, rotary positions (Beltagy et al. 2020)",
+    "softmax attention over the last model.window tokens, with rotary positions (Beltagy et al. 2020)",
     options=SlidingWindowOptions,
     rotary=lambda options: True,
 )

@@ -72,12 +72,12 @@ class SoftmaxAttention(ProjectedMixer):
 class SoftmaxOptions(ScalableOptions):
     """The options of softmax attention."""
 
-    position: str = option("none", "positions that queries and keys carry", choices=("none", "rotary"))
+    position: str = option("none", "position encoding of queries and keys", choices=("none", "rotary"))
 
 
 @MIXERS.enter(
     "softmax",
-    "causal softmax attention (Vaswani et al. 2017): exact, state grows with every token",
+    "causal softmax attention (Vaswani et al. 2017): exact; the state grows with every token",
     options=SoftmaxOptions,
     rotary=lambda options: options.position == "rotary",
     sharpens=True,

@@ -23,7 +23,9 @@ def tensors_of(state: Any) -> Iterator[Tensor]:
         for part in state:
             yield from tensors_of(part)
     elif state is not None:
-        raise TypeError(f"a mixer's state holds a {type(state).__name__}: it may hold tensors, numbers and tuples")
+        raise TypeError(
+            f"a mixer's state contains a {type(state).__name__}; only tensors, numbers and tuples are allowed"
+        )
 
 
 def rebuilt(like: Any, tensors: Iterator[Tensor]) -> Any:

@@ -90,8 +90,8 @@ class VQAttention(ProjectedMixer):
         valid = torch.ones(batch, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
         if self.training and is_recomputed():
             raise UserError(
-                "VQAttention learns its codebook in the forward pass, which activation checkpointing makes twice: "
-                "leave the layer out of checkpointing, or set it to evaluation mode"
+                "VQAttention learns its codebook in the forward pass, which activation checkpointing runs twice: "
+                "exclude the layer from checkpointing, or set it to evaluation mode"
             )
         if self.training and not self.started:
             self._start(k.detach(), valid)
@@ -208,11 +208,11 @@ def nearest_code(k: Tensor, codebook: Tensor) -> Tensor:
 class VQOptions(ScalableOptions):
     """The options of vector-quantized attention."""
 
-    codebook_size: int = option(512, "codes of a head's codebook", minimum=1, maximum=COUNT)
+    codebook_size: int = option(512, "codes per head", minimum=1, maximum=COUNT)
     code_decay: float = option(
-        0.99, "decay of the running means that make up a codebook, per training step", minimum=0, maximum=0.9999
+        0.99, "decay per training step of the running means that form the codebook", minimum=0, maximum=0.9999
     )
-    commitment: float = option(1e-2, "weight of the distance of keys to their codes in the loss", minimum=0)
+    commitment: float = option(1e-2, "weight of the commitment loss (distance of keys to their codes)", minimum=0)
 
 
 @MIXERS.enter(

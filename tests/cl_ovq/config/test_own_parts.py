@@ -150,7 +150,7 @@ def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
     own(MIXER.replace("self.options.scale * x, None", returned))
     config = tiny("model.mixer=scale", "stream.experiences=2")
     stream = load_stream(config)
-    line = f"model: mixer Scale maps tokens [2, 4, 16] to {found}, and must to (y, state) with y of [2, 4, 16]"
+    line = f"model: mixer Scale maps tokens [2, 4, 16] to {found}; it must return (y, state) with y of shape [2, 4, 16]"
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
         build_model(config, stream, check=partial(check_contract, config=config, stream=stream))
 
@@ -160,15 +160,15 @@ def test_a_mixer_that_returns_another_sequence(own, tiny, returned, found):
     [
         (
             "x[:, :1], None",
-            "learner: mixer Scale maps tokens [1, 2, 16] to [1, 1, 16], and must to",
+            "learner: mixer Scale maps tokens [1, 2, 16] to [1, 1, 16]; it must return",
         ),
-        ("x, {}", "learner: mixer Scale: a mixer's state holds a dict"),
+        ("x, {}", "learner: mixer Scale: a mixer's state contains a dict"),
         ("x / nothing, None", "learner: a mixer does not take tokens: NameError: name 'nothing'"),
         (
             "x.mean(1, keepdim=True).expand_as(x), None",
-            "learner: mixer Scale is not causal: the first 1 outputs change",
+            "learner: mixer Scale is not causal: the first 1 outputs depend on later tokens",
         ),
-        ("x.cumsum(1), None", "learner: mixer Scale does not go on from its state"),
+        ("x.cumsum(1), None", "learner: mixer Scale does not continue from its state"),
     ],
 )
 def test_a_mixer_that_a_learner_in_context_cannot_have(own, tiny, returned, line):
@@ -189,10 +189,10 @@ LINE = "    def forward(self, x, *, mask=None, state=None, return_state=False): 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (("cumsum(1)", "flip(1)"), " is not causal: the first 8 outputs change"),
+        (("cumsum(1)", "flip(1)"), " is not causal: the first 8 outputs depend on later tokens"),
         (("cumsum(1)", "mean(1, keepdim=True).expand_as(x)"), " is not causal"),
-        (("total[:, -1] if", "None if"), " does not go on from its state"),
-        (("state[:, None])", "state['x'][:, None])"), ": a mixer's state holds a dict"),
+        (("total[:, -1] if", "None if"), " does not continue from its state"),
+        (("state[:, None])", "state['x'][:, None])"), ": a mixer's state contains a dict"),
         (("return total", "self.options = 3; return total"), "AttributeError: 'int' object has no attribute 'width'"),
         (("", ""), None),
     ],

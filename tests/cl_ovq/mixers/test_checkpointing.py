@@ -83,7 +83,7 @@ def test_a_codebook_that_learns_in_the_pass_is_refused(use_reentrant):
     layer = VQAttention(width=WIDTH, heads=2, codebook_size=4)
     x = torch.randn(2, 9, WIDTH, requires_grad=True)
     loss = checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).square().sum()
-    with pytest.raises(UserError, match="leave the layer out of checkpointing"):
+    with pytest.raises(UserError, match="exclude the layer from checkpointing"):
         loss.backward()
     layer.eval()
     checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant).square().sum().backward()

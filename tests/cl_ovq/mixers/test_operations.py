@@ -87,7 +87,7 @@ def test_a_task_that_came_last_and_shared_nothing_is_as_if_it_had_never_been():
 def test_what_cannot_be_forgotten_is_said():
     with pytest.raises(ValueError, match="sums=True"):
         forget(learned([0], sums=False)[0], 0)
-    with pytest.raises(ValueError, match=r"task must lie in 0 \.\. 1, got 2"):
+    with pytest.raises(ValueError, match=r"task must be in 0 \.\. 1, got 2"):
         forget(learned([0, 1])[0], 2)
     for options in ({"half_life": 4}, {"learning_rate": "floored"}):
         with pytest.raises(ValueError, match="adaptive learning rate"):

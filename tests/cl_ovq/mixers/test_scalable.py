@@ -114,10 +114,10 @@ def test_what_a_dictionary_of_the_stream_holds_is_seen_too():
 
 
 def test_what_does_not_go_with_it_is_refused():
-    with pytest.raises(UserError, match=r"scalable_softmax needs dictionary\.read_out=raw or unit, not gmr"):
+    with pytest.raises(UserError, match=r"scalable_softmax requires dictionary\.read_out=raw or unit, not gmr"):
         make("ovq", read_out="gmr")
     options = DictionaryOptions(capacity=4, read_out="gmr")
-    with pytest.raises(ValueError, match="scalable_softmax needs the read-out raw or unit"):
+    with pytest.raises(ValueError, match="scalable_softmax requires the read-out raw or unit"):
         OVQAttention(width=WIDTH, heads=HEADS, options=options, scalable_softmax=True)
     evaluation = {"log_length_scaling": True, "lengths": [64]}
     config = built(model={"mixer": "softmax", "scalable_softmax": True}, evaluation=evaluation)
