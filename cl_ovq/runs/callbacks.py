@@ -97,7 +97,7 @@ class Tracking(Callback):
         try:
             log_model(run.config, run.stream, run.model, run.directory, run.tracker)
         except UserError as error:  # its encoder's weights are gone, whose features were kept
-            warn(run.console, "model", f"it is not saved: {error}")
+            warn(run.console, "model", f"not saved: {error}")
         except (OSError, RuntimeError) as error:  # the latter is what PyTorch makes of a full disk
             warn(run.console, "model", f"{run.directory / 'model.pt'} cannot be written: {error}")
 

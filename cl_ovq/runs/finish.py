@@ -68,7 +68,7 @@ def finish(run: Run) -> Result:
         try:
             result.write(run.directory)
         except UnwrittenError as error:
-            warn(run.console, "results", f"{error}: it stays without the names of the figures")
+            warn(run.console, "results", f"{error}: it does not list the figures")
     run.callbacks.run_end(run, result)
     return result
 
@@ -127,7 +127,5 @@ def write_result(result: Result, directory: Path, console: Console) -> None:
     try:
         result.write(directory)
     except UnwrittenError as error:
-        way = (
-            "make room, and repeat the command with --resume" if result.config["checkpoint"]["enabled"] else "make room"
-        )
-        raise UnwrittenError(f"{error}: {way}; this is the result", result.to_json()) from error
+        way = "free some space and rerun with --resume" if result.config["checkpoint"]["enabled"] else "free some space"
+        raise UnwrittenError(f"{error}: {way}; the result follows", result.to_json()) from error

@@ -205,7 +205,7 @@ class Run:
         changed = differences(identity(to_dict(self.config)).evaluation, identity(found.config).evaluation)
         self.result = complete(found, self.config) if changed else found
         if self.result is not None:
-            self._say(f"the run in {self.directory} is finished: this is its result")
+            self._say(f"the run in {self.directory} is already finished: this is its result")
             if changed:
                 write_result(self.result, self.directory, self.console)
             return None
@@ -216,7 +216,9 @@ class Run:
                 "model to evaluate: rerun with --overwrite and checkpoint.enabled=true"
             )
         self.earlier = found
-        self._say(f"the run in {self.directory} is finished: its model is evaluated for {', '.join(changed)}")
+        self._say(
+            f"the run in {self.directory} is already finished: evaluating its model with the new {', '.join(changed)}"
+        )
         return begun
 
     def _say(self, line: str) -> None:
@@ -315,7 +317,7 @@ class Run:
         self.callbacks = Callbacks([Progress(self._bar), *tracking, Checkpointing(self.checkpoints), *callbacks])
         self.callbacks.run_begin(self)
         if self.resumed and self.earlier is None:
-            line = f"going on after {self.checkpoints.done} of {len(self._schedule)} experiences"
+            line = f"resumed after {self.checkpoints.done} of {len(self._schedule)} experiences"
             console.print(line, highlight=False)
 
     def remaining(self) -> list[tuple[int, Any]]:

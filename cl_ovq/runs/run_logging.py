@@ -45,7 +45,7 @@ def check_store(config: ExperimentConfig, name: str, console: Console) -> None:
     reason = StoreCheck(config.tracking.uri, names).wait()
     if reason is not None:
         console.print(
-            f"[yellow]tracking:[/] {escape(reason)}; the run is kept on disk", highlight=False, soft_wrap=True
+            f"[yellow]tracking:[/] {escape(reason)}; the run is stored on disk", highlight=False, soft_wrap=True
         )
 
 

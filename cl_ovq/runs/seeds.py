@@ -116,7 +116,7 @@ def run_seeds(
             try:
                 write_atomically(directory / FILE_NAME, whole.to_json() + "\n")
             except UnwrittenError as error:
-                way = "make room, and repeat the command with --resume"
+                way = "free some space and rerun with --resume"
                 raise UnwrittenError(f"{error}: {way}", whole.to_json()) from error
             _log_aggregates(whole, parent)
             parent.tag({"mlflow.note.content": seeds_note(whole.metrics, whole.runs)})

@@ -55,11 +55,11 @@ def _consistent(result: Any) -> Any:
     experiences = len(result.matrix) - 1
     for name, matrix in {"matrix": result.matrix, **result.matrices}.items():
         if [len(row) for row in matrix] != [experiences] * (experiences + 1):
-            raise ValueError(f"{name} has not {experiences + 1} rows of {experiences}")
+            raise ValueError(f"{name} must have {experiences + 1} rows of {experiences}")
     if any(len(point["values"]) > experiences for point in result.anytime):
         raise ValueError(f"anytime has values on more than {experiences} experiences")
     if result.experiences and len(result.experiences) != experiences:
-        raise ValueError(f"experiences are {len(result.experiences)}, and the matrix has {experiences}")
+        raise ValueError(f"experiences has length {len(result.experiences)} instead of {experiences}")
     return result
 
 

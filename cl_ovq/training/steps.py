@@ -123,7 +123,7 @@ class ScaledSteps(Steps):
     @scale.setter
     def scale(self, value: float) -> None:
         if not 0 < value < math.inf:
-            raise ValueError(f"the scale of losses is {value}")
+            raise ValueError(f"the loss scale is {value}")
         self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": value})
 
     @property

@@ -117,7 +117,7 @@ def _tensors(described: list[_Described], data: bytes) -> list[Tensor]:
             raise ValueError(f"a tensor is of type '{one.type}': known: {', '.join(DTYPES)}")
         sizes.append(DTYPES[one.type].itemsize * math.prod(one.shape))
     if sum(sizes) != len(data):
-        raise ValueError(f"its tensors are described as {sum(sizes)} bytes, and are {len(data)}")
+        raise ValueError(f"its tensors should have {sum(sizes)} bytes, but have {len(data)}")
     found, start = [], 0
     for one, size in zip(described, sizes, strict=True):
         dtype = DTYPES[one.type]

@@ -77,7 +77,7 @@ class History:
     def _take(self, name: str, number: int, *row: Any) -> None:
         rows = self.rows.setdefault(name, [])
         if type(number) is not int or not 0 <= number <= len(rows) or len(row) > 1:
-            raise ValueError("rows must follow each other")
+            raise ValueError("rows must be consecutive")
         rows[number:] = row
 
     def hold(self, series: Mapping[str, Rows]) -> None:

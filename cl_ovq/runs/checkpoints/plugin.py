@@ -25,7 +25,7 @@ class Checkpoints(SupervisedPlugin):
 
     What a run only ever adds to is in a file beside it that is appended to first, see `checkpoints.history`: a process
     that is killed between the two leaves a history that is longer than its checkpoint says, and loses nothing. Where
-    neither can be written, training goes on, and the checkpoint of before stays as it is.
+    neither can be written, training continues, and the previous checkpoint is kept.
 
     It must be the very last plugin, after Avalanche's clock. A run goes on in the middle of an experience by letting
     Avalanche set the experience up as always, and then overwriting everything, at the beginning of the epoch, with the
@@ -73,7 +73,7 @@ class Checkpoints(SupervisedPlugin):
         self._epochs = 0
 
     def save(self, *, within: bool) -> None:
-        """Write the checkpoint, or tell once that none can be written.
+        """Write the checkpoint, or warn once that none can be written.
 
         Args:
             within: whether it is taken within an experience.
@@ -89,8 +89,8 @@ class Checkpoints(SupervisedPlugin):
             write_checkpoint(self.folder / NAME, run | {"state": self.state.take(within=within)})
         except OSError as error:
             if not self._told:
-                kept = "the one of before stays" if (self.folder / NAME).exists() else "there is none yet"
-                self.tell(f"{self.folder / NAME} cannot be written: {error.strerror}: training goes on, and {kept}")
+                kept = "with the previous checkpoint" if (self.folder / NAME).exists() else "without a checkpoint"
+                self.tell(f"{self.folder / NAME} cannot be written: {error.strerror}: training continues {kept}")
             self._told = True
         else:
             self._told = False
@@ -119,13 +119,13 @@ class Checkpoints(SupervisedPlugin):
         if clock["train_exp_counter"] != self.done or (
             run["within"] and clock["train_exp_epochs"] >= strategy.train_epochs
         ):
-            raise ValueError("the clock tells another time")
+            raise ValueError("its clock shows a different position in training")
         strategy.model.to(strategy.device)
         strategy.make_optimizer(reset_optimizer_state=True)  # as Avalanche does before the first experience
         self.state.check(state)
         series = self.state.read_series(history.rows)
         if run["within"] and (len(series[PLAN]) != 1 or state["plan"] > len(series[PLAN][0])):
-            raise ValueError("its plan has not the batches that are still to come")
+            raise ValueError("its batch order lacks the remaining batches")
         self.state.begin(self.done)
         self.state.put(state)
         self.state.put_series(series)

@@ -64,12 +64,12 @@ class _Random(BaseModel):
     def _whole(self) -> _Random:
         keys = self.python[1]
         if len(keys) != 625 or keys[-1] > 624:
-            raise ValueError("Python's generator has another state")
+            raise ValueError("invalid state of Python's random number generator")
         kind, words, position, spare, normal = self.numpy
         fits = kind == "MT19937" and isinstance(words, Tensor) and words.shape == (624,) and words.dtype == torch.int64
         fits = fits and int(words.min()) >= 0 and int(words.max()) < 2**32
         if not fits or position not in range(625) or spare not in (0, 1) or type(normal) is not float:
-            raise ValueError("NumPy's generator has another state")
+            raise ValueError("invalid state of NumPy's random number generator")
         return self
 
 

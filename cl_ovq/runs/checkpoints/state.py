@@ -167,7 +167,7 @@ class RunState:
     def _batch(self, rows: list[int], tasks: list[int]) -> tuple[Tensor, Tensor]:
         """Return a batch of the plan: rows of the stream's samples, and task labels."""
         if len(rows) != len(tasks) or not all(0 <= row < len(self._position) for row in rows):
-            raise ValueError("a batch has rows that the stream has not")
+            raise ValueError("a batch has rows that are not in the stream")
         return torch.tensor(rows), torch.tensor(tasks)
 
     def _histories(self) -> Iterator[tuple[str, Any, str, type]]:

@@ -146,7 +146,7 @@ def put(*path, value):
             for value, line in (
                 (99, "does not fit this run: 99 of 2 experiences are done"),
                 (2, "does not fit this run: 2 of 2 experiences are done"),
-                (0, "does not fit this run: the clock tells another time"),
+                (0, "does not fit this run: its clock shows a different position in training"),
                 (-1, "is not the checkpoint of a run: done: Input should be greater than or equal to 0"),
                 (True, "is not the checkpoint of a run: done: Input should be a valid integer"),
                 (1.0, "is not the checkpoint of a run: done: Input should be a valid integer"),
@@ -159,9 +159,15 @@ def put(*path, value):
             "is not the checkpoint of a run: about.config: Input should be a valid dict",
         ),
         (put("about", "train_seconds", value=float("nan")), "is not the checkpoint of a run: about.train_seconds: "),
-        (put("state", "plan", value=10**6), "does not fit this run: its plan has not the batches"),
-        (put("state", "clock", "train_exp_epochs", value=2), "does not fit this run: the clock tells another time"),
-        (put("state", "random", "numpy", 2, value=10**6), "is not the checkpoint of a run: state.random: NumPy's"),
+        (put("state", "plan", value=10**6), "does not fit this run: its batch order lacks the remaining batches"),
+        (
+            put("state", "clock", "train_exp_epochs", value=2),
+            "does not fit this run: its clock shows a different position in training",
+        ),
+        (
+            put("state", "random", "numpy", 2, value=10**6),
+            "is not the checkpoint of a run: state.random: invalid state of NumPy's",
+        ),
         (put("state", "random", "torch", value=torch.zeros(3)), "does not fit this run: "),
         (put("history", "size", value=10**12), "the history "),
         *(

@@ -121,7 +121,7 @@ def test_full_from_a_write_on(run, disk, undisturbed, strategy, write, number):
         assert (disk.run / "results.json").exists()
     else:
         assert code == 1
-        assert lines[-1].endswith(": make room, and repeat the command with --resume; this is the result")
+        assert lines[-1].endswith(": free some space and rerun with --resume; the result follows")
         assert not (disk.run / "results.json").exists()
         assert [line for line in lines if line.startswith("checkpoint:")] == lines[:1] if write != "results" else True
     assert not [path.name for path in disk.run.iterdir() if path.name.startswith(".")]
@@ -137,7 +137,7 @@ def test_full_from_a_write_on(run, disk, undisturbed, strategy, write, number):
 @pytest.mark.parametrize("strategy", ["naive", *(pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES)])
 @pytest.mark.parametrize(("owner", "name"), [(plugin, "write_checkpoint"), (History, "append")])
 def test_full_for_a_while(run, disk, undisturbed, strategy, owner, name):
-    """The checkpoint of before stays good while it cannot be replaced, and later ones are written again."""
+    """The previous checkpoint stays good while it cannot be replaced, and later ones are written again."""
     whole, expected = undisturbed(f"strategy.name={strategy}", *FAST, "evaluation.every_steps=4")
     with before(owner, name, 2, disk.fill), before(Checkpoints, "save", 5, disk.free):
         code, out, error = run(strategy, "--json")
@@ -145,8 +145,8 @@ def test_full_for_a_while(run, disk, undisturbed, strategy, owner, name):
     told = [line for line in error.splitlines() if "cannot be written" in line]
     assert len(told) == 1
     assert told[0] == (
-        f"checkpoint: {disk.run / NAME} cannot be written: No space left on device: training goes on, and the one of "
-        "before stays"
+        f"checkpoint: {disk.run / NAME} cannot be written: No space left on device: training continues with the "
+        "previous checkpoint"
     )
     for part in PARTS:
         assert json.loads(out)[part] == json.loads(whole.to_json())[part], part
@@ -163,7 +163,7 @@ def test_killed_while_the_disk_is_full(run, disk, undisturbed):
     disk.free()
     code, out, error = run("derpp", "--json", "--resume")
     assert code == 0, error
-    assert "going on after 0 of 2 experiences" in error
+    assert "resumed after 0 of 2 experiences" in error
     for part in PARTS:
         assert json.loads(out)[part] == json.loads(whole.to_json())[part], part
     assert final(disk.run) == expected
@@ -204,7 +204,7 @@ def test_killed_while_the_disk_is_full_with_tracking(run, disk, store, undisturb
                 stack.enter_context(pytest.raises(Killed))
                 run(strategy, *tracked)
             code, out, error = run(strategy, "--json", "--resume", *tracked)
-            assert "going on after" in error
+            assert "resumed after" in error
         else:
             code, out, error = run(strategy, "--json", *tracked)
         assert code == 0, error

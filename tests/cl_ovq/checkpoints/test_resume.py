@@ -73,12 +73,12 @@ def test_a_process_killed_by_sigkill_goes_on(tiny_path, tmp_path, undisturbed):
     done = ForkedCommand("run", *arguments, "--resume").wait()
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert "going on after" in done.stderr
+    assert "resumed after" in done.stderr
     for part in PARTS:
         assert result[part] == json.loads(whole.to_json())[part]
     assert final(folder) == expected
     again = ForkedCommand("run", *arguments, "--resume").wait()
-    assert "is finished" in again.stderr
+    assert "is already finished" in again.stderr
     assert json.loads(again.stdout) == result
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 

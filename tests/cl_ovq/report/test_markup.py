@@ -66,7 +66,7 @@ def test_of_a_run(tiny, tmp_path, name):
     assert result.run_name == name
     assert f"{name} on split_digits" in file.getvalue()
     run_experiment(config, Console(file=file, width=400), resume=True)
-    assert f"{tmp_path / 'a[/b]'} is finished" in file.getvalue()
+    assert f"{tmp_path / 'a[/b]'} is already finished" in file.getvalue()
 
 
 def test_what_a_terminal_obeys_is_not_printed(named):

@@ -104,14 +104,14 @@ def test_only_what_is_missing_is_measured(experiment, of, finished):
     assert_same(result, of(*AFTER))
     assert lengths == [64, 64, 16, 64, 16]  # once, and with each capacity
     assert not steps
-    assert f"the run in {finished} is finished: its model is evaluated for evaluation.lengths" in said
+    assert f"the run in {finished} is already finished: evaluating its model with the new evaluation.lengths" in said
     assert said.count("\n") == 2
     assert Result.read(finished) == result
     assert identity(result.config) == identity(to_dict(config))
     assert yaml.safe_load((finished / "config.yaml").read_text())["evaluation"]["lengths"] == [64, 16]
     again, said, lengths, _ = resume(config)
     assert (again, lengths) == (result, [])
-    assert "is finished: this is its result" in said
+    assert "is already finished: this is its result" in said
 
 
 def test_its_provenance_is_that_of_its_training(experiment, of, finished):
@@ -170,7 +170,7 @@ def test_an_unfinished_run_goes_on_with_other_lengths(experiment, of, tmp_path):
     with patch.object(Checkpoints, "after_training_iteration", kill), pytest.raises(Killed):
         run_experiment(experiment(tmp_path, *BEFORE), quiet())
     result, said, _, steps = resume(experiment(tmp_path, *AFTER))
-    assert "going on after 1 of 2 experiences" in said
+    assert "resumed after 1 of 2 experiences" in said
     assert steps == [4, 5, 6]
     assert_same(result, of(*AFTER))
 
