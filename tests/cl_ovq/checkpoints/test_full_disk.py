@@ -212,7 +212,7 @@ def test_killed_while_the_disk_is_full_with_tracking(run, disk, store, undisturb
         assert final(disk.run) == expected
         keys = client.get_run(found["run_id"]).data.metrics.keys()
         points = {key: client.get_metric_history(found["run_id"], key) for key in keys}
-        histories.append({key: [(one.step, one.value) for one in points[key]] for key in keys - MEASURED})
+        histories.append({key: [(one.step, repr(one.value)) for one in points[key]] for key in keys - MEASURED})
     assert histories[0].keys() == histories[1].keys()
     assert {key for key in histories[0] if histories[0][key] != histories[1][key]} == set()
 
