@@ -55,17 +55,23 @@ def import_parts(names: str | Sequence[str], folder: Path | None = None) -> list
     return absolute
 
 
-def check_imported(names: Sequence[str], folder: Path) -> list[str]:
+def check_imported(names: Sequence[str], folder: Path, file: Path | None = None) -> list[str]:
     """Return the absolute names of imports that a file asks for which the person did not name.
+
+    Args:
+        names: as they stand in the file.
+        folder: that relative ones begin at.
+        file: the file, for the message.
 
     Raises:
         UserError: one of them is not imported already.
     """
     absolute = [_absolute(name, folder) for name in names]
     if missing := [name for name in absolute if name not in _inherited()]:
+        options = " ".join(f"--import {name}" for name in missing)
+        by = f"required by {file or 'a configuration'}, which you did not name yourself"
         raise UserError(
-            f"imports: {missing[0]} is required by something that you did not give as a file, and importing runs code: "
-            f"add --import {missing[0]}, or call cl_ovq.import_parts"
+            f"imports: {', '.join(missing)}: {by}, and importing runs code: add {options}, or call cl_ovq.import_parts"
         )
     return absolute
 
@@ -120,7 +126,7 @@ def stored_hint(imports: object) -> str:
     """Return what to add to the message of a mistake in a stored configuration, which may be that parts are missing."""
     missing = [name for name in imports if name not in _inherited()] if isinstance(imports, list) else []
     named = " ".join(f"--import {name}" for name in missing)
-    return f" (it was made with {named}; from Python: cl_ovq.import_parts)" if missing else ""
+    return f" (it was made with {named}; from Python: cl_ovq.import_parts, or {VARIABLE})" if missing else ""
 
 
 def as_options() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,9 @@ def choose(
     """
     if given is not None:
         if given not in names:
-            raise StreamDataError(f"{option}: {where} '{given}' not found: known: {', '.join(names)}")
+            close = difflib.get_close_matches(given, names, 1)
+            hint = f"did you mean '{close[0]}'? known: " if close else "known: "
+            raise StreamDataError(f"{option}: {where} '{given}' not found: {hint}{', '.join(names)}")
         return given
     found = next((name for name in usual if name in names), None)
     if found is None and needed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from streams.errors import StreamDataError
@@ -27,6 +29,15 @@ def named_path(path: str, option: str) -> Path:
     except (RuntimeError, ValueError, OSError) as error:
         raise StreamDataError(f"{option}: '{path}' cannot be a path: {error}") from error
     return found
+
+
+def near(path: Path) -> str:
+    """Returns the hint `: did you mean 'PATH'?` for a path that is not there, if something beside it is called so."""
+    with suppress(OSError):
+        close = difflib.get_close_matches(path.name, [found.name for found in path.absolute().parent.iterdir()], 1)
+        if close:
+            return f": did you mean '{path.parent / close[0]}'?"
+    return ""
 
 
 def kind_of(path: Path, option: str, kinds: Collection[str]) -> str:
@@ -63,7 +74,8 @@ def read_data(path: Path, largest: int | None = None) -> bytes:
                 raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes")
             return file.read()
     except OSError as error:
-        raise StreamDataError(f"{path}: cannot be read ({error.strerror})") from error
+        hint = near(path) if error.errno == errno.ENOENT else ""
+        raise StreamDataError(f"{path}: cannot be read ({error.strerror}){hint}") from error
 
 
 def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from streams.class_folders import SampleFile, files_by_class
 from streams.errors import StreamDataError
-from streams.files import read_data
+from streams.files import near, read_data
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
@@ -55,7 +55,7 @@ def find_images(root: Path, option: str) -> list[SampleFile]:
     if root.is_file():
         return _listed(root, option)
     if not root.exists():
-        raise StreamDataError(f"{option}: folder or list '{root}' not found")
+        raise StreamDataError(f"{option}: folder or list '{root}' not found{near(root)}")
     if not root.is_dir():
         raise StreamDataError(f"{option}: '{root}' is neither a folder of images nor a list of them")
     return files_by_class(root, SUFFIXES, option, "images")

@@ -79,7 +79,7 @@ def sections() -> list[str]:
 def check_keys(layer: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
     """Refuse a key that the named parts do not have, and a list or a mapping where there is to be something else.
 
-    A key that is null says nothing, and so may be one of other parts.
+    A key that is null says nothing, and so may be one of other parts; a section that is null would do nothing.
 
     Args:
         layer: nested mappings as read from YAML.
@@ -94,7 +94,11 @@ def check_keys(layer: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
             raise _unknown_key(str(key), str(key), top, merged)
     schema = schema_of(merged)
     for key, value in layer.items():
-        if key not in sections() or value is None:
+        if key not in sections():
+            continue
+        if value is None:
+            if merged.get(key):
+                raise UserError(f"{key}: null removes nothing: set keys of the section, such as {key}.name")
             continue
         known = [field.name for field in dataclasses.fields(schema[key])] if key in schema else []
         for inner, given in value.items():

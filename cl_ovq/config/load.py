@@ -276,7 +276,7 @@ def _read_layers(path: Path, *, given: bool = True, included: bool = False) -> l
         raise UserError(f"{path} is not an experiment configuration (for the reason, run cl-ovq show {path})")
     if "imports" in tree:
         names = checked_values("", Scalars, {"imports": tree["imports"]})["imports"]
-        tree["imports"] = (import_parts if given else check_imported)(names, path.parent)
+        tree["imports"] = import_parts(names, path.parent) if given else check_imported(names, path.parent, path)
     base = tree.pop("include", None)
     if base is None:
         return [tree]

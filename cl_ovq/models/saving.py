@@ -116,7 +116,8 @@ def load_model(path: Path) -> SavedModel:
     try:
         config = from_stored(saved["config"])
     except UserError as error:
-        raise UserError(f"{path.name}: {error}{stored_hint(saved.get('imports'))}") from error
+        hint = stored_hint(saved.get("imports"))
+        raise UserError(f"{path.name}: {error}" + ("" if hint in str(error) else hint)) from error
     shape = saved.get("sample_shape", saved.get("image_shape"))  # as files from before vectors call it
     # What building a model asks of its stream; the samples themselves are not needed.
     stream = SimpleNamespace(

@@ -13,6 +13,7 @@ from cl_ovq.errors import UserError
 from cl_ovq.paths import RESULTS, is_there
 from cl_ovq.runs.result import Result
 from cl_ovq.runs.validate import read_json
+from streams.files import near
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -154,7 +155,8 @@ def _from_mlflow(name: str, uri: str | None) -> list[Result]:
         client = open_existing(uri)
         run = find_run(client, name)
     except UserError as error:
-        raise UserError(f"no file or directory '{name}'; as a run name: {error}") from error
+        hint = near(Path(name)) or f"; as a run name: {error}"
+        raise UserError(f"no file or directory '{name}'{hint}") from error
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'"
     )

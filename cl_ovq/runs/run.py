@@ -22,6 +22,7 @@ from cl_ovq.models import HEADS, build_model
 from cl_ovq.paths import RESULTS
 from cl_ovq.runs.callbacks import Callback, Callbacks, Checkpointing, Progress, Tracking
 from cl_ovq.runs.checking import check_config, find_device
+from cl_ovq.runs.checkpoints import NAME as CHECKPOINT
 from cl_ovq.runs.checkpoints.resume import check_same, find_checkpoint
 from cl_ovq.runs.contract import check_contract, check_head
 from cl_ovq.runs.finish import finish, write_result
@@ -75,14 +76,18 @@ def run_experiment(
     with Run.open(config, console, parent, resume=resume, overwrite=overwrite, callbacks=callbacks) as run:
         if run.result is not None:  # it was finished before
             return run.result
-        with run.until_divergence():
-            if not run.resumed:
-                run.evaluate(row=0)
-            for row, data in run.remaining():
-                run.strategy.train(data, eval_streams=[])
-                run.evaluate(row)
-                run.callbacks.experience_end(run, row)
-        return finish(run)
+        try:
+            with run.until_divergence():
+                if not run.resumed:
+                    run.evaluate(row=0)
+                for row, data in run.remaining():
+                    run.strategy.train(data, eval_streams=[])
+                    run.evaluate(row)
+                    run.callbacks.experience_end(run, row)
+            return finish(run)
+        except KeyboardInterrupt:
+            run.say_interrupted()
+            raise
 
 
 def schedule(config: ExperimentConfig, train: Sequence[Any]) -> list[tuple[int, Any]]:
@@ -220,6 +225,13 @@ class Run:
             f"the run in {self.directory} is already finished: evaluating its model with the new {', '.join(changed)}"
         )
         return begun
+
+    def say_interrupted(self) -> None:
+        """Say whether there is something to resume."""
+        if (self.directory / CHECKPOINT).exists():
+            self._say(f"interrupted: to continue, add --resume output_dir={self.directory}")
+        else:
+            self._say("interrupted before the first checkpoint: there is nothing to resume")
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, markup=False)

@@ -152,7 +152,10 @@ def _run(outcome: Outcome, job: Any, tracker: Tracker | None, console: Console, 
         outcome.interrupted = "target reached" if follower.reached else "time budget spent"
     chosen = outcome.best
     if chosen is not None and finished and sweep.selection.test_seeds:
-        outcome.tests = _test(sweep, shared, chosen, console)
+        try:
+            outcome.tests = _test(sweep, shared, chosen, console)
+        except (KeyboardInterrupt, SystemExit):  # the trials are all there
+            outcome.interrupted = INTERRUPTED
 
 
 def _read_data(sweep: Sweep) -> Mapping[Any, Any]:

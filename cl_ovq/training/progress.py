@@ -55,7 +55,8 @@ class ExperienceProgress(SupervisedPlugin):
         """Advance the bar."""
         if self._bar is not None and self._task is not None:
             self._loss = float(strategy.loss.detach())
-            self._bar.update(self._task, advance=1, loss=self._loss)
+            done = strategy.clock.train_exp_iterations + 1  # counted from a checkpoint within the experience on
+            self._bar.update(self._task, completed=done, loss=self._loss)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""

@@ -268,6 +268,7 @@ WRONG = "a,b,label\n1,2,x\n3,oops,y\n"
         ("label,a\n" + "1,x,2\n2,y,3\n" * 9, {}, r"x.csv: rows have more fields than the header has names \(2\)"),
         ("a,b\n1,2\n", {}, "labels: .*x.csv: column with a default name .* not found: choose one of a, b"),
         ("a,b\n1,2\n", {"labels": "c"}, "labels: .*x.csv: column 'c' not found: known: a, b"),
+        ("a,label\n1,2\n", {"labels": "lable"}, "column 'lable' not found: did you mean 'label'[?] known: a, label"),
         ("a,b,y\n1,2,x\n", {"columns": ["a", "z"]}, "columns: .*x.csv: column 'z' not found: known: a, b, y"),
         ("a,b,y\n1,2,x\n", {"domains": "d"}, "domains: .*x.csv: column 'd' not found"),
         ("a,b,y\n", {}, "x.csv: contains no samples"),

@@ -15,6 +15,7 @@ from resume_helpers import FAST, MEMORY, PARTS, Killed, assert_same, final, kill
 from rich.console import Console
 
 from cl_ovq.errors import UserError
+from cl_ovq.runs.callbacks import Callback
 from cl_ovq.runs.checkpoints import NAME
 from cl_ovq.runs.checkpoints.plugin import Checkpoints
 from cl_ovq.runs.run import run_experiment
@@ -128,6 +129,19 @@ def test_another_configuration_is_refused(tiny, tmp_path, begun, quiet):
         run_experiment(tiny(*FAST), quiet, resume=True)
     moved = tiny("strategy.name=replay", *FAST, f"output_dir={tmp_path}", "threads=1", "checkpoint.every_steps=7")
     assert run_experiment(moved, quiet, resume=True).matrix  # what decides nothing may differ
+
+
+@pytest.mark.parametrize(("saved", "line"), [(True, "to continue, add --resume"), (False, "nothing to resume")])
+def test_who_interrupts_is_told_how_to_go_on(tiny, tmp_path, saved, line):
+    class Interrupt(Callback):
+        def experience_end(self, run, row):
+            raise KeyboardInterrupt
+
+    said = io.StringIO()
+    config = tiny(*FAST, f"checkpoint.enabled={saved}", f"output_dir={tmp_path}")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, Console(file=said, width=1000), callbacks=[Interrupt()])
+    assert line in said.getvalue().splitlines()[-1]
 
 
 def test_mlflow_has_one_run_and_no_point_twice(tiny, tmp_path, store):

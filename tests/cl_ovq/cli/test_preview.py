@@ -131,7 +131,8 @@ def test_mistakes_about_lengths_are_one_line(call, tmp_path):
         (("run", "--at", "1000000000000"), "lengths[0]: 1000000000000 is too large: it must be at most 16777216"),
         (("run", "--at", "64", "--tokens", "9000000000000"), "length_tokens: 9000000000000 is too large"),
         (("run", "--log-length-scaling"), "--log-length-scaling requires --at"),
-        (("rum",), "no file or directory 'rum'"),
+        (("rum",), "no file or directory 'rum': did you mean 'run'?"),
+        (("elsewhere",), "no file or directory 'elsewhere'; as a run name"),
     ):
         code, _, err = call("lengths", *arguments)
         assert code == 2

@@ -125,6 +125,13 @@ def test_a_layer_is_checked_by_the_names_in_force_at_it_and_keeps_what_the_last_
     assert load_config(path).strategy.alpha == 0.3
 
 
+def test_null_for_a_section_that_is_set_is_refused(write):
+    """It would be passed over, and leave the encoder where it is."""
+    path = write({"stream": {"name": "features", "data": "x.csv"}, "encoder": {"name": "hashed_ngrams"}})
+    with pytest.raises(UserError, match=r"^encoder: null removes nothing: .* such as encoder\.name"):
+        load_config(path, ["encoder=null"])
+
+
 def test_null_for_a_key_that_only_other_streams_use_says_nothing(write):
     """Results of revisions in which streams of digits had a `data_dir` hold it as null, and are run again."""
     old = {"stream": {"name": "split_digits", "data_dir": None}}

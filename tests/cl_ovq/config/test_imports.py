@@ -63,9 +63,7 @@ def test_a_configuration_names_its_file(lab, call):
 
 def test_from_python_a_file_is_imported_by_the_one_who_says_so(lab):
     asked = {"stream": {"name": "split_digits"}, "imports": ["./parts.py"], "figures": False}
-    with pytest.raises(
-        cl_ovq.UserError, match=r"^imports: .*parts\.py is required by .* or call cl_ovq\.import_parts$"
-    ):
+    with pytest.raises(cl_ovq.UserError, match=r"^imports: .*parts\.py: required by .* or call cl_ovq\.import_parts$"):
         cl_ovq.run(asked, {"tracking.enabled": False}, quiet=True)
     assert not (lab / "imported").exists()
     cl_ovq.import_parts(["parts.py"])
@@ -168,7 +166,10 @@ def test_what_is_received_imports_nothing(lab, call):
     refused = forked("evaluate", "out")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert "unknown" in refused.stderr
-    assert f"(it was made with --import {lab / 'parts.py'}; from Python: cl_ovq.import_parts)" in refused.stderr
+    assert (
+        f"(it was made with --import {lab / 'parts.py'}; from Python: cl_ovq.import_parts, or CL_OVQ_IMPORTS)"
+        in refused.stderr
+    )
     assert not (lab / "imported").exists()
     (lab / "study.yaml").write_text(STUDY)
     refused = forked("study", "study.yaml")
