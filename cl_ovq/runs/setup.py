@@ -87,9 +87,12 @@ def load_stream(config: ExperimentConfig, *, learned: bool = True) -> Stream:
         if STRATEGIES[config.strategy.name].needs_validation:
             raise UserError(f"strategy.name: {config.strategy.name} {empty}")
     if config.evaluation.split not in stream.benchmark.streams:
+        hint = ""
+        if config.evaluation.split == "validation":
+            hint = " (sweeps and studies select on validation data: docs/avalanche.md says how a stream gets it)"
         raise UserError(
             f"evaluation.split: '{stream.name}' has no stream '{config.evaluation.split}' with these options: "
-            f"known: {', '.join(stream.benchmark.streams)}"
+            f"known: {', '.join(stream.benchmark.streams)}{hint}"
         )
     if learned:
         check_end(config, len(stream.classes_per_experience))
