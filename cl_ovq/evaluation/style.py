@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito 2008, in an order in which neighbours differ most; without yellow, which nobody sees on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")  # of the first, second and third seven lines
+MARKERS = ("o", "s", "^")  # likewise
 SCALE = "viridis"  # of colours: even to the eye, for the colour-blind and in grey
 GREY = "#7F7F7F"  # of what is beside the data
 SHEET: Any = {
@@ -49,6 +50,11 @@ class StyledFigure(Figure):
 def line_style(number: int) -> dict[str, Any]:
     """Return colour and dashes of a line, counted from 0: those that a curve has by itself in its turn."""
     return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
+
+
+def point_style(number: int) -> dict[str, Any]:
+    """Return the style of a line with points, which differ too: a line of one point shows no dashes."""
+    return line_style(number) | {"marker": MARKERS[number // len(PALETTE) % len(MARKERS)]}
 
 
 def task_color(task: int, tasks: int) -> Any:

@@ -30,11 +30,11 @@ def sizes_figure(study: StudyResult) -> Figure:
         study: has the axis `budget`.
     """
     from cl_ovq.evaluation.drawing import legend, new_figure
-    from cl_ovq.evaluation.style import line_style
+    from cl_ovq.evaluation.style import point_style
 
     lines = _grouped(study.rows, (BUDGET,))
     names = dict.fromkeys(_name(rows[0], keep_method=True) for rows in lines)
-    styles = {name: line_style(number) for number, name in enumerate(names)}
+    styles = {name: point_style(number) for number, name in enumerate(names)}
     panels = list(dict.fromkeys(_name(rows[0], keep_method=False) for rows in lines))
     figure = new_figure(1.5 + 3.6 * len(panels), 3.8)
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
@@ -57,12 +57,12 @@ def _draw(axes: Axes, study: StudyResult, rows: Sequence[RowResult], styles: dic
     sized = sorted((size, one.mean, one.interval or 0.0) for size, one in found if one is not None and size)
     if sized and not sees_all(rows[0].runs[0].config):
         sizes, means, spreads = zip(*sized, strict=True)
-        axes.errorbar(sizes, means, yerr=spreads, marker="o", markersize=3, **styles[name], label=name)
+        axes.errorbar(sizes, means, yerr=spreads, markersize=4, **styles[name], label=name)
         return
     for size, one in found:
         if one is not None:
             label = f"{name} (bytes unknown)" if size is None else name
-            axes.axhline(one.mean, linewidth=1, **(styles[name] | {"linestyle": "--"}), label=label)
+            axes.axhline(one.mean, linewidth=1, **(styles[name] | {"linestyle": "--", "marker": ""}), label=label)
 
 
 def _grouped(rows: Sequence[RowResult], without: Sequence[str]) -> list[list[RowResult]]:

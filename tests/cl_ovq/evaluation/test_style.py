@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 from cl_ovq.comparison.figures import all_figures
 from cl_ovq.evaluation import figures
-from cl_ovq.evaluation.style import PALETTE, line_style
+from cl_ovq.evaluation.style import PALETTE, line_style, point_style
 
 # Linear RGB to linear RGB as those without one kind of cone see it (Machado et al. 2009, severity 1).
 BLINDNESS = {
@@ -75,6 +75,8 @@ def test_figures_have_their_style_whatever_else_is_set_and_change_nothing():
     assert other.axes[0].lines[0].get_color() == PALETTE[0]
     assert not other.axes[0].spines["top"].get_visible()
     assert len({tuple(line_style(number).values()) for number in range(21)}) == 21
+    points = [point_style(number) for number in range(21)]
+    assert len({(style["color"], style["marker"]) for style in points}) == 21  # a single point has no dashes
 
 
 @pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
