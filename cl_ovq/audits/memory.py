@@ -119,7 +119,7 @@ def _enter_module(walker: _Walker, name: str, module: nn.Module, watched: Watche
     """
     kind = type(module).__name__
     if isinstance(module, RememberingHead):
-        module.memory._apply(lambda tensor: tensor)  # what reads have computed is dropped, as by a move to a device
+        module.memory.drop_prepared()
         for part in module.memory.modules():
             walker.memories.add(id(part))
             walker.enter(type(module.memory).__name__, vars(part), exact=True)

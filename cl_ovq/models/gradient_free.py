@@ -95,6 +95,10 @@ class GradientFreeHead(nn.Module, ABC):
     def end_experience(self) -> None:
         """Say that an experience is over."""
 
+    def drop_prepared(self) -> None:
+        """Let go of what reads have computed; the next one computes it anew."""
+        self._prepared = None
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[B, F]` to logits `[B, C]`: log-probabilities, less that of the likeliest class.
 

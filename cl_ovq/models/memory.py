@@ -208,6 +208,10 @@ class MemoryHead(nn.Module):
         self._cache = None
         self.observe(x[~gone[y]], y[~gone[y]])
 
+    def drop_prepared(self) -> None:
+        """Let go of what reads have computed; the next one computes it anew."""
+        self._cache = None
+
     def _write(self, x: Tensor, y: Tensor) -> None:
         """Write a chunk, features `[L, F]` fp32 and targets `[L]`."""
         turn = int(self.covariance.tokens) // self.chunk_size

@@ -405,5 +405,5 @@ def test_mistakes_in_what_is_compared():
 def test_a_stored_configuration_is_read_as_it_stands(own):
     assert Result.read(Path("own")) == own
     assert json.loads(Path("own/results.json").read_text())["config"]["model"]["name"] == "custom"
-    with pytest.raises(cl_ovq.UserError, match="given from Python"):
+    with pytest.raises(cl_ovq.UserError, match="passed from Python as an object"):
         load_config("own/config.yaml")

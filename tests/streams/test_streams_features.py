@@ -189,7 +189,7 @@ def test_labels_that_are_whole_numbers_are_the_same_in_every_file(tmp_path):
 @pytest.mark.parametrize("value", [0.5, np.inf, np.nan])
 def test_labels_that_are_no_whole_numbers_are_refused_in_every_file(tmp_path, value):
     for data, changes in label_files(tmp_path, np.array([1.0, 2.0, value, 1.5])):
-        with pytest.raises(StreamDataError, match=r"row 3: (.* is no label|the label is missing)") as error:
+        with pytest.raises(StreamDataError, match=r"row 3: (.* is not a label|the label is missing)") as error:
             load_features(FeatureOptions(data=data, **changes))
         assert "\n" not in str(error.value)
         assert not np.isnan(value) or "missing" in str(error.value)
@@ -199,7 +199,7 @@ def test_the_row_of_a_label_is_counted_through_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH", 2)
     for labels, line in (
         (["x", "y", "x", ""], "x.csv: labels, row 4: the label is missing"),
-        (["1", "2", "1", "2", "0.5"], "x.csv: labels, row 5: 0.5 is no label: "),
+        (["1", "2", "1", "2", "0.5"], "x.csv: labels, row 5: 0.5 is not a label: "),
         (["x", "y", "x", "nan"], "x.csv: labels, row 4: the label is missing"),
     ):
         (tmp_path / "x.csv").write_text("a,y\n" + "".join(f"1,{label}\n" for label in labels))

@@ -71,7 +71,7 @@ def test_longer_sequences_have_more_examples():
     samples = stream.at_length(408, 6, "test")
     assert samples.inputs.shape == (6, 408, 8)
     assert ((~samples.targets.isnan()).sum(1) == 8).all()
-    with pytest.raises(StreamDataError, match="9 tokens are too few for 8 questions"):
+    with pytest.raises(StreamDataError, match="9 tokens are too few for 8 queries"):
         stream.at_length(9, 1, "test")
 
 

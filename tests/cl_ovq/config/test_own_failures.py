@@ -126,7 +126,7 @@ def test_a_builder_that_makes_something_else_is_told_so(tiny, registry, override
             "1 / 0",
             "model: Perceptron with model.head=mine does not take a batch of the stream",
         ),
-        ("x[:, :3]", "model: Perceptron with model.head=mine maps 2 samples of 'split_digits' to [2, 3], and"),
+        ("x[:, :3]", "model: Perceptron with model.head=mine maps 2 samples of 'split_digits' to [2, 3], but"),
     ],
 )
 def test_a_head_is_tried_where_it_was_put(lab, call, forward, line):

@@ -188,7 +188,7 @@ def test_another_file_is_another_learner(cache, digits):
     learner = build_learner(config.learner, config.dictionary, 0)
     held = np.load(digits)
     np.savez(digits, features=held["features"][::2], label=held["label"][::2])
-    with pytest.raises(UserError, match=r"^learner\.data: .* is another file than that of the run"):
+    with pytest.raises(UserError, match=r"^learner\.data: .* differs from the run's file"):
         build_learner(config.learner, config.dictionary, 0)
     changed = of_file(digits)
     other = build_learner(changed.learner, changed.dictionary, 0)

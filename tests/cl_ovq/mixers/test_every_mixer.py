@@ -195,7 +195,7 @@ def test_importing_the_mixers_does_not_import_flash_linear_attention():
 def test_a_missing_library_is_named_with_the_way_to_get_it(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "fla", None)
     monkeypatch.delitem(sys.modules, "fla.ops", raising=False)
-    with pytest.raises(UserError, match=rf"'{name}' needs flash-linear-attention .*: install it with `pip install"):
+    with pytest.raises(UserError, match=rf"'{name}' requires flash-linear-attention .*: install it with `pip install"):
         make(name)
 
 

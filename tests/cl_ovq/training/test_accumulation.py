@@ -154,6 +154,6 @@ def test_a_strategy_with_a_loop_of_its_own_is_refused(session):
 
     with (
         STRATEGIES.lent("own", "with a loop of its own", build=build),
-        pytest.raises(UserError, match=r"^training: strategy.name: 'Own' has a training_epoch of its own"),
+        pytest.raises(UserError, match=r"^training: strategy.name: 'Own' defines its own training_epoch"),
     ):
         session("strategy.name=own", "training.accumulation=2")
