@@ -60,16 +60,15 @@ def csv_frames(path: Path, header: Sequence[str], as_text: Iterable[str]) -> Ite
         StreamDataError: rows have more cells than there are names.
     """
     # All columns are read: pandas, asked for some, drops the fields of a row that the header does not name.
-    frames = pd.read_csv(
-        path, sep=_separator(path), dtype=dict.fromkeys(as_text, str), keep_default_na=False, chunksize=BATCH
-    )
-    for frame in frames:
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
-            raise StreamDataError(
-                f"{path}: rows have more fields than the header has names ({len(header)}): "
-                "name every column, including a row index"
-            )
-        yield frame
+    texts = dict.fromkeys(as_text, str)
+    with pd.read_csv(path, sep=_separator(path), dtype=texts, keep_default_na=False, chunksize=BATCH) as frames:
+        for frame in frames:
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first fields for an index
+                raise StreamDataError(
+                    f"{path}: rows have more fields than the header has names ({len(header)}): "
+                    "name every column, including a row index"
+                )
+            yield frame
 
 
 def _separator(path: Path) -> str:

@@ -76,7 +76,10 @@ def test_learner_in_context(tiny, interpreted):
 
 def test_processor_without_an_interpreter(tiny, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(UserError, match=r"^model\.implementation: triton does not support this run: it needs tensors on a GPU, these are on cpu"):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.implementation: triton does not support this run: it needs tensors on a GPU, these are on cpu",
+    ):
         check_config(tiny("model.implementation=triton"))
 
 
