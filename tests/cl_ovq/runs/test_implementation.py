@@ -78,7 +78,7 @@ def test_processor_without_an_interpreter(tiny, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(
         UserError,
-        match=r"^model\.implementation: triton does not support this run: it needs tensors on a GPU, these are on cpu",
+        match=r"^model\.implementation: triton does not .* tensors on a GPU, these are on cpu",
     ):
         check_config(tiny("model.implementation=triton"))
 
