@@ -104,12 +104,13 @@ $(GLYPHS)/meta_train.npz: $(GLYPHS)/glyph_encoder.pth
 $(GLYPHS)/meta_test.npz: $(GLYPHS)/glyph_encoder.pth
 	$(BIN)/cl-ovq features glyph_features stream.skip=2400 stream.difference=14 --output $@
 
-# Heads on features that stay, at equal bytes, in docs/RESULTS.md: about three hours on one core; what is done is skipped.
+# Heads on features that stay, at equal bytes, in docs/RESULTS.md: about five hours on one core; what is done is skipped.
 JOBS ?= 1
 results-heads: setup $(GLYPHS)/meta_test.npz
 	$(BIN)/cl-ovq study features_digits --jobs $(JOBS) --output docs/results
 	$(BIN)/cl-ovq study features_glyphs --jobs $(JOBS) --output docs/results
 	$(BIN)/cl-ovq study features_fashion --jobs $(JOBS) --output docs/results
+	$(BIN)/cl-ovq study features_glyph_images --jobs $(JOBS) --output docs/results
 
 # The tables of dictionaries that persist in docs/RESULTS.md: about two hours on one core; what is done is skipped.
 results-dictionaries: setup
