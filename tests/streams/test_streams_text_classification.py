@@ -159,7 +159,7 @@ def test_what_is_wrong_is_told_in_a_line(folder, tmp_path):
             "data: '.*x.docx' has an unsupported format: supported: .csv, .tsv, .jsonl, .ndjson, .json, .pa",
         ),
         (tmp_path / "none.csv", {}, r"none\.csv: cannot be read"),
-        (folder / "x.csv", {"inputs": "txt"}, "inputs: .*column 'txt' not found: did you mean 'text'[?] known: id, text, label, domain"),
+        (folder / "x.csv", {"inputs": "txt"}, "inputs: .*'txt' not found: did you mean 'text'[?] known: id, text"),
         (folder / "x.csv", {"inputs": "label"}, "inputs: .*column 'label' contains the labels"),
         (folder / "x.csv", {"inputs": "domain"}, "inputs: .*column 'domain' contains the domains"),
         (folder / "x.csv", {"labels": "kind"}, "labels: .*column 'kind' not found"),
