@@ -65,7 +65,8 @@ def ovq_attention(
     Gradients flow to q, k, v, beta, slot_bias and to the means and pending tokens of the initial state, through the
     read-out and through the means of all later chunks; the choice of slots carries none.
     """
-    if initial_state is not None and implementation in ("auto", "native"):
+    # Compiled code would be compiled anew whenever there are more states that steps have made.
+    if initial_state is not None and implementation in ("auto", "native") and not torch.compiler.is_compiling():
         x = Arguments(q, k, v, beta, slot_bias, mask, initial_state, options)  # type: ignore[arg-type]
         if (result := next_step(x, output_final_state)) is not None:
             return result

@@ -126,8 +126,7 @@ def build_model(
     if made is not None:  # and nowhere
         raise UserError(
             f"model.head: '{config.model.head}' returns a {type(made).__name__}, but must assign the head to the "
-            "network "
-            "that it receives: network.head = ..."
+            "network that it receives: network.head = ..."
         )
     if stream.scenario != "task_incremental":
         return network

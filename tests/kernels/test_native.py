@@ -197,6 +197,25 @@ def test_a_step_after_a_step_checks_what_changed(change, message):
         ovq_attention(*tensors, options, initial_state=state, slot_bias=torch.zeros(3))
 
 
+def test_steps_in_between_compile_nothing_anew(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    options, inputs = DictionaryOptions(capacity=4, chunk_size=9), random_inputs(t=1, h=2, dtype=torch.float32)
+
+    def step(state):
+        tensors = inputs.q, inputs.k, inputs.v, inputs.beta
+        return ovq_attention(*tensors, options, initial_state=state, output_final_state=True)
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        _, state = step(step(empty_state(inputs, options))[1])
+        compiled = torch.compile(step, fullgraph=True, backend="eager")
+        expected, _ = step(state)
+        for _ in range(2):
+            torch.testing.assert_close(compiled(state)[0], expected)
+            kept = step(state)
+        assert torch.equal(kept[0], expected)
+
+
 def test_threads_do_not_change_a_bit():
     options = DictionaryOptions(capacity=64, chunk_size=64)
     inputs = random_inputs(b=2, t=1024, h=4, dk=16, dv=16, dtype=torch.float32)
